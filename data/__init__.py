@@ -1,0 +1,1 @@
+"""The list of names that `train` learns from when it is given no other."""

@@ -1,0 +1,101 @@
+"""Operations on arrays, element by element; padding stays zero."""
+
+from tapegpt.kernels.jit import inlined, jit
+from tapegpt.kernels.rows import row_range
+from tapegpt.kernels.simd import lanes, load, padded, relu, store, where_positive
+
+
+@inlined
+def add_to(grads, at, value, fresh):
+    """grads[at : at + lanes] += value, or = value where nothing has been written yet."""
+    store(grads, at, value if fresh else load(grads, at) + value)
+
+
+@inlined
+def pass_gradient(grads, dx, dout, count, fresh):
+    """grads[dx : dx + count] += grads[dout : dout + count]"""
+    for i in range(0, count, lanes(grads)):
+        add_to(grads, dx + i, load(grads, dout + i), fresh)
+
+
+@inlined
+def element_range(values, operands, at, window):
+    """First element and the one after the last of an elementwise operation's arrays."""
+    first, last = row_range(operands[at], window)
+    width = padded(values, operands[at + 1])
+    return first * width, last * width
+
+
+# out = max(0, x); operands: rows, width, x
+@jit
+def array_relu_forward(values, operands, inputs, out, at, window):
+    x = operands[at + 2]
+    begin, end = element_range(values, operands, at, window)
+    for i in range(begin, end, lanes(values)):
+        store(values, out + i, relu(load(values, x + i)))
+
+
+@jit
+def array_relu_backward(values, grads, operands, inputs, out, at, fresh, window):
+    x = operands[at + 2]
+    begin, end = element_range(values, operands, at, window)
+    for i in range(begin, end, lanes(values)):
+        dx = where_positive(load(values, x + i), load(grads, out + i))
+        add_to(grads, x + i, dx, fresh & 1)
+
+
+# out = x + y; operands: rows, width, x, y
+@jit
+def array_add_forward(values, operands, inputs, out, at, window):
+    x, y = operands[at + 2], operands[at + 3]
+    begin, end = element_range(values, operands, at, window)
+    for i in range(begin, end, lanes(values)):
+        store(values, out + i, load(values, x + i) + load(values, y + i))
+
+
+@jit
+def array_add_backward(values, grads, operands, inputs, out, at, fresh, window):
+    x, y = operands[at + 2], operands[at + 3]
+    begin, end = element_range(values, operands, at, window)
+    pass_gradient(grads, x + begin, out + begin, end - begin, fresh & 1)
+    pass_gradient(grads, y + begin, out + begin, end - begin, fresh & 2)
+
+
+# out = c x for a scalar node c, whose gradient is not taken; operands: rows, width, x, c
+@jit
+def array_scale_forward(values, operands, inputs, out, at, window):
+    x, c = operands[at + 2], operands[at + 3]
+    begin, end = element_range(values, operands, at, window)
+    for i in range(begin, end, lanes(values)):
+        store(values, out + i, load(values, x + i) * values[c])
+
+
+@jit
+def array_scale_backward(values, grads, operands, inputs, out, at, fresh, window):
+    x, c = operands[at + 2], operands[at + 3]
+    begin, end = element_range(values, operands, at, window)
+    for i in range(begin, end, lanes(values)):
+        add_to(grads, x + i, load(grads, out + i) * values[c], fresh & 1)
+
+
+# out = the mean of all elements, a scalar; operands: rows, width, x
+@jit
+def array_mean_forward(values, operands, inputs, out, at, window):
+    x = operands[at + 2]
+    first, last = row_range(operands[at], window)
+    begin, end = element_range(values, operands, at, window)
+    total = values.dtype.type(0)
+    for i in range(begin, end):
+        total += values[x + i]
+    values[out] = total / values.dtype.type((last - first) * operands[at + 1])
+
+
+@jit
+def array_mean_backward(values, grads, operands, inputs, out, at, fresh, window):
+    width, x = operands[at + 1], operands[at + 2]
+    first, last = row_range(operands[at], window)
+    dx = grads[out] / grads.dtype.type((last - first) * width)
+    row = padded(values, width)
+    for r in range(first, last):
+        for i in range(x + r * row, x + r * row + width):
+            grads[i] = dx if fresh & 1 else grads[i] + dx

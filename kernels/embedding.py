@@ -1,0 +1,32 @@
+"""out = the sum of one row out of each of some tables: token and position embeddings together."""
+
+from tapegpt.kernels.jit import jit
+from tapegpt.kernels.rows import row_range
+from tapegpt.kernels.simd import lanes, load, padded, splat, store
+
+
+# operands: rows, width, count, table_0, slot_0, table_1, slot_1, ... : row r takes row
+# inputs[slot_i + r] of table_i. Tables always accumulate.
+@jit
+def embed_forward(values, operands, inputs, out, at, window):
+    width, count = padded(values, operands[at + 1]), operands[at + 2]
+    first, last = row_range(operands[at], window)
+    for r in range(first, last):
+        for column in range(0, width, lanes(values)):
+            total = splat(values, 0)
+            for i in range(at + 3, at + 3 + 2 * count, 2):
+                row = inputs[operands[i + 1] + r]
+                total = total + load(values, operands[i] + row * width + column)
+            store(values, out + r * width + column, total)
+
+
+@jit
+def embed_backward(values, grads, operands, inputs, out, at, fresh, window):
+    width, count = padded(values, operands[at + 1]), operands[at + 2]
+    first, last = row_range(operands[at], window)
+    for r in range(first, last):
+        for column in range(0, width, lanes(values)):
+            dout = load(grads, out + r * width + column)
+            for i in range(at + 3, at + 3 + 2 * count, 2):
+                dtable = operands[i] + inputs[operands[i + 1] + r] * width + column
+                store(grads, dtable, load(grads, dtable) + dout)

@@ -1,0 +1,74 @@
+"""out = start + x W^T: every row of x through one matrix of weights.
+
+W is (n_out, n_in), a row of weights per output, as in microgpt and PyTorch. The forward product
+wants its transpose: one TRANSPOSE record per matrix keeps that on the tape, made again only when
+the parameters have changed.
+"""
+
+import numpy as np
+
+from tapegpt.kernels.elementwise import pass_gradient
+from tapegpt.kernels.jit import jit
+from tapegpt.kernels.matmul import matmul
+from tapegpt.kernels.records import NONE
+from tapegpt.kernels.rows import row_range
+from tapegpt.kernels.simd import padded
+
+# Not a literal: Numba would compile the product once for each place it stands in.
+ADJACENT = np.int64(1)
+
+
+# out = W^T; operands: n_out, n_in, W. Gradients go straight to W, in linear_backward.
+@jit
+def transpose_forward(values, operands, inputs, out, at, window):
+    n_out, n_in, w = operands[at], operands[at + 1], operands[at + 2]
+    w_row, out_row = padded(values, n_in), padded(values, n_out)
+    for j in range(n_out):
+        for k in range(n_in):
+            values[out + k * out_row + j] = values[w + j * w_row + k]
+
+
+# operands: rows, n_in, n_out, x, W, W^T, start or NONE; differentiable: x, start (and W, which
+# always accumulates)
+@jit
+def linear_forward(values, operands, inputs, out, at, window):
+    n_in, n_out = operands[at + 1], operands[at + 2]
+    x, w_transposed, start = operands[at + 3], operands[at + 5], operands[at + 6]
+    x_row, out_row = padded(values, n_in), padded(values, n_out)
+    first, last = row_range(operands[at], window)
+    matmul(
+        values, x + first * x_row, x_row, ADJACENT,
+        values, w_transposed, out_row,
+        values, start if start == NONE else start + first * out_row,
+        values, out + first * out_row, out_row,
+        last - first, n_in,
+    )  # fmt: skip
+
+
+@jit
+def linear_backward(values, grads, operands, inputs, out, at, fresh, window):
+    n_in, n_out = operands[at + 1], operands[at + 2]
+    x, w, start = operands[at + 3], operands[at + 4], operands[at + 6]
+    x_row, out_row = padded(values, n_in), padded(values, n_out)
+    first, last = row_range(operands[at], window)
+    dx = x + first * x_row
+    dout = out + first * out_row
+    # dx += dout W
+    matmul(
+        grads, dout, out_row, ADJACENT,
+        values, w, x_row,
+        grads, NONE if fresh & 1 else dx,
+        grads, dx, x_row,
+        last - first, n_out,
+    )  # fmt: skip
+    # dW += dout^T x
+    matmul(
+        grads, dout, ADJACENT, out_row,
+        values, dx, x_row,
+        grads, w,
+        grads, w, x_row,
+        n_out, last - first,
+    )  # fmt: skip
+    if start != NONE:
+        count = (last - first) * out_row
+        pass_gradient(grads, start + first * out_row, dout, count, fresh & 2)

@@ -1,0 +1,53 @@
+"""What a kernel needs in order to replay a recorded model on new documents."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Machine(NamedTuple):
+    """The arrays of a tape, see records.py, and the addresses of the kernels that it calls."""
+
+    kernels: NDArray[np.int64]  # (op.COUNT, 2): forward and backward, 0 where not loaded
+    values: NDArray[np.floating]
+    grads: NDArray[np.floating]
+    records: NDArray[np.uint32]
+    operands: NDArray[np.int64]
+    inputs: NDArray[np.int64]
+
+
+class Program(NamedTuple):
+    """A machine, and where the model's inputs and outputs lie in it.
+
+    An unrolled program records every position of one document, one after the other: a prefix of
+    its records serves a shorter document. Any other runs each record over the rows of a batch.
+    """
+
+    machine: Machine
+    num_params: int  # nodes, padding included: whole vectors
+    vocab_size: int
+    unrolled: bool
+
+    # Records: those of the first p positions end at ends[p], those for the logits of position p
+    # at logit_ends[p]. The ones before ends[0] depend on nothing but parameters.
+    ends: NDArray[np.int64]  # (block + 1,)
+    logit_ends: NDArray[np.int64]  # (block,)
+
+    # Nodes: the loss of p positions, one past the last node of p positions, the first logit of
+    # position p (in row 0, where rows are logits_row apart), the weight of every row's loss.
+    roots: NDArray[np.int64]  # (block + 1,)
+    tops: NDArray[np.int64]  # (block + 1,)
+    logits: NDArray[np.int64]  # (block,)
+    logits_row: int
+    weights: int
+    clear: NDArray[np.int64]  # (ranges, 2): nodes whose gradients no record overwrites
+
+    # Slots in inputs: one token, position and target a row, and the first row of each position.
+    tokens: int
+    positions: int
+    targets: int
+    starts: int  # block + 1 of them
+
+    placed: NDArray[np.int64]  # (block + 1,): scratch for packing
+    probabilities: NDArray[np.float64]  # (vocab_size,): scratch for sampling

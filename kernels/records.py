@@ -1,0 +1,64 @@
+"""Opcodes, and how a program lies in memory.
+
+A tape is five flat arrays:
+
+    values    float[nodes]        value of every node; the parameters come first
+    grads     float[nodes]        gradient of the root with respect to every node
+    records   uint32[count, 4]    one row per operation, in the order they were recorded
+    operands  int64[...]          argument lists of the records that need more than two
+    inputs    int64[...]          token ids, positions, targets: what changes between replays
+
+A node id is an index into `values` and `grads`. A scalar node is one id. An array node is a run
+of ids that starts on a 64-byte boundary, row after row, each row padded with zeros to whole
+vectors:
+
+    values:  | parameters ........ | 3.0 | 2.0 | 6.0 | row 0 ... 0 0 | row 1 ... 0 0 | ...
+             ^ 0                   ^ num_params      ^ id of an array node, 2 rows
+
+A record of a scalar operation is (opcode, out, a, b), b unused where there is one operand. Every
+other record is (opcode, out, at, fresh), with its arguments at operands[at], operands[at + 1], ...
+in the order that the operation's kernel unpacks them. The first argument of an array operation is
+its number of rows, or BATCH for the rows of the batch that is being replayed.
+
+Bit i of `fresh` says that the gradient of the operation's i-th differentiable operand is written
+here first, so the kernel overwrites it instead of adding to it and nobody has to clear it.
+"""
+
+BATCH = -1
+NONE = -1
+
+# Inlined into the sweeps.
+ADD = 0
+MUL = 1
+SUB = 2
+DIV = 3
+NEG = 4
+SCALE = 5
+POW = 6
+EXP = 7
+LOG = 8
+RELU = 9
+TANH = 10
+SOFTPLUS = 11
+DETACH = 12
+LOOKUP = 13
+SUM = 14
+DOT = 15
+DOT_RUN = 16
+
+# Called through table.py.
+MAX = 17
+TRANSPOSE = 18
+EMBED = 19
+LINEAR = 20
+RMSNORM = 21
+ATTENTION = 22
+CROSS_ENTROPY = 23
+ARRAY_SOFTMAX = 24
+ARRAY_RELU = 25
+ARRAY_ADD = 26
+ARRAY_SCALE = 27
+ARRAY_MEAN = 28
+REGROUP = 29
+
+COUNT = 30

@@ -1,0 +1,46 @@
+"""out = x / sqrt(mean(x^2) + epsilon), row by row (Zhang and Sennrich 2019, without a gain)."""
+
+import math
+
+from tapegpt.kernels.elementwise import add_to
+from tapegpt.kernels.jit import jit
+from tapegpt.kernels.rows import row_range
+from tapegpt.kernels.simd import fma, lanes, load, padded, splat, store, sum_lanes
+
+
+# operands: rows, width, x, epsilon (a constant node), scales (one node a row, kept for backward)
+@jit
+def rmsnorm_forward(values, operands, inputs, out, at, window):
+    width, x, epsilon, scales = (
+        operands[at + 1], operands[at + 2], operands[at + 3], operands[at + 4],
+    )  # fmt: skip
+    row = padded(values, width)
+    one = values.dtype.type(1)
+    first, last = row_range(operands[at], window)
+    for r in range(first, last):
+        begin, end = r * row, (r + 1) * row
+        squares = splat(values, 0)
+        for i in range(begin, end, lanes(values)):
+            squares = fma(load(values, x + i), load(values, x + i), squares)
+        mean = sum_lanes(squares) / values.dtype.type(width)
+        scale = one / values.dtype.type(math.sqrt(mean + values[epsilon]))
+        values[scales + r] = scale
+        for i in range(begin, end, lanes(values)):
+            store(values, out + i, load(values, x + i) * scale)
+
+
+# dx = scale (dout - out mean(out dout))
+@jit
+def rmsnorm_backward(values, grads, operands, inputs, out, at, fresh, window):
+    width, x, scales = operands[at + 1], operands[at + 2], operands[at + 4]
+    row = padded(values, width)
+    first, last = row_range(operands[at], window)
+    for r in range(first, last):
+        begin, end = r * row, (r + 1) * row
+        products = splat(values, 0)
+        for i in range(begin, end, lanes(values)):
+            products = fma(load(values, out + i), load(grads, out + i), products)
+        mean = splat(values, -sum_lanes(products) / values.dtype.type(width))
+        for i in range(begin, end, lanes(values)):
+            dx = fma(load(values, out + i), mean, load(grads, out + i)) * values[scales + r]
+            add_to(grads, x + i, dx, fresh & 1)

@@ -1,0 +1,150 @@
+"""The machine: replay a stretch of records forward, or backward for the gradients.
+
+Records lie in topological order, so the forward sweep is one loop up and the reverse sweep one
+loop down. `window` is the part of the batch that array operations on batch rows cover, see
+rows.py. The reverse sweep adds to `grads`: the caller clears what no record overwrites, and seeds
+the root.
+"""
+
+import numpy as np
+
+from tapegpt.kernels import records as op
+from tapegpt.kernels.dispatch import BACKWARD, FORWARD, call_backward, call_forward, read_record
+from tapegpt.kernels.jit import jit
+from tapegpt.kernels.reduction import (
+    dot_backward,
+    dot_forward,
+    dot_run_backward,
+    dot_run_forward,
+    sum_backward,
+    sum_forward,
+)
+from tapegpt.kernels.scalar import (
+    add_backward,
+    add_forward,
+    detach_forward,
+    div_backward,
+    div_forward,
+    exp_backward,
+    exp_forward,
+    log_backward,
+    log_forward,
+    lookup_backward,
+    lookup_forward,
+    mul_backward,
+    mul_forward,
+    neg_backward,
+    neg_forward,
+    pow_backward,
+    pow_forward,
+    relu_backward,
+    relu_forward,
+    scale_backward,
+    scale_forward,
+    softplus_backward,
+    softplus_forward,
+    sub_backward,
+    sub_forward,
+    tanh_backward,
+    tanh_forward,
+)
+
+
+@jit
+def forward_sweep(machine, begin, end, window):
+    """Compute the values of records begin to end - 1, in order."""
+    kernels, values, _, records, operands, inputs = machine
+    i = begin
+    while i < end:
+        code, out, a, b = read_record(records, i)
+        if code == op.ADD:
+            i = add_forward(values, records, i, end)
+            continue
+        if code == op.MUL:
+            i = mul_forward(values, records, i, end)
+            continue
+        i += 1
+        node, at = np.int64(out), np.int64(a)
+        if code == op.SUB:
+            sub_forward(values, out, a, b)
+        elif code == op.DIV:
+            div_forward(values, out, a, b)
+        elif code == op.NEG:
+            neg_forward(values, out, a)
+        elif code == op.SCALE:
+            scale_forward(values, out, a, b)
+        elif code == op.POW:
+            pow_forward(values, out, a, b)
+        elif code == op.EXP:
+            exp_forward(values, out, a)
+        elif code == op.LOG:
+            log_forward(values, out, a)
+        elif code == op.RELU:
+            relu_forward(values, out, a)
+        elif code == op.TANH:
+            tanh_forward(values, out, a)
+        elif code == op.SOFTPLUS:
+            softplus_forward(values, out, a)
+        elif code == op.DETACH:
+            detach_forward(values, out, a)
+        elif code == op.LOOKUP:
+            lookup_forward(values, operands, inputs, node, at)
+        elif code == op.SUM:
+            sum_forward(values, operands, node, at)
+        elif code == op.DOT:
+            dot_forward(values, operands, node, at)
+        elif code == op.DOT_RUN:
+            dot_run_forward(values, operands, node, at)
+        else:
+            call_forward(kernels[code, FORWARD], values, operands, inputs, node, at, window)
+
+
+@jit
+def reverse_sweep(machine, begin, end, window):
+    """Carry gradients from the outputs of records end - 1 down to begin to their operands."""
+    kernels, values, grads, records, operands, inputs = machine
+    i = end - 1
+    while i >= begin:
+        code, out, a, b = read_record(records, i)
+        if code == op.ADD:
+            i = add_backward(values, grads, records, i, begin)
+            continue
+        if code == op.MUL:
+            i = mul_backward(values, grads, records, i, begin)
+            continue
+        i -= 1
+        node, at, fresh = np.int64(out), np.int64(a), np.int64(b)
+        if code == op.SUB:
+            sub_backward(values, grads, out, a, b)
+        elif code == op.DIV:
+            div_backward(values, grads, out, a, b)
+        elif code == op.NEG:
+            neg_backward(grads, out, a)
+        elif code == op.SCALE:
+            scale_backward(values, grads, out, a, b)
+        elif code == op.POW:
+            pow_backward(values, grads, out, a, b)
+        elif code == op.EXP:
+            exp_backward(values, grads, out, a)
+        elif code == op.LOG:
+            log_backward(values, grads, out, a)
+        elif code == op.RELU:
+            relu_backward(values, grads, out, a)
+        elif code == op.TANH:
+            tanh_backward(values, grads, out, a)
+        elif code == op.SOFTPLUS:
+            softplus_backward(values, grads, out, a)
+        elif code == op.DETACH:
+            pass
+        elif code == op.LOOKUP:
+            lookup_backward(grads, operands, inputs, node, at)
+        elif code == op.SUM:
+            sum_backward(grads, operands, node, at)
+        elif code == op.DOT:
+            dot_backward(values, grads, operands, node, at)
+        elif code == op.DOT_RUN:
+            dot_run_backward(values, grads, operands, node, at)
+        elif kernels[code, BACKWARD] != 0:
+            call_backward(
+                kernels[code, BACKWARD], values, grads, operands, inputs, node, at, fresh, window
+            )

@@ -1,0 +1,70 @@
+"""The opcode table: which kernels run an operation that is called by address."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numba import types
+from numba.np.numpy_support import from_dtype
+from numpy.typing import NDArray
+
+from tapegpt.kernels import records as op
+from tapegpt.kernels.attention import attention_backward, attention_forward
+from tapegpt.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from tapegpt.kernels.dispatch import backward_signature, forward_signature
+from tapegpt.kernels.elementwise import (
+    array_add_backward,
+    array_add_forward,
+    array_mean_backward,
+    array_mean_forward,
+    array_relu_backward,
+    array_relu_forward,
+    array_scale_backward,
+    array_scale_forward,
+)
+from tapegpt.kernels.embedding import embed_backward, embed_forward
+from tapegpt.kernels.linear import linear_backward, linear_forward, transpose_forward
+from tapegpt.kernels.reduction import max_backward, max_forward
+from tapegpt.kernels.regroup import regroup_backward, regroup_forward
+from tapegpt.kernels.rmsnorm import rmsnorm_backward, rmsnorm_forward
+from tapegpt.kernels.softmax import array_softmax_backward, array_softmax_forward
+
+KERNELS = {
+    op.MAX: (max_forward, max_backward),
+    op.TRANSPOSE: (transpose_forward, None),
+    op.EMBED: (embed_forward, embed_backward),
+    op.LINEAR: (linear_forward, linear_backward),
+    op.RMSNORM: (rmsnorm_forward, rmsnorm_backward),
+    op.ATTENTION: (attention_forward, attention_backward),
+    op.CROSS_ENTROPY: (cross_entropy_forward, cross_entropy_backward),
+    op.ARRAY_SOFTMAX: (array_softmax_forward, array_softmax_backward),
+    op.ARRAY_RELU: (array_relu_forward, array_relu_backward),
+    op.ARRAY_ADD: (array_add_forward, array_add_backward),
+    op.ARRAY_SCALE: (array_scale_forward, array_scale_backward),
+    op.ARRAY_MEAN: (array_mean_forward, array_mean_backward),
+    op.REGROUP: (regroup_forward, regroup_backward),
+}
+
+
+def address(kernel, signature):
+    """Where the compiled code of a kernel for these argument types lies."""
+    kernel.compile(signature)
+    compiled = kernel.overloads[signature]
+    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+
+
+def load_kernels(
+    table: NDArray[np.int64],
+    dtype: np.dtype[np.floating],
+    opcodes: Iterable[int],
+    direction: int,
+) -> None:
+    """Fill in table[opcode, direction] for those opcodes that have a kernel and lack an address.
+
+    table: int64[op.COUNT, 2], addresses or 0.
+    """
+    floats = types.Array(from_dtype(np.dtype(dtype)), 1, "C")
+    signature = (forward_signature, backward_signature)[direction](floats)
+    for opcode in opcodes:
+        kernel = KERNELS.get(opcode, (None, None))[direction]
+        if kernel is not None and table[opcode, direction] == 0:
+            table[opcode, direction] = address(kernel, signature)

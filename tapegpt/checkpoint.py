@@ -1,0 +1,228 @@
+"""A run on disk: the weights and everything else that training needs to go on from them.
+
+A run is a folder with two files:
+
+    tensors-<16 digits>.safetensors   weights ("wte") and optimizer state ("adam.m/wte");
+                                      the digits begin the file's SHA-256
+    run.json                          configuration, vocabulary, step, random state, corpus and the
+                                      tensors' SHA-256; the first line digests all the others
+
+A save puts the tensors beside the old ones, then moves run.json over the old one, then deletes what
+is no longer named: at every moment the folder holds one whole run. A load believes nothing before
+its digest has been checked, and derives the tensors' file name, size and shapes by itself.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import random
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from tapegpt.config import LARGEST_STEPS, ModelConfig, TrainConfig, from_dict
+from tapegpt.errors import TapegptError, UsageError
+from tapegpt.files import delete, read, write
+from tapegpt.models import parameter_shapes
+
+FORMAT = 1
+OPTIMIZER_STATE = {"adam": ("adam.m", "adam.v")}
+
+MANIFEST = "run.json"
+MANIFEST_LIMIT = 8 << 20  # bytes: a vocabulary of all of Unicode needs half of it
+HEADER_LIMIT = 256  # bytes of safetensors header for each tensor, which needs about 100
+DIGEST = "[0-9a-f]{64}"  # SHA-256
+OURS = r"(tensors-[0-9a-f]{16}\.safetensors|run\.json)(\.new)?"  # files that saves make
+DAMAGE = (ValueError, LookupError, RecursionError, MemoryError, SafetensorError, UsageError)
+
+Array = NDArray[Any]
+
+
+class RunError(TapegptError):
+    """A run could not be saved, or what lies in its folder is not a whole, undamaged run."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """Training after `step` completed steps. Arrays are unpadded and of `training.dtype`."""
+
+    model: ModelConfig
+    training: TrainConfig
+    characters: str  # the vocabulary, without BOS, which comes last
+    step: int
+    random_state: tuple[Any, ...]  # of random.Random.getstate()
+    documents: int
+    corpus_digest: str
+    tensors: Mapping[str, Array] = field(default_factory=dict)  # as parameter_shapes names them
+    optimizer: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)  # {"adam.m": {…}, …}
+
+
+def save(run: Run, folder: Path) -> None:
+    """Make `run` the run in `folder`, or raise `RunError` and leave the one that is there."""
+    try:
+        tensors = {name: np.ascontiguousarray(array) for name, array in run.tensors.items()}
+        for slot, arrays in run.optimizer.items():
+            tensors |= {f"{slot}/{name}": np.ascontiguousarray(a) for name, a in arrays.items()}
+        _check_tensors(tensors, run)
+        blob = safetensors.numpy.save(tensors)
+        digest = hashlib.sha256(blob).hexdigest()
+        text = _render(run, digest)
+        _parse(text)  # what could not be read again is not written
+    except DAMAGE as error:
+        raise RunError(f"cannot save the run: {error}") from error
+    target = _tensors_name(digest)
+    try:
+        write(folder, {target: blob, MANIFEST: text})  # run.json never names what is not there
+    except OSError as error:
+        raise RunError(
+            f"cannot save the run in {str(folder)!r}: {error.strerror or error}: "
+            "check space and permissions there, or choose another --out"
+        ) from error
+    delete(folder, OURS, keep=(target, MANIFEST))
+
+
+def load(folder: Path) -> Run:
+    """The run in `folder`; `RunError` if there is none or a single bit is not as it was saved."""
+    path = folder / MANIFEST
+    with _refusing(path):
+        text = read(path, MANIFEST_LIMIT)
+    try:
+        return _load(folder, text)
+    except RunError:
+        with _refusing(path):
+            if read(path, MANIFEST_LIMIT) == text:
+                raise
+    return load(folder)  # a training process has just replaced the run
+
+
+def _load(folder: Path, text: bytes) -> Run:
+    with _refusing(folder / MANIFEST):
+        run, digest = _parse(text)
+    path, shapes = folder / _tensors_name(digest), _shapes(run)
+    size = sum(map(math.prod, shapes.values())) * np.dtype(run.training.dtype).itemsize
+    with _refusing(path):
+        blob = read(path, 8 + HEADER_LIMIT * len(shapes) + size)
+        if hashlib.sha256(blob).hexdigest() != digest:
+            raise ValueError("its bytes do not match their digest")
+        tensors = safetensors.numpy.load(blob)
+        _check_tensors(tensors, run)
+    weights = [name for name in shapes if "/" not in name]
+    optimizer = {
+        slot: {name: tensors[f"{slot}/{name}"] for name in weights}
+        for slot in OPTIMIZER_STATE[run.training.optimizer]
+    }
+    return replace(run, tensors={name: tensors[name] for name in weights}, optimizer=optimizer)
+
+
+def _render(run: Run, digest: str) -> bytes:
+    """The text of run.json, one setting a line; `digest` is that of the tensors' file."""
+    settings = {
+        "format": FORMAT,
+        "model": asdict(run.model),
+        "training": asdict(run.training),
+        "characters": run.characters,
+        "step": run.step,
+        "random_state": run.random_state,
+        "documents": run.documents,
+        "corpus_digest": run.corpus_digest,
+        "tensors_digest": digest,
+    }
+    lines = (
+        f'"{name}": {json.dumps(value, ensure_ascii=False, allow_nan=False)}'
+        for name, value in settings.items()
+    )
+    rest = (",\n".join(lines) + "}\n").encode()
+    return _first_line(rest) + rest
+
+
+def _first_line(rest: bytes) -> bytes:
+    return b'{"digest": "%s",\n' % hashlib.sha256(rest).hexdigest().encode()
+
+
+def _parse(text: bytes) -> tuple[Run, str]:
+    """The inverse of `_render`, without the arrays; one of `DAMAGE` for any other text."""
+    head, newline, rest = text.partition(b"\n")
+    if head + newline != _first_line(rest):
+        raise ValueError("its text does not match its digest")
+    data = json.loads(text)
+    if data["format"] != FORMAT:
+        raise ValueError(f"its format is {data['format']!r:.20}, and this version reads {FORMAT}")
+    generator = random.Random()
+    try:
+        version, words, gauss = data["random_state"]
+        generator.setstate((version, tuple(words), gauss))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError("its random_state cannot be right") from error
+    characters, step, documents = data["characters"], data["step"], data["documents"]
+    corpus_digest, digest = data["corpus_digest"], data["tensors_digest"]
+    for name, valid in {
+        "characters": type(characters) is str and 0 < len(characters) == len(set(characters)),
+        "step": type(step) is int and 0 <= step <= LARGEST_STEPS,
+        "random_state": gauss is None or type(gauss) is float,
+        "documents": type(documents) is int and 0 < documents < 1 << 53,
+        "corpus_digest": type(corpus_digest) is str and re.fullmatch(DIGEST, corpus_digest),
+        "tensors_digest": type(digest) is str and re.fullmatch(DIGEST, digest),
+    }.items():
+        if not valid:
+            raise ValueError(f"its {name} cannot be right")
+    run = Run(
+        from_dict(ModelConfig, data["model"]),
+        from_dict(TrainConfig, data["training"]),
+        characters,
+        step,
+        generator.getstate(),
+        documents,
+        corpus_digest,
+    )
+    if _render(run, digest) != text:  # a key too many or twice, true for 1, 1 for 1.0, spaces, …
+        raise ValueError("it is not written as tapegpt writes it")
+    return run, digest
+
+
+def _shapes(run: Run) -> dict[str, tuple[int, int]]:
+    """What the tensors' file must hold: the weights, and the optimizer's state of each."""
+    weights = parameter_shapes(run.model, len(run.characters) + 1)
+    slots = OPTIMIZER_STATE[run.training.optimizer]
+    return weights | {f"{slot}/{name}": weights[name] for slot in slots for name in weights}
+
+
+def _check_tensors(tensors: Mapping[str, Array], run: Run) -> None:
+    shapes, dtype = _shapes(run), run.training.dtype
+    for name in sorted(tensors.keys() ^ shapes.keys()):
+        raise ValueError(f"tensor {name!r} is {'unknown' if name in tensors else 'missing'}")
+    for name, array in tensors.items():
+        if array.dtype != dtype or array.shape != shapes[name]:
+            raise ValueError(
+                f"tensor {name!r} is {array.dtype} {array.shape}, not {dtype} {shapes[name]}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"tensor {name!r} holds a value that is not finite")
+
+
+def _tensors_name(digest: str) -> str:
+    return f"tensors-{digest[:16]}.safetensors"
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn whatever is wrong with a file into one line that names it and the remedy."""
+    remedy = "restore the folder from a copy, or train again"
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and path.name == MANIFEST:
+            remedy = "train a run first (python -m tapegpt train), or name the folder of one"
+        problem = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
+        raise RunError(f"cannot read {str(path)!r}: {problem}: {remedy}") from error
+    except DAMAGE as error:
+        problem = str(error) or type(error).__name__
+        raise RunError(f"{str(path)!r} is damaged: {problem}: {remedy}") from error

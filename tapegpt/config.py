@@ -1,0 +1,198 @@
+"""What a run is made of: frozen settings, validated when they are made.
+
+Every setting is named after its command-line flag (`n_embd` is `--n-embd`), and a bad value raises
+`UsageError` with one line that names the flag, the value and the remedy.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from math import inf
+from typing import TypeVar
+
+from tapegpt.errors import UsageError
+
+MODELS = ("gpt",)
+OPTIMIZERS = ("adam",)
+SCHEDULES = ("linear",)
+GRANULARITIES = ("scalar", "dot", "vector")
+DTYPES = ("float32", "float64")
+
+LARGEST_SIZE = 2**31 - 1  # extents on the tape are 32-bit
+LARGEST_LAYERS = 1024  # each layer adds names and records: bounds both before any is made
+LARGEST_STEPS = 2**53  # step numbers stay exact in the schedule's float64
+LARGEST_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The network's kind and sizes."""
+
+    model: str = "gpt"
+    n_layer: int = 1
+    n_embd: int = 16
+    n_head: int = 4
+    block_size: int = 16
+
+    def __post_init__(self) -> None:
+        _choice(self, "model", MODELS)
+        _whole(self, "n_layer", 1, LARGEST_LAYERS)
+        _whole(self, "n_embd", 1, LARGEST_SIZE)
+        _whole(self, "n_head", 1, LARGEST_SIZE)
+        _whole(self, "block_size", 1, LARGEST_SIZE)
+        if self.n_embd % self.n_head:
+            raise UsageError(
+                f"--n-embd {self.n_embd} is not divisible by --n-head {self.n_head}: "
+                f"choose a multiple of {self.n_head}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How the network is trained."""
+
+    steps: int = 1000
+    batch_size: int = 1
+    optimizer: str = "adam"
+    learning_rate: float = 0.01
+    beta1: float = 0.85
+    beta2: float = 0.99
+    epsilon: float = 1e-8
+    schedule: str = "linear"
+    granularity: str = "vector"
+    dtype: str = "float32"
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        _whole(self, "steps", 1, LARGEST_STEPS)
+        _whole(self, "batch_size", 1, LARGEST_SIZE)
+        _choice(self, "optimizer", OPTIMIZERS)
+        _number(self, "learning_rate", lambda x: 0 < x < inf, "a finite number above 0")
+        _number(self, "beta1", lambda x: 0 <= x < 1, "a number from 0 up to but not 1")
+        _number(self, "beta2", lambda x: 0 <= x < 1, "a number from 0 up to but not 1")
+        _number(self, "epsilon", lambda x: 0 < x < inf, "a finite number above 0")
+        _choice(self, "schedule", SCHEDULES)
+        _choice(self, "granularity", GRANULARITIES)
+        _choice(self, "dtype", DTYPES)
+        _whole(self, "seed", 0, LARGEST_SEED)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleConfig:
+    """How text is drawn from a trained network; None leaves an option out."""
+
+    temperature: float = 0.5  # 0 is greedy
+    num_samples: int = 20
+    top_k: int | None = None
+    top_p: float | None = None
+    prompt: str = ""
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _number(self, "temperature", lambda x: 0 <= x < inf, "a finite number from 0 (greedy) up")
+        _whole(self, "num_samples", 1, LARGEST_SIZE)
+        if self.top_k is not None:
+            _whole(self, "top_k", 1, LARGEST_SIZE)
+        if self.top_p is not None:
+            _number(self, "top_p", lambda x: 0 < x <= 1, "a number above 0 and at most 1")
+        if type(self.prompt) is not str:
+            raise _refusal("prompt", self.prompt, "is not text", "a string")
+        if self.seed is not None:
+            _whole(self, "seed", 0, LARGEST_SEED)
+
+
+PRESETS: Mapping[str, Mapping[str, object]] = {
+    "microgpt": {  # the original program's numbers, whatever the defaults above become
+        "model": "gpt",
+        "n_layer": 1,
+        "n_embd": 16,
+        "n_head": 4,
+        "block_size": 16,
+        "steps": 1000,
+        "batch_size": 1,
+        "optimizer": "adam",
+        "learning_rate": 0.01,
+        "beta1": 0.85,
+        "beta2": 0.99,
+        "epsilon": 1e-8,
+        "schedule": "linear",
+        "dtype": "float64",
+        "seed": 42,
+    },
+}
+
+
+def configure(
+    preset: str | None, overrides: Mapping[str, object]
+) -> tuple[ModelConfig, TrainConfig]:
+    """The settings of a training run: the defaults, then the preset, then what was set explicitly.
+
+    An override of None counts as not given. Raises `UsageError`.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise _refusal("preset", preset, "is unknown", " or ".join(PRESETS))
+    model = asdict(ModelConfig())
+    training = asdict(TrainConfig())
+    given = {name: value for name, value in overrides.items() if value is not None}
+    base = {} if preset is None else PRESETS[preset]
+    for name, value in {**base, **given}.items():
+        if name not in model and name not in training:
+            raise UsageError(f"unknown setting {_show(name)}: leave it out")
+        (model if name in model else training)[name] = value
+    return ModelConfig(**model), TrainConfig(**training)
+
+
+Config = TypeVar("Config", ModelConfig, TrainConfig, SampleConfig)
+
+
+def from_dict(kind: type[Config], values: object) -> Config:
+    """Undo `dataclasses.asdict`: exactly the settings of `kind`, else `UsageError`."""
+    if not isinstance(values, dict):
+        raise UsageError(f"{kind.__name__} is not a table of settings: {_show(values)}")
+    names = [field.name for field in fields(kind)]
+    for name in names:
+        if name not in values:
+            raise UsageError(f"{kind.__name__} lacks the setting {name!r}")
+    for name in values:
+        if name not in names:
+            raise UsageError(f"{kind.__name__} has no setting {_show(name)}")
+    return kind(**values)
+
+
+def _whole(config: object, name: str, low: int, high: int) -> None:
+    value = getattr(config, name)
+    wanted = f"a whole number from {low} to {high}"
+    if type(value) is not int:
+        raise _refusal(name, value, "is not a whole number", wanted)
+    if not low <= value <= high:
+        raise _refusal(name, value, "is out of range", wanted)
+
+
+def _number(config: object, name: str, valid: Callable[[float], bool], wanted: str) -> None:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _refusal(name, value, "is not a number", wanted)
+    if not valid(value):
+        raise _refusal(name, value, "is out of range", wanted)
+    try:
+        object.__setattr__(config, name, float(value))  # 1 and 1.0 are the same setting
+    except OverflowError:
+        raise _refusal(name, value, "is out of range", wanted) from None
+
+
+def _choice(config: object, name: str, known: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if type(value) is not str or value not in known:
+        raise _refusal(name, value, "is unknown", " or ".join(known))
+
+
+def _refusal(name: str, value: object, problem: str, wanted: str) -> UsageError:
+    return UsageError(f"--{name.replace('_', '-')} {_show(value)} {problem}: choose {wanted}")
+
+
+def _show(value: object) -> str:
+    """The value on one short line, however hostile it is."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        text = f"of {value.bit_length()} bits"  # Python refuses to print very long integers
+    else:
+        text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

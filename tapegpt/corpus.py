@@ -1,0 +1,171 @@
+"""The text that a network learns from: read from a file, one document a line, and turned into ids.
+
+A character is a Unicode code point. The vocabulary is the sorted distinct characters of the corpus,
+followed by one token, BOS, that begins and ends every document.
+"""
+
+import random
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tapegpt.errors import TapegptError
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+REMEDY = "choose a UTF-8 text file with one document a line"
+
+
+def default_corpus() -> Path:
+    """The list of given names that ships with the package."""
+    return Path(str(files("tapegpt.data") / "names.txt"))
+
+
+def read_documents(path: Path) -> list[str]:
+    r"""The lines of a UTF-8 text file, without surrounding white space, blank lines left out.
+
+    Lines end at \n, \r\n or \r alone, as in Python's text files. Raises `TapegptError` if the file
+    cannot be read, is not a regular file or not text, or holds no document.
+    """
+    data = _read(path)
+    start = len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
+    try:
+        text = data[start:].decode()
+    except UnicodeDecodeError as error:
+        raise _no_text(path, "is not UTF-8", data, start + error.start) from None
+    if "\0" in text:
+        raise _no_text(path, "is not text: it has a NUL", data, data.index(b"\0"))
+    # The blank line that this puts into \r\n is left out with the others.
+    lines = text.replace("\r", "\n").split("\n")
+    documents = [stripped for line in lines if (stripped := line.strip())]
+    if not documents:
+        raise _refusal(path, "holds only blank lines" if data else "is empty")
+    return documents
+
+
+def shuffled(documents: Sequence[str], rng: random.Random) -> list[str]:
+    """A copy in the order that `rng.shuffle` puts it in."""
+    copy = list(documents)
+    rng.shuffle(copy)
+    return copy
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """Characters to ids and back. An id is the character's place in `characters`."""
+
+    characters: str  # distinct, ascending
+
+    def __post_init__(self) -> None:
+        if not self.characters:
+            raise TapegptError("the alphabet has no characters: train on text that has some")
+        if sorted(set(self.characters)) != list(self.characters):
+            shown = _shorten(self.characters)
+            raise TapegptError(f"the alphabet {shown} is not sorted or repeats itself: sort it")
+
+    @classmethod
+    def from_documents(cls, documents: Iterable[str]) -> Self:
+        """The alphabet of a corpus; `TapegptError` if it has none."""
+        return cls("".join(sorted(set().union(*documents))))
+
+    @property
+    def bos(self) -> int:
+        """The id of the token that begins and ends a document."""
+        return len(self.characters)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.characters) + 1
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """The ids of the characters of `text`: int32[len(text)], without BOS.
+
+        Raises `TapegptError` for a character that is not in the alphabet.
+        """
+        alphabet = _code_points(self.characters)
+        codes = _code_points(text)
+        ids = np.searchsorted(alphabet[:-1], codes)  # without the last, every id is in range
+        unknown = alphabet[ids] != codes
+        if unknown.any():
+            character = text[int(unknown.argmax())]
+            raise TapegptError(
+                f"character {character!r} (U+{ord(character):04X}) is not in the alphabet: "
+                f"use only {_shorten(self.characters)}"
+            )
+        return ids.astype(np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that `encode` makes `ids` of; `TapegptError` for BOS or what is no id."""
+        text = []
+        for token in ids:
+            if not 0 <= token < self.bos:
+                raise TapegptError(
+                    f"token {token} is not a character: choose ids from 0 to {self.bos - 1}"
+                )
+            text.append(self.characters[token])
+        return "".join(text)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenizedCorpus:
+    """Documents end to end: document i is `tokens[offsets[i]:offsets[i + 1]]`, BOS at both ends."""
+
+    tokens: NDArray[np.int32]  # [total]
+    offsets: NDArray[np.int64]  # [documents + 1]
+
+
+def tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> TokenizedCorpus:
+    """All documents as ids, whatever their length.
+
+    Raises `TapegptError` for a character that is not in the alphabet.
+    """
+    lengths = np.fromiter(map(len, documents), np.int64, len(documents))
+    offsets = np.zeros(len(documents) + 1, np.int64)
+    np.cumsum(lengths + 2, out=offsets[1:])
+    is_character = np.ones(offsets[-1], np.bool_)
+    is_character[offsets[:-1]] = False
+    is_character[offsets[1:] - 1] = False
+    tokens = np.full(offsets[-1], tokenizer.bos, np.int32)
+    tokens[is_character] = tokenizer.encode("".join(documents))
+    return TokenizedCorpus(tokens, offsets)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise _refusal(path, "is a directory")
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
+            raise _refusal(path, "is not a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise _refusal(path, f"cannot be read: {error.strerror}") from None
+    except MemoryError:
+        raise _refusal(path, "does not fit into memory") from None
+    except ValueError as error:  # a NUL in the path
+        raise _refusal(path, f"cannot be read: {error}") from None
+
+
+def _no_text(path: Path, problem: str, data: bytes, offset: int) -> TapegptError:
+    before = data[:offset].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    line = before.count(b"\n") + 1
+    return _refusal(path, f"{problem} at byte {offset} (0x{data[offset]:02x}) on line {line}")
+
+
+def _refusal(path: Path, problem: str) -> TapegptError:
+    return TapegptError(f"corpus {str(path)!r} {problem}: {REMEDY}")
+
+
+def _code_points(text: str) -> NDArray[np.uint32]:
+    """uint32[len(text)]; lone surrogates, which a command line can hold, are kept."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def _shorten(characters: str) -> str:
+    shown = repr(characters)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,0 +1,71 @@
+"""Files that survive a crash while they are written and are not trusted when they are read."""
+
+import os
+import re
+import stat
+from collections.abc import Container, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+NEW = ".new"  # ends the name of a file that is not finished
+# Where the platform can: follow no link, and do not wait for a pipe's other end.
+READ_FLAGS = os.O_RDONLY | sum(
+    getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
+)
+
+
+def write(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Replace files of `folder`, which is made if need be, each at one stroke and in this order.
+
+    Whenever the process dies, each file is the old one or the new one, and on the disk before the
+    next is replaced. On `OSError` the files that were not yet replaced are as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, data in contents.items():
+            _stage(folder / (name + NEW), data)
+        for name in contents:
+            os.replace(folder / (name + NEW), folder / name)
+            _sync(folder)
+    except BaseException:
+        for name in contents:
+            with suppress(OSError):
+                (folder / (name + NEW)).unlink(missing_ok=True)
+        raise
+
+
+def delete(folder: Path, pattern: str, keep: Container[str]) -> None:
+    """Delete the files whose name matches, but for some; one that cannot be deleted stays."""
+    with suppress(OSError):
+        for entry in folder.iterdir():
+            if re.fullmatch(pattern, entry.name) and entry.name not in keep:
+                entry.unlink()
+
+
+def read(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file; `ValueError` if it is none or holds more than `limit`."""
+    with open(path, "rb", opener=lambda name, _: os.open(name, READ_FLAGS)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        if status.st_size > limit:
+            raise ValueError(f"it holds {status.st_size} bytes, more than the {limit} it can need")
+        return file.read(status.st_size)
+
+
+def _stage(path: Path, data: bytes) -> None:
+    path.unlink(missing_ok=True)  # left by a process that was killed, or a link to elsewhere
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    if os.name == "nt":  # where a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,144 @@
+"""One network, recorded at three granularities.
+
+- `Scalar`: one node for every scalar operation, of two operands at most, as microgpt has them.
+- `Dot`: scalar nodes still, but a sum of products or of many terms is one record.
+- `Vector`: whole arrays, over all the rows of a batch.
+
+Scalar and Dot unroll one document, position after position; a row is then an array of node ids.
+For the machine's sake they record independent operations next to each other: first all products
+of a matrix with a vector, then the sums of every output side by side. The order in which each
+single sum is taken is microgpt's.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tapegpt.tape import Batch, Tape
+
+Row = NDArray[np.int64]
+Parameters = dict[str, NDArray[np.floating]]
+
+EPSILON = 1e-5  # of RMSNorm
+
+
+class Vector:
+    """Rows of a batch as array nodes."""
+
+    def __init__(self, tape: Tape, weights: dict[str, int], batch: Batch) -> None:
+        self._tape = tape
+        self._weights = weights
+        self._batch = batch
+
+    def embed(self, tokens: str, positions: str) -> int:
+        return self._tape.embed(
+            (self._weights[tokens], self._batch.tokens),
+            (self._weights[positions], self._batch.positions),
+        )
+
+    def linear(self, x: int, weights: str, plus: int | None = None) -> int:
+        return self._tape.linear(x, self._weights[weights], plus)
+
+    def rmsnorm(self, x: int) -> int:
+        return self._tape.rmsnorm(x, EPSILON)
+
+    def relu(self, x: int) -> int:
+        return self._tape.relu(x)
+
+    def attention(self, q: int, k: int, v: int, n_head: int, layer: int) -> int:
+        return self._tape.attention(q, k, v, n_head)
+
+    def cross_entropy(self, logits: int) -> int:
+        """The loss of the batch."""
+        return self._tape.cross_entropy(logits, self._batch.targets)
+
+
+class Scalar:
+    """One position of one document as an array of scalar node ids; `position` says which."""
+
+    def __init__(self, tape: Tape, weights: dict[str, Row], batch: Batch) -> None:
+        self.position = 0
+        self._tape = tape
+        self._weights = weights
+        self._batch = batch
+        self._keys: dict[int, list[Row]] = {}
+        self._values: dict[int, list[Row]] = {}
+
+    def embed(self, tokens: str, positions: str) -> Row:
+        table = self._weights[tokens]
+        token = self._tape.lookup(table[0], self._batch.tokens, self.position, table.shape[1])
+        return self._tape.record("add", token, self._weights[positions][self.position])
+
+    def linear(self, x: Row, weights: str, plus: Row | None = None) -> Row:
+        w = self._weights[weights]
+        result = self.dot(w, np.broadcast_to(x, w.shape))
+        return result if plus is None else self._tape.record("add", result, plus)
+
+    def rmsnorm(self, x: Row) -> Row:
+        squares = self.dot(x[None], x[None])
+        mean = self._scale(squares, len(x) ** -1)
+        shifted = self._tape.record("add", mean, self._constants(EPSILON, mean))
+        scale = self._tape.record("pow", shifted, self._constants(-0.5, mean))
+        return self._tape.record("mul", x, np.broadcast_to(scale, x.shape))
+
+    def relu(self, x: Row) -> Row:
+        return self._tape.record("relu", x)
+
+    def attention(self, q: Row, k: Row, v: Row, n_head: int, layer: int) -> Row:
+        keys, values = self._keys.setdefault(layer, []), self._values.setdefault(layer, [])
+        keys.append(k)
+        values.append(v)
+        head_dim = len(q) // n_head
+        # (heads, positions, head_dim), then (heads, head_dim, positions)
+        k_all = np.stack(keys).reshape(-1, n_head, head_dim).swapaxes(0, 1)
+        v_all = np.stack(values).reshape(-1, n_head, head_dim).transpose(1, 2, 0)
+        q_all = np.broadcast_to(q.reshape(n_head, 1, head_dim), k_all.shape)
+        scores = self.dot(q_all.reshape(-1, head_dim), k_all.reshape(-1, head_dim))
+        scores = self._scale(scores, (head_dim**0.5) ** -1).reshape(n_head, -1)
+        weights = self.softmax(scores)
+        weights_all = np.broadcast_to(weights[:, None, :], v_all.shape)
+        count = len(keys)
+        return self.dot(weights_all.reshape(-1, count), v_all.reshape(-1, count))
+
+    def softmax(self, x: Row) -> Row:
+        """e^x / sum(e^x) for every row of x."""
+        largest = self._tape.record("detach", self.max(x))
+        exps = self._tape.record("sub", x, np.broadcast_to(largest[:, None], x.shape))
+        exps = self._tape.record("exp", exps)
+        return self._tape.record("div", exps, np.broadcast_to(self.sum(exps)[:, None], x.shape))
+
+    def cross_entropy(self, logits: Row) -> int:
+        """The loss at this position."""
+        probabilities = self.softmax(logits[None])[0]
+        target = self._tape.lookup(probabilities[:1], self._batch.targets, self.position, 1)
+        return int(self._tape.record("neg", self._tape.record("log", target))[0])
+
+    def dot(self, a: Row, b: Row) -> Row:
+        """The sum of the products of every row of a with the same row of b."""
+        return self.sum(self._tape.record("mul", a, b))
+
+    def sum(self, x: Row) -> Row:
+        """The sum of every row of x, from left to right."""
+        total = x[:, 0]
+        for column in x.T[1:]:
+            total = self._tape.record("add", total, column)
+        return total
+
+    def max(self, x: Row) -> Row:
+        """The largest of every row of x."""
+        return np.array([self._tape.max(row) for row in x])
+
+    def _scale(self, x: Row, factor: float) -> Row:
+        return self._tape.record("scale", x, self._constants(factor, x))
+
+    def _constants(self, value: float, like: Row) -> Row:
+        return np.full(like.shape, self._tape.constant(value))
+
+
+class Dot(Scalar):
+    """As Scalar, with one record for a whole sum."""
+
+    def dot(self, a: Row, b: Row) -> Row:
+        return self._tape.dots(a, b)
+
+    def sum(self, x: Row) -> Row:
+        return self._tape.sums(x)

@@ -1,0 +1,39 @@
+"""The GPT of microgpt: RMSNorm instead of LayerNorm, no biases, ReLU."""
+
+from typing import TypeVar
+
+from tapegpt.config import ModelConfig
+from tapegpt.models.vocabulary import Vocabulary
+
+X = TypeVar("X")
+
+
+def parameter_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, int]]:
+    """Name and shape (outputs, inputs) of every weight, in the order of initialisation."""
+    width, hidden = model.n_embd, 4 * model.n_embd
+    shapes = {
+        "wte": (vocab_size, width),
+        "wpe": (model.block_size, width),
+        "lm_head": (vocab_size, width),
+    }
+    for layer in range(model.n_layer):
+        for name in ("attn_wq", "attn_wk", "attn_wv", "attn_wo"):
+            shapes[f"layer{layer}.{name}"] = (width, width)
+        shapes[f"layer{layer}.mlp_fc1"] = (hidden, width)
+        shapes[f"layer{layer}.mlp_fc2"] = (width, hidden)
+    return shapes
+
+
+def gpt(net: Vocabulary[X], model: ModelConfig) -> X:
+    """Record the logits of the next token, for the positions that `net` stands at."""
+    x = net.rmsnorm(net.embed("wte", "wpe"))
+    for layer in range(model.n_layer):
+        h = net.rmsnorm(x)
+        q = net.linear(h, f"layer{layer}.attn_wq")
+        k = net.linear(h, f"layer{layer}.attn_wk")
+        v = net.linear(h, f"layer{layer}.attn_wv")
+        h = net.attention(q, k, v, model.n_head, layer)
+        x = net.linear(h, f"layer{layer}.attn_wo", plus=x)
+        h = net.relu(net.linear(net.rmsnorm(x), f"layer{layer}.mlp_fc1"))
+        x = net.linear(h, f"layer{layer}.mlp_fc2", plus=x)
+    return net.linear(x, "lm_head")

@@ -1,0 +1,147 @@
+"""The vocabulary for array nodes."""
+
+from collections.abc import Iterable
+
+from tapegpt.kernels import records as op
+from tapegpt.tape.memory import Input, Memory, Number, TapeError
+
+
+class ArrayOperations(Memory):
+    """Operations on arrays of rows; a result's rows are its operands'."""
+
+    def embed(self, *tables: tuple[int, Input | Iterable[int]]) -> int:
+        """The sum of one row out of each table: (table, row numbers) pairs; (rows, width)."""
+        if not tables:
+            raise TapeError("embed wants at least one table")
+        found = []
+        for table, which in tables:
+            shape = self._array(table)
+            if shape.rows == op.BATCH:
+                raise TapeError(f"node {table} is a batch array, not a table")
+            found.append((table, shape, self._as_input(which, shape.rows)))
+        width, count = found[0][1].width, found[0][2].count
+        if any(shape.width != width or which.count != count for _, shape, which in found):
+            raise TapeError("embed wants tables of one width and as many row numbers for each")
+        pairs = [number for table, _, which in found for number in (table, which.slot)]
+        return self._record_array(op.EMBED, count, width, (count, width, len(found), *pairs))
+
+    def linear(self, x: int, w: int, plus: int | None = None) -> int:
+        """plus + x W^T for x (rows, n_in), W (n_out, n_in) and plus (rows, n_out)."""
+        rows, n_in = self._array(x).rows, self._array(x).width
+        weights = self._array(w)
+        n_out = weights.rows
+        if weights.width != n_in or n_out == op.BATCH:
+            raise TapeError(
+                f"linear: x has {n_in} columns, W {weights.width}: they must be the same"
+            )
+        if plus is not None and (self._array(plus).rows, self._array(plus).width) != (rows, n_out):
+            raise TapeError(f"linear: plus must have the result's shape, not {self.shape(plus)}")
+        transposed = self._transposed.get(w)
+        if transposed is None:
+            transposed = self._record_array(op.TRANSPOSE, n_in, n_out, (n_out, n_in, w))
+            self._transposed[w] = transposed
+        start = op.NONE if plus is None else plus
+        return self._record_array(
+            op.LINEAR, rows, n_out, (rows, n_in, n_out, x, w, transposed, start)
+        )
+
+    def rmsnorm(self, x: int, epsilon: float = 1e-5) -> int:
+        """x / sqrt(mean(x^2) + epsilon), row by row."""
+        shape = self._array(x)
+        constant = self.constant(epsilon)
+        scales = self._auxiliary(self._capacity(shape.rows))
+        return self._record_array(
+            op.RMSNORM, shape.rows, shape.width, (shape.rows, shape.width, x, constant, scales)
+        )
+
+    def attention(self, q: int, k: int, v: int, n_head: int) -> int:
+        """Causal self-attention with n_head heads; rows are one document, or the batch's."""
+        shape = self._array(q)
+        for other in (k, v):
+            if self._array(other) != shape:
+                raise TapeError("attention wants q, k and v of one shape")
+        if n_head < 1 or shape.width % n_head:
+            raise TapeError(f"attention: {shape.width} columns are not divisible by {n_head} heads")
+        head_dim = shape.width // n_head
+        group = self._head_group(head_dim)
+        if group != head_dim:
+            q, k, v = (self._regroup(x, n_head, head_dim, group) for x in (q, k, v))
+        if shape.rows == op.BATCH:
+            starts, block = self.loaded_batch.starts, self.loaded_batch.block
+        else:
+            starts, block = self.input(range(shape.rows + 1), shape.rows + 1).slot, shape.rows
+        width = n_head * group
+        weights = self._auxiliary(self._capacity(shape.rows) * block * self.stride(width))
+        out = self._record_array(
+            op.ATTENTION,
+            shape.rows,
+            width,
+            (shape.rows, n_head, head_dim, group, q, k, v, weights, starts, block),
+        )
+        return out if group == head_dim else self._regroup(out, n_head, group, head_dim)
+
+    def _head_group(self, head_dim: int) -> int:
+        """Lanes that a head takes: a power of two up to a vector, or whole vectors."""
+        if head_dim >= self.lanes:
+            return self.stride(head_dim)
+        return 1 << (head_dim - 1).bit_length()
+
+    def _regroup(self, x: int, count: int, old: int, new: int) -> int:
+        rows = self._shapes[x].rows
+        return self._record_array(op.REGROUP, rows, count * new, (rows, count, old, new, x))
+
+    def cross_entropy(self, logits: int, targets: Input | Iterable[int]) -> int:
+        """The mean over rows of ln sum(e^logits) - logits[target]; a batch weighs its rows."""
+        shape = self._array(logits)
+        which = self._as_input(targets, shape.width)
+        if which.count != shape.rows:
+            raise TapeError(f"cross_entropy: {shape.rows} rows, but {which.count} targets")
+        if shape.rows == op.BATCH:
+            weights = self.loaded_batch.weights
+        else:
+            weights = self._auxiliary(shape.rows)
+            self.values[weights : weights + shape.rows] = 1 / shape.rows
+        capacity = self._capacity(shape.rows)
+        exponentials = self._auxiliary(capacity * shape.stride)
+        totals = self._auxiliary(capacity)
+        arguments = (
+            shape.rows, shape.width, logits, which.slot, weights, exponentials, totals,
+        )  # fmt: skip
+        return self._record_list(op.CROSS_ENTROPY, arguments)
+
+    def softmax(self, x: int) -> int:
+        """e^x / sum(e^x), row by row."""
+        return self._elementwise(op.ARRAY_SOFTMAX, x)
+
+    def mean(self, x: int) -> int:
+        """The mean of all elements of an array, a scalar."""
+        shape = self._array(x)
+        return self._record_list(op.ARRAY_MEAN, (shape.rows, shape.width, x))
+
+    def add_arrays(self, x: int, y: int) -> int:
+        """x + y, of arrays of one shape."""
+        if self._array(x) != self._array(y):
+            raise TapeError(f"add: the shapes {self.shape(x)} and {self.shape(y)} differ")
+        return self._elementwise(op.ARRAY_ADD, x, y)
+
+    def scale_array(self, x: int, factor: Number) -> int:
+        """factor x, for a number that is not a node."""
+        self._array(x)
+        return self._elementwise(op.ARRAY_SCALE, x, self.constant(factor))
+
+    def relu_array(self, x: int) -> int:
+        """max(0, x), element by element."""
+        return self._elementwise(op.ARRAY_RELU, x)
+
+    def _as_input(self, which: Input | Iterable[int], below: int) -> Input:
+        if not isinstance(which, Input):
+            return self.input(which, below)
+        if which.below > below:
+            raise TapeError(f"the input's numbers go up to {which.below - 1}, past {below - 1}")
+        return which
+
+    def _elementwise(self, opcode: int, x: int, *more: int) -> int:
+        shape = self._array(x)
+        return self._record_array(
+            opcode, shape.rows, shape.width, (shape.rows, shape.width, x, *more)
+        )

@@ -1,0 +1,224 @@
+"""Settings: what is accepted, what is refused, and that every refusal is one line with a remedy."""
+
+import json
+from dataclasses import FrozenInstanceError, asdict, fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tapegpt.config import (
+    PRESETS,
+    ModelConfig,
+    SampleConfig,
+    TrainConfig,
+    configure,
+    from_dict,
+)
+from tapegpt.errors import UsageError
+
+KINDS = (ModelConfig, TrainConfig, SampleConfig)
+
+
+def refusal(kind, **settings):
+    with pytest.raises(UsageError) as caught:
+        kind(**settings)
+    line = str(caught.value)
+    assert "\n" not in line and len(line) < 250
+    return line
+
+
+def test_defaults_are_the_documented_ones():
+    assert asdict(ModelConfig()) == {
+        "model": "gpt", "n_layer": 1, "n_embd": 16, "n_head": 4, "block_size": 16,
+    }  # fmt: skip
+    assert asdict(TrainConfig()) == {
+        "steps": 1000, "batch_size": 1, "optimizer": "adam", "learning_rate": 0.01,
+        "beta1": 0.85, "beta2": 0.99, "epsilon": 1e-8, "schedule": "linear",
+        "granularity": "vector", "dtype": "float32", "seed": 42,
+    }  # fmt: skip
+    assert asdict(SampleConfig()) == {
+        "temperature": 0.5, "num_samples": 20, "top_k": None, "top_p": None, "prompt": "",
+        "seed": None,
+    }  # fmt: skip
+
+
+def test_messages_name_flag_value_and_remedy():
+    assert refusal(ModelConfig, n_embd=15) == (
+        "--n-embd 15 is not divisible by --n-head 4: choose a multiple of 4"
+    )
+    assert refusal(TrainConfig, learning_rate=float("nan")) == (
+        "--learning-rate nan is out of range: choose a finite number above 0"
+    )
+    assert refusal(TrainConfig, dtype="float16") == (
+        "--dtype 'float16' is unknown: choose float32 or float64"
+    )
+    assert refusal(TrainConfig, seed=-1) == (
+        "--seed -1 is out of range: choose a whole number from 0 to 18446744073709551615"
+    )
+    assert refusal(SampleConfig, top_k=2.0) == (
+        "--top-k 2.0 is not a whole number: choose a whole number from 1 to 2147483647"
+    )
+
+
+WHOLE = [
+    (ModelConfig, "n_layer"),
+    (ModelConfig, "n_embd"),
+    (ModelConfig, "n_head"),
+    (ModelConfig, "block_size"),
+    (TrainConfig, "steps"),
+    (TrainConfig, "batch_size"),
+    (TrainConfig, "seed"),
+    (SampleConfig, "num_samples"),
+    (SampleConfig, "top_k"),
+    (SampleConfig, "seed"),
+]
+HOSTILE_WHOLE = [-1, -(10**5000), 2**64, 10**30, 10**5000, True, 1.0, float("nan"), "1", [1], {}]
+
+
+@pytest.mark.parametrize(("kind", "name"), WHOLE)
+@pytest.mark.parametrize("value", HOSTILE_WHOLE, ids=range(len(HOSTILE_WHOLE)))
+def test_whole_numbers_are_checked(kind, name, value):
+    assert refusal(kind, **{name: value}).startswith(f"--{name.replace('_', '-')} ")
+
+
+@pytest.mark.parametrize(("kind", "name"), [case for case in WHOLE if case[1] != "seed"])
+def test_sizes_and_counts_start_at_one(kind, name):
+    assert "0 is out of range" in refusal(kind, **{name: 0})
+    others = {"n_head": 1} if name == "n_embd" else {}
+    assert getattr(kind(**{name: 1}, **others), name) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "good", "bad"),
+    [
+        (TrainConfig, "learning_rate", [5e-324, 1, 1e308], [0, -0.0, -1.0]),
+        (TrainConfig, "beta1", [0, 0.999999], [-1e-9, 1, 1.5]),
+        (TrainConfig, "beta2", [0, 0.999999], [-1e-9, 1, 1.5]),
+        (TrainConfig, "epsilon", [1e-30, 1], [0, -1e-8]),
+        (SampleConfig, "temperature", [0, 1e-9, 100], [-1e-9]),
+        (SampleConfig, "top_p", [1e-9, 1], [0, 1.0000001, -0.5]),
+    ],
+)
+def test_numbers_are_checked(kind, name, good, bad):
+    for value in good:
+        kept = getattr(kind(**{name: value}), name)
+        assert type(kept) is float and kept == value
+    for value in [*bad, float("inf"), float("-inf"), float("nan"), 10**400, True, "0.5", [], {}]:
+        assert refusal(kind, **{name: value}).startswith(f"--{name.replace('_', '-')} ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (ModelConfig, "model"),
+        (TrainConfig, "optimizer"),
+        (TrainConfig, "schedule"),
+        (TrainConfig, "granularity"),
+        (TrainConfig, "dtype"),
+    ],
+)
+@pytest.mark.parametrize("value", ["", "GPT", "x" * 10000, "a\nb", "\ud800", None, 1, ["gpt"]])
+def test_choices_are_checked(kind, name, value):
+    assert ": choose " in refusal(kind, **{name: value})
+
+
+def test_prompt_must_be_text():
+    assert SampleConfig(prompt="né\0").prompt == "né\0"
+    assert refusal(SampleConfig, prompt=None) == "--prompt None is not text: choose a string"
+
+
+def test_seeds_fill_64_bits():
+    assert TrainConfig(seed=0).seed == 0
+    assert SampleConfig(seed=2**64 - 1).seed == 2**64 - 1
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_heads_divide_the_embedding(n_embd, n_head):
+    if n_embd % n_head:
+        line = refusal(ModelConfig, n_embd=n_embd, n_head=n_head)
+        assert f"--n-embd {n_embd} " in line and f"--n-head {n_head}:" in line
+    else:
+        assert ModelConfig(n_embd=n_embd, n_head=n_head).n_head == n_head
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_cannot_be_changed(kind):
+    with pytest.raises(FrozenInstanceError):
+        setattr(kind(), fields(kind)[0].name, 1)
+
+
+def test_configure_takes_defaults_then_preset_then_flags():
+    assert configure(None, {}) == (ModelConfig(), TrainConfig())
+    model, training = configure("microgpt", {})
+    assert model == ModelConfig()
+    assert training == TrainConfig(dtype="float64")
+    model, training = configure(
+        "microgpt", {"n_layer": 2, "dtype": "float32", "granularity": "scalar", "seed": None}
+    )
+    assert model == ModelConfig(n_layer=2)
+    assert training == TrainConfig(granularity="scalar")
+
+
+def test_configure_refuses():
+    with pytest.raises(UsageError, match="--preset 'nanogpt' is unknown: choose microgpt"):
+        configure("nanogpt", {})
+    with pytest.raises(UsageError, match="--preset ''"):
+        configure("", {})
+    with pytest.raises(UsageError, match="unknown setting 'n_emdb'"):
+        configure(None, {"n_emdb": 16})
+    with pytest.raises(UsageError, match="--steps 0"):
+        configure(None, {"steps": 0})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_hold(preset):
+    model, training = configure(preset, {})
+    assert {**asdict(model), **asdict(training)}.items() >= PRESETS[preset].items()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ModelConfig(n_layer=3),
+        TrainConfig(learning_rate=1, seed=2**63),
+        SampleConfig(top_k=3, top_p=1, prompt="é"),
+    ],
+)
+def test_from_dict_undoes_asdict_through_json(config):
+    again = from_dict(type(config), json.loads(json.dumps(asdict(config))))
+    assert again == config and repr(again) == repr(config)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_dict_wants_exactly_the_settings(kind):
+    settings = asdict(kind())
+    for name in settings:
+        with pytest.raises(UsageError, match=f"lacks the setting '{name}'"):
+            from_dict(kind, {key: value for key, value in settings.items() if key != name})
+    with pytest.raises(UsageError, match="has no setting 'colour'"):
+        from_dict(kind, settings | {"colour": 1})
+    with pytest.raises(UsageError, match="has no setting 7"):
+        from_dict(kind, settings | {7: 1})
+
+
+@given(st.sampled_from(KINDS), st.data())
+def test_from_dict_survives_any_json(kind, data):
+    settings = asdict(kind())
+    name = data.draw(st.sampled_from(sorted(settings)))
+    value = data.draw(JSON)
+    for table in (value, settings | {name: value}):
+        try:
+            config = from_dict(kind, table)
+        except UsageError as error:
+            assert "\n" not in str(error) and len(str(error)) < 250
+        else:
+            assert getattr(config, name) == value
+            assert replace(config) == config

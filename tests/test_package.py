@@ -1,0 +1,71 @@
+"""What installs, and under which names."""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def modules(directory: str, package: str) -> set[str]:
+    """Every module below the directory, links left out, as it is called in the wheel."""
+    top = ROOT / directory
+    return {
+        f"{package}/{(Path(folder) / file).relative_to(top).as_posix()}"
+        for folder, _, files in os.walk(top)
+        for file in files
+        if file.endswith(".py")
+    }
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The files of a wheel built from a copy of the checkout, without those of its .dist-info."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ["pyproject.toml", "README.md", "LICENSE"]:
+        shutil.copy(ROOT / name, copy)
+    for name in ["tapegpt", "kernels", "data", "tests"]:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
+    # The backend itself, because pip would fetch it from the network.
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
+    subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True)
+    (path,) = copy.glob("*.whl")
+    with ZipFile(path) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel: set[str]) -> None:
+    assert wheel == {
+        "tapegpt/py.typed",
+        "tapegpt/data/names.txt",
+        *modules("tapegpt", "tapegpt"),
+        *modules("kernels", "tapegpt/kernels"),
+        *modules("data", "tapegpt/data"),
+    }
+
+
+def test_kernels_refuse_another_name() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode != 0
+    assert "ImportError: import tapegpt.kernels, not kernels" in run.stderr
+
+
+def test_one_module_from_the_checkout_and_from_elsewhere(tmp_path: Path) -> None:
+    show = "import tapegpt.kernels as k, os; print(os.path.realpath(k.__file__))"
+    for directory in (ROOT, tmp_path):
+        command = [sys.executable, "-c", show]
+        run = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
+        assert Path(run.stdout.strip()) == ROOT / "kernels" / "__init__.py"
+
+
+def test_names_are_found_as_a_resource() -> None:
+    assert resources.files("tapegpt.data").joinpath("names.txt").is_file()
