@@ -12,30 +12,38 @@ from numba.extending import intrinsic
 FORWARD, BACKWARD = 0, 1
 
 
+INTEGERS = types.Array(types.int64, 1, "C")
+RECORDS = types.Array(types.uint32, 2, "C")
+WINDOW = types.UniTuple(types.int64, 4)
+
+
 def forward_signature(floats):
-    """The argument types of every forward kernel, for the array type `floats`."""
-    integers = types.Array(types.int64, 1, "C")
-    window = types.UniTuple(types.int64, 4)
-    return (floats, integers, integers, types.int64, types.int64, window)
+    """What a forward kernel returns and takes, for the array type `floats`."""
+    return types.none(floats, INTEGERS, INTEGERS, types.int64, types.int64, WINDOW)
 
 
 def backward_signature(floats):
-    """The argument types of every backward kernel, for the array type `floats`."""
-    integers = types.Array(types.int64, 1, "C")
-    window = types.UniTuple(types.int64, 4)
-    return (floats, floats, integers, integers, types.int64, types.int64, types.int64, window)
+    """What a backward kernel returns and takes."""
+    integers = (types.int64, types.int64, types.int64)
+    return types.none(floats, floats, INTEGERS, INTEGERS, *integers, WINDOW)
 
 
-def call_address(context, builder, address, argument_types, arguments):
+def scalars_signature(floats):
+    """What a sweep over a stretch of scalar records returns and takes."""
+    return types.int64(floats, floats, RECORDS, INTEGERS, INTEGERS, types.int64, types.int64)
+
+
+def call_address(context, builder, signature, address, arguments):
     """Call the compiled kernel at `address`; an exception in it goes on to the caller."""
-    function_type = context.call_conv.get_function_type(types.none, argument_types)
+    convention = context.call_conv
+    function_type = convention.get_function_type(signature.return_type, signature.args)
     kernel = builder.inttoptr(address, function_type.as_pointer())
-    status, _ = context.call_conv.call_function(
-        builder, kernel, types.none, argument_types, arguments
+    status, result = convention.call_function(
+        builder, kernel, signature.return_type, signature.args, arguments
     )
     with cgutils.if_unlikely(builder, status.is_error):
-        context.call_conv.return_status_propagate(builder, status)
-    return context.get_dummy_value()
+        convention.return_status_propagate(builder, status)
+    return result
 
 
 @intrinsic
@@ -60,9 +68,9 @@ def call_forward(typing_context, address, values, operands, inputs, out, at, win
     signature = forward_signature(values)
 
     def codegen(context, builder, sig, args):
-        return call_address(context, builder, args[0], signature, args[1:])
+        return call_address(context, builder, signature, args[0], args[1:])
 
-    return types.void(types.int64, *signature), codegen
+    return signature.return_type(types.int64, *signature.args), codegen
 
 
 @intrinsic
@@ -71,6 +79,17 @@ def call_backward(typing_context, address, values, grads, operands, inputs, out,
     signature = backward_signature(values)
 
     def codegen(context, builder, sig, args):
-        return call_address(context, builder, args[0], signature, args[1:])
+        return call_address(context, builder, signature, args[0], args[1:])
 
-    return types.void(types.int64, *signature), codegen
+    return signature.return_type(types.int64, *signature.args), codegen
+
+
+@intrinsic
+def call_scalars(typing_context, address, values, grads, records, operands, inputs, i, end):
+    """kernel(values, grads, records, operands, inputs, i, end), likewise."""
+    signature = scalars_signature(values)
+
+    def codegen(context, builder, sig, args):
+        return call_address(context, builder, signature, args[0], args[1:])
+
+    return signature.return_type(types.int64, *signature.args), codegen

@@ -12,7 +12,16 @@ from tapegpt.kernels.jit import jit
 from tapegpt.kernels.matmul import matmul
 from tapegpt.kernels.records import NONE
 from tapegpt.kernels.rows import row_range
-from tapegpt.kernels.simd import padded
+from tapegpt.kernels.simd import (
+    lanes,
+    padded,
+    row_offsets,
+    tile_keep_first,
+    tile_load,
+    tile_store,
+    tile_transpose,
+    tile_zeros,
+)
 
 # Not a literal: Numba would compile the product once for each place it stands in.
 ADJACENT = np.int64(1)
@@ -23,9 +32,14 @@ ADJACENT = np.int64(1)
 def transpose_forward(values, operands, inputs, out, at, window):
     n_out, n_in, w = operands[at], operands[at + 1], operands[at + 2]
     w_row, out_row = padded(values, n_in), padded(values, n_out)
-    for j in range(n_out):
-        for k in range(n_in):
-            values[out + k * out_row + j] = values[w + j * w_row + k]
+    empty = tile_zeros(values, lanes(values), 1)
+    for j in range(0, n_out, lanes(values)):
+        rows = row_offsets(j, n_out, w_row, lanes(values))
+        for k in range(0, n_in, lanes(values)):
+            out_rows = row_offsets(k, n_in, out_row, lanes(values))
+            block = tile_transpose(tile_load(empty, values, w + k, rows))
+            block = tile_keep_first(block, n_out - j)
+            tile_store(values, out + j, out_rows, block, n_in - k)
 
 
 # operands: rows, n_in, n_out, x, W, W^T, start or NONE; differentiable: x, start (and W, which

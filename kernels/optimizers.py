@@ -10,7 +10,8 @@ def adam(values, grads, m, v, count, step, learning_rate, beta1, beta2, epsilon)
 
     step counts from 1; count is a whole number of vectors.
     """
-    correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+    rate = learning_rate / (1 - beta1**step)
+    correction = 1 / (1 - beta2**step)
     zero = splat(values, 0)
     for i in range(0, count, lanes(values)):
         g = load(grads, i)
@@ -18,6 +19,6 @@ def adam(values, grads, m, v, count, step, learning_rate, beta1, beta2, epsilon)
         square = load(v, i) * beta2 + g * g * (1 - beta2)
         store(m, i, mean)
         store(v, i, square)
-        root = sqrt(square / correction2) + epsilon
-        store(values, i, load(values, i) - mean / correction1 * learning_rate / root)
+        root = sqrt(square * correction) + epsilon
+        store(values, i, load(values, i) - mean * rate / root)
         store(grads, i, zero)

@@ -27,7 +27,7 @@ here first, so the kernel overwrites it instead of adding to it and nobody has t
 BATCH = -1
 NONE = -1
 
-# Inlined into the sweeps.
+# Scalar operations, inlined into the sweeps.
 ADD = 0
 MUL = 1
 SUB = 2
@@ -46,7 +46,8 @@ SUM = 14
 DOT = 15
 DOT_RUN = 16
 
-# Called through table.py.
+# Operations called by address, see table.py.
+FIRST_CALLED = 17
 MAX = 17
 TRANSPOSE = 18
 EMBED = 19
@@ -61,4 +62,6 @@ ARRAY_SCALE = 27
 ARRAY_MEAN = 28
 REGROUP = 29
 
-COUNT = 30
+# Rows of the table of addresses: one for every opcode, and one for stretches of scalar records.
+SCALARS = 30
+COUNT = 31

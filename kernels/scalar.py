@@ -114,7 +114,9 @@ def pow_forward(values, out, a, c):
 
 @inlined
 def pow_backward(values, grads, out, a, c):
-    grads[a] += values[c] * values[a] ** (values[c] - values.dtype.type(1)) * grads[out]
+    # A constant has no gradient, where the formula could be 0 times infinity.
+    if values[c] != 0:
+        grads[a] += values[c] * values[a] ** (values[c] - values.dtype.type(1)) * grads[out]
 
 
 # out = e ** a

@@ -11,9 +11,10 @@ have no tails.
 
 import operator
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
+from numba.core.codegen import get_host_cpu_features
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
@@ -22,12 +23,10 @@ from tapegpt.kernels.jit import inlined
 
 def host_vector_bytes() -> int:
     """Bytes in one vector register of the machine that the kernels are compiled for."""
-    if config.CPU_FEATURES is not None:
-        enabled = {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
-    elif config.CPU_NAME == "generic":
-        enabled = set()
-    else:
-        enabled = {name for name, on in binding.get_host_cpu_features().items() if on}
+    features = config.CPU_FEATURES
+    if features is None:
+        features = get_host_cpu_features()
+    enabled = {name[1:] for name in features.split(",") if name.startswith("+")}
     if "avx512f" in enabled:
         return 64
     return 32 if "avx" in enabled else 16
@@ -128,6 +127,31 @@ def multiply_add(builder, vector, a, b, c):
     return call_intrinsic(builder, "fmuladd", vector, [a, b, c])
 
 
+def first_lanes(builder, vector, count):
+    """A mask of lanes 0 to count - 1, for an LLVM count that may exceed the lanes."""
+    wide = ir.VectorType(ir.IntType(32), vector.lanes)
+    undefined = ir.Constant(wide, ir.Undefined)
+    narrow = builder.trunc(count, ir.IntType(32))
+    limit = builder.insert_element(undefined, narrow, ir.Constant(ir.IntType(32), 0))
+    limit = builder.shuffle_vector(limit, undefined, ir.Constant(wide, [0] * vector.lanes))
+    return builder.icmp_signed("<", ir.Constant(wide, list(range(vector.lanes))), limit)
+
+
+def add_lanes(builder, vector, value):
+    """The sum of the lanes of an LLVM vector value."""
+    scalar = llvm_float(vector.dtype)
+    zero = ir.Constant(scalar, 0.0)
+    # reassoc: pairwise, not lane after lane.
+    return call_intrinsic(
+        builder,
+        "vector.reduce.fadd",
+        vector,
+        [zero, value],
+        result=scalar,
+        fastmath=("reassoc",),
+    )
+
+
 def element_pointer(context, builder, array_type, array, index):
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [index])
@@ -150,13 +174,13 @@ def store_vector(context, builder, array_type, array, index, vector, value):
 
 @intrinsic
 def lanes(typing_context, array):
-    """Lanes of a vector of the array's element type."""
+    """Lanes of a vector of the array's element type, a literal."""
     count = Vector(array.dtype).lanes
 
     def codegen(context, builder, sig, args):
         return ir.Constant(ir.IntType(64), count)
 
-    return types.intp(array), codegen
+    return types.literal(count)(array), codegen
 
 
 @intrinsic
@@ -283,14 +307,8 @@ def keep_first(typing_context, value, count, other):
     """Lanes 0 to count - 1 of `value`, then the number `other` (count may exceed the lanes)."""
 
     def codegen(context, builder, sig, args):
-        value_, count, other = args
-        wide = ir.VectorType(ir.IntType(32), value.lanes)
-        undefined = ir.Constant(wide, ir.Undefined)
-        narrow = builder.trunc(count, ir.IntType(32))
-        limit = builder.insert_element(undefined, narrow, ir.Constant(ir.IntType(32), 0))
-        limit = builder.shuffle_vector(limit, undefined, ir.Constant(wide, [0] * value.lanes))
-        kept = builder.icmp_signed("<", ir.Constant(wide, list(range(value.lanes))), limit)
-        return builder.select(kept, value_, broadcast(builder, value, other))
+        kept = first_lanes(builder, value, args[1])
+        return builder.select(kept, args[0], broadcast(builder, value, args[2]))
 
     return value(value, types.intp, value.dtype), codegen
 
@@ -320,12 +338,7 @@ def sum_lanes(typing_context, a):
     """The sum of all lanes, a scalar."""
 
     def codegen(context, builder, sig, args):
-        scalar = llvm_float(a.dtype)
-        zero = ir.Constant(scalar, 0.0)
-        # reassoc: pairwise, not lane after lane.
-        return call_intrinsic(
-            builder, "vector.reduce.fadd", a, [zero, *args], result=scalar, fastmath=("reassoc",)
-        )
+        return add_lanes(builder, a, args[0])
 
     return a.dtype(a), codegen
 
@@ -345,7 +358,7 @@ def max_lanes(typing_context, a):
 @intrinsic(prefer_literal=True)
 def swap_lanes(typing_context, a, distance):
     """Lane i of the result is lane i XOR distance of `a`; distance is a literal."""
-    # Groups wider than the vector do not occur: those distances only have to compile.
+    # Distances beyond the vector do not occur: they only have to compile.
     mask = [(lane ^ distance.literal_value) % a.lanes for lane in range(a.lanes)]
 
     def codegen(context, builder, sig, args):
@@ -433,6 +446,86 @@ def tile_fma(typing_context, tile, a, a_index, offsets, b, b_index):
 
 
 @intrinsic
+def tile_transpose(typing_context, tile):
+    """The transpose of a tile of one column that has as many rows as a vector has lanes.
+
+    Blocks of 1, 2, 4, ... lanes change places between rows that are as far apart.
+    """
+    vector = tile.vector
+    size = vector.lanes
+
+    def codegen(context, builder, sig, args):
+        mask = ir.VectorType(ir.IntType(32), size)
+        rows = [builder.extract_value(args[0], r) for r in range(size)]
+        distance = 1
+        while distance < size:
+            # A lane number below `size` is of the upper row, the others are of the lower one.
+            upper, lower = [], []
+            for i in range(size):
+                upper.append(size + i - distance if i & distance else i)
+                lower.append(size + i if i & distance else i + distance)
+            upper, lower = ir.Constant(mask, upper), ir.Constant(mask, lower)
+            for r in range(size):
+                if not r & distance:
+                    pair = rows[r], rows[r + distance]
+                    rows[r] = builder.shuffle_vector(*pair, upper)
+                    rows[r + distance] = builder.shuffle_vector(*pair, lower)
+            distance *= 2
+        result = args[0]
+        for r in range(size):
+            result = builder.insert_value(result, rows[r], r)
+        return result
+
+    return tile(tile), codegen
+
+
+@intrinsic
+def tile_keep_first(typing_context, tile, count):
+    """Lanes 0 to count - 1 of every vector, zeros beyond."""
+
+    def codegen(context, builder, sig, args):
+        zero = ir.Constant(llvm_float(tile.vector.dtype), 0.0)
+        kept = first_lanes(builder, tile.vector, args[1])
+        result = args[0]
+        for i in range(tile.rows * tile.columns):
+            value = builder.extract_value(result, i)
+            value = builder.select(kept, value, broadcast(builder, tile.vector, zero))
+            result = builder.insert_value(result, value, i)
+        return result
+
+    return tile(tile, types.intp), codegen
+
+
+@intrinsic
+def tile_grow(typing_context, tile, factor):
+    """tile * factor + factor, vector by vector."""
+
+    def codegen(context, builder, sig, args):
+        result, factor_value = args
+        for i in range(tile.rows * tile.columns):
+            value = builder.extract_value(result, i)
+            value = multiply_add(builder, tile.vector, value, factor_value, factor_value)
+            result = builder.insert_value(result, value, i)
+        return result
+
+    return tile(tile, factor), codegen
+
+
+@intrinsic
+def tile_total(typing_context, tile):
+    """The sum of all elements, a scalar."""
+    vector = tile.vector
+
+    def codegen(context, builder, sig, args):
+        total = builder.extract_value(args[0], 0)
+        for i in range(1, tile.rows * tile.columns):
+            total = builder.fadd(total, builder.extract_value(args[0], i))
+        return add_lanes(builder, vector, total)
+
+    return vector.dtype(tile), codegen
+
+
+@intrinsic
 def tile_store(typing_context, array, index, offsets, tile, count):
     """array[index + offset of each row] = the first `count` rows of the tile."""
 
@@ -459,7 +552,11 @@ def tile_store(typing_context, array, index, offsets, tile, count):
 
 @inlined
 def sum_within_groups(a, width):
-    """Every lane becomes the sum over its group of `width` lanes, a power of two."""
+    """Every lane becomes the sum over its group of `width` lanes, a power of two.
+
+    Groups wider than the vector are whole vectors: every lane becomes the sum over all lanes.
+    """
+    width = min(width, lanes(a))
     if width >= 2:
         a = a + swap_lanes(a, 1)
     if width >= 4:

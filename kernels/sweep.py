@@ -4,12 +4,22 @@ Records lie in topological order, so the forward sweep is one loop up and the re
 loop down. `window` is the part of the batch that array operations on batch rows cover, see
 rows.py. The reverse sweep adds to `grads`: the caller clears what no record overwrites, and seeds
 the root.
+
+Array operations are called by address, one at a time, and so are whole stretches of scalar
+operations: a program pays, in compile time, only for what it uses.
 """
 
 import numpy as np
 
 from tapegpt.kernels import records as op
-from tapegpt.kernels.dispatch import BACKWARD, FORWARD, call_backward, call_forward, read_record
+from tapegpt.kernels.dispatch import (
+    BACKWARD,
+    FORWARD,
+    call_backward,
+    call_forward,
+    call_scalars,
+    read_record,
+)
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.reduction import (
     dot_backward,
@@ -51,10 +61,8 @@ from tapegpt.kernels.scalar import (
 
 
 @jit
-def forward_sweep(machine, begin, end, window):
-    """Compute the values of records begin to end - 1, in order."""
-    kernels, values, _, records, operands, inputs = machine
-    i = begin
+def scalars_forward(values, grads, records, operands, inputs, i, end):
+    """Compute scalar records from i on; returns the first that is not one, or end."""
     while i < end:
         code, out, a, b = read_record(records, i)
         if code == op.ADD:
@@ -96,14 +104,15 @@ def forward_sweep(machine, begin, end, window):
         elif code == op.DOT_RUN:
             dot_run_forward(values, operands, node, at)
         else:
-            call_forward(kernels[code, FORWARD], values, operands, inputs, node, at, window)
+            return i - 1
+    return i
 
 
 @jit
-def reverse_sweep(machine, begin, end, window):
-    """Carry gradients from the outputs of records end - 1 down to begin to their operands."""
-    kernels, values, grads, records, operands, inputs = machine
-    i = end - 1
+def scalars_backward(values, grads, records, operands, inputs, i, begin):
+    """Carry gradients back through scalar records from i down; returns the first that is not one,
+    or begin - 1.
+    """
     while i >= begin:
         code, out, a, b = read_record(records, i)
         if code == op.ADD:
@@ -113,7 +122,7 @@ def reverse_sweep(machine, begin, end, window):
             i = mul_backward(values, grads, records, i, begin)
             continue
         i -= 1
-        node, at, fresh = np.int64(out), np.int64(a), np.int64(b)
+        node, at = np.int64(out), np.int64(a)
         if code == op.SUB:
             sub_backward(values, grads, out, a, b)
         elif code == op.DIV:
@@ -144,7 +153,41 @@ def reverse_sweep(machine, begin, end, window):
             dot_backward(values, grads, operands, node, at)
         elif code == op.DOT_RUN:
             dot_run_backward(values, grads, operands, node, at)
-        elif kernels[code, BACKWARD] != 0:
-            call_backward(
-                kernels[code, BACKWARD], values, grads, operands, inputs, node, at, fresh, window
-            )
+        else:
+            return i + 1
+    return i
+
+
+@jit
+def forward_sweep(machine, begin, end, window):
+    """Compute the values of records begin to end - 1, in order."""
+    kernels, values, grads, records, operands, inputs = machine
+    i = begin
+    while i < end:
+        code, out, at, _ = read_record(records, i)
+        if code < op.FIRST_CALLED:
+            address = kernels[op.SCALARS, FORWARD]
+            i = call_scalars(address, values, grads, records, operands, inputs, i, end)
+        else:
+            call_forward(kernels[code, FORWARD], values, operands, inputs, out, at, window)
+            i += 1
+
+
+@jit
+def reverse_sweep(machine, begin, end, window):
+    """Carry gradients from the outputs of records end - 1 down to begin to their operands."""
+    kernels, values, grads, records, operands, inputs = machine
+    i = end - 1
+    while i >= begin:
+        code, out, at, fresh = read_record(records, i)
+        if code < op.FIRST_CALLED:
+            address = kernels[op.SCALARS, BACKWARD]
+            i = call_scalars(address, values, grads, records, operands, inputs, i, begin)
+        else:
+            # A transpose has none: gradients go straight to the weights.
+            if kernels[code, BACKWARD] != 0:
+                call_backward(
+                    kernels[code, BACKWARD],
+                    values, grads, operands, inputs, out, at, fresh, window,
+                )  # fmt: skip
+            i -= 1

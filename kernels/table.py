@@ -1,7 +1,5 @@
 """The opcode table: which kernels run an operation that is called by address."""
 
-from collections.abc import Iterable
-
 import numpy as np
 from numba import types
 from numba.np.numpy_support import from_dtype
@@ -10,7 +8,7 @@ from numpy.typing import NDArray
 from tapegpt.kernels import records as op
 from tapegpt.kernels.attention import attention_backward, attention_forward
 from tapegpt.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
-from tapegpt.kernels.dispatch import backward_signature, forward_signature
+from tapegpt.kernels.dispatch import backward_signature, forward_signature, scalars_signature
 from tapegpt.kernels.elementwise import (
     array_add_backward,
     array_add_forward,
@@ -27,6 +25,7 @@ from tapegpt.kernels.reduction import max_backward, max_forward
 from tapegpt.kernels.regroup import regroup_backward, regroup_forward
 from tapegpt.kernels.rmsnorm import rmsnorm_backward, rmsnorm_forward
 from tapegpt.kernels.softmax import array_softmax_backward, array_softmax_forward
+from tapegpt.kernels.sweep import scalars_backward, scalars_forward
 
 KERNELS = {
     op.MAX: (max_forward, max_backward),
@@ -46,23 +45,27 @@ KERNELS = {
 
 
 def address(kernel, signature):
-    """Where the compiled code of a kernel for these argument types lies."""
-    kernel.compile(signature)
-    compiled = kernel.overloads[signature]
+    """Where the compiled code of a kernel for this signature lies."""
+    kernel.compile(signature.args)
+    compiled = kernel.overloads[signature.args]
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
 
 
 def load_kernels(
     table: NDArray[np.int64],
     dtype: np.dtype[np.floating],
-    opcodes: Iterable[int],
+    records: NDArray[np.uint32],
     direction: int,
 ) -> None:
-    """Fill in table[opcode, direction] for those opcodes that have a kernel and lack an address.
+    """Fill in table[opcode, direction] for the opcodes of these records, where it is still 0.
 
-    table: int64[op.COUNT, 2], addresses or 0.
+    table: int64 (op.COUNT, 2), addresses.
     """
-    floats = types.Array(from_dtype(np.dtype(dtype)), 1, "C")
+    floats = types.Array(from_dtype(dtype), 1, "C")
+    opcodes = np.flatnonzero(np.bincount(records[:, 0])).tolist()
+    if opcodes and opcodes[0] < op.FIRST_CALLED and table[op.SCALARS, direction] == 0:
+        scalars = (scalars_forward, scalars_backward)[direction]
+        table[op.SCALARS, direction] = address(scalars, scalars_signature(floats))
     signature = (forward_signature, backward_signature)[direction](floats)
     for opcode in opcodes:
         kernel = KERNELS.get(opcode, (None, None))[direction]

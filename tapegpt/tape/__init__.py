@@ -35,12 +35,12 @@ class Tape(ScalarOperations, ArrayOperations):
 
     def add(self, a: int, b: int) -> int:
         """a + b, of two scalars or of two arrays of one shape."""
-        return self.add_arrays(a, b) if a in self._shapes else super().add(a, b)
+        return self.add_arrays(a, b) if self._is_array(a) else super().add(a, b)
 
     def scale(self, a: int, factor: Number) -> int:
         """factor a, of a scalar or an array, for a number that is not a node."""
-        return self.scale_array(a, factor) if a in self._shapes else super().scale(a, factor)
+        return self.scale_array(a, factor) if self._is_array(a) else super().scale(a, factor)
 
     def relu(self, a: int) -> int:
         """max(0, a), of a scalar or an array."""
-        return self.relu_array(a) if a in self._shapes else super().relu(a)
+        return self.relu_array(a) if self._is_array(a) else super().relu(a)

@@ -3,18 +3,22 @@
 from collections.abc import Iterable
 
 from tapegpt.kernels import records as op
-from tapegpt.tape.memory import Input, Memory, Number, TapeError
+from tapegpt.tape.memory import Input, Memory, Number, TapeError, all_or_nothing
 
 
 class ArrayOperations(Memory):
     """Operations on arrays of rows; a result's rows are its operands'."""
 
+    @all_or_nothing
     def embed(self, *tables: tuple[int, Input | Iterable[int]]) -> int:
         """The sum of one row out of each table: (table, row numbers) pairs; (rows, width)."""
         if not tables:
             raise TapeError("embed wants at least one table")
         found = []
-        for table, which in tables:
+        for pair in tables:
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise TapeError(f"embed wants (table, row numbers) pairs, not {pair!r:.60}")
+            table, which = pair
             shape = self._array(table)
             if shape.rows == op.BATCH:
                 raise TapeError(f"node {table} is a batch array, not a table")
@@ -25,12 +29,15 @@ class ArrayOperations(Memory):
         pairs = [number for table, _, which in found for number in (table, which.slot)]
         return self._record_array(op.EMBED, count, width, (count, width, len(found), *pairs))
 
+    @all_or_nothing
     def linear(self, x: int, w: int, plus: int | None = None) -> int:
         """plus + x W^T for x (rows, n_in), W (n_out, n_in) and plus (rows, n_out)."""
         rows, n_in = self._array(x).rows, self._array(x).width
         weights = self._array(w)
         n_out = weights.rows
-        if weights.width != n_in or n_out == op.BATCH:
+        if n_out == op.BATCH:
+            raise TapeError(f"linear: node {w} is a batch array, not weights")
+        if weights.width != n_in:
             raise TapeError(
                 f"linear: x has {n_in} columns, W {weights.width}: they must be the same"
             )
@@ -45,6 +52,7 @@ class ArrayOperations(Memory):
             op.LINEAR, rows, n_out, (rows, n_in, n_out, x, w, transposed, start)
         )
 
+    @all_or_nothing
     def rmsnorm(self, x: int, epsilon: float = 1e-5) -> int:
         """x / sqrt(mean(x^2) + epsilon), row by row."""
         shape = self._array(x)
@@ -54,13 +62,15 @@ class ArrayOperations(Memory):
             op.RMSNORM, shape.rows, shape.width, (shape.rows, shape.width, x, constant, scales)
         )
 
+    @all_or_nothing
     def attention(self, q: int, k: int, v: int, n_head: int) -> int:
         """Causal self-attention with n_head heads; rows are one document, or the batch's."""
         shape = self._array(q)
         for other in (k, v):
             if self._array(other) != shape:
                 raise TapeError("attention wants q, k and v of one shape")
-        if n_head < 1 or shape.width % n_head:
+        n_head = self._count(n_head, "heads")
+        if shape.width % n_head:
             raise TapeError(f"attention: {shape.width} columns are not divisible by {n_head} heads")
         head_dim = shape.width // n_head
         group = self._head_group(head_dim)
@@ -90,6 +100,7 @@ class ArrayOperations(Memory):
         rows = self._shapes[x].rows
         return self._record_array(op.REGROUP, rows, count * new, (rows, count, old, new, x))
 
+    @all_or_nothing
     def cross_entropy(self, logits: int, targets: Input | Iterable[int]) -> int:
         """The mean over rows of ln sum(e^logits) - logits[target]; a batch weighs its rows."""
         shape = self._array(logits)
@@ -124,6 +135,7 @@ class ArrayOperations(Memory):
             raise TapeError(f"add: the shapes {self.shape(x)} and {self.shape(y)} differ")
         return self._elementwise(op.ARRAY_ADD, x, y)
 
+    @all_or_nothing
     def scale_array(self, x: int, factor: Number) -> int:
         """factor x, for a number that is not a node."""
         self._array(x)
@@ -136,7 +148,7 @@ class ArrayOperations(Memory):
     def _as_input(self, which: Input | Iterable[int], below: int) -> Input:
         if not isinstance(which, Input):
             return self.input(which, below)
-        if which.below > below:
+        if self._known(which).below > below:
             raise TapeError(f"the input's numbers go up to {which.below - 1}, past {below - 1}")
         return which
 

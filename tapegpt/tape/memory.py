@@ -2,9 +2,11 @@
 
 import operator
 from array import array
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import wraps
+from typing import Concatenate, NamedTuple, ParamSpec, SupportsIndex, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +22,10 @@ Floats = NDArray[np.floating]
 Ids = NDArray[np.int64]
 Number = int | float | np.floating | np.integer
 Window = tuple[int, int, int, int]  # see kernels/rows.py
+
+P = ParamSpec("P")
+R = TypeVar("R")
+M = TypeVar("M", bound="Memory")
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 LARGEST_TAPE = 2**31  # nodes: ids are 32-bit
@@ -74,12 +80,30 @@ def aligned_zeros(count: int, dtype: np.dtype[np.floating]) -> Floats:
     return raw[start : start + count]
 
 
+def all_or_nothing(
+    method: Callable[Concatenate[M, P], R],
+) -> Callable[Concatenate[M, P], R]:
+    """Make a method that records in several parts forget them all if it fails on the way."""
+
+    @wraps(method)
+    def call(self: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        before = self._end()
+        try:
+            return method(self, *args, **kwargs)
+        except BaseException:
+            self._truncate(before)
+            raise
+
+    return call
+
+
 class Memory:
     """The arrays of a tape, its leaves, and the two sweeps over its records."""
 
     def __init__(self, dtype: str = "float64", capacity: int = 1024) -> None:
         if dtype not in ("float32", "float64"):
             raise TapeError(f"dtype {dtype!r} is neither 'float32' nor 'float64'")
+        capacity = self._count(capacity, "nodes")
         self.dtype: np.dtype[np.floating] = np.dtype(dtype)
         self.lanes = VECTOR_BYTES // self.dtype.itemsize
         self.num_params = 0  # nodes, with padding
@@ -87,15 +111,16 @@ class Memory:
         self.grads = aligned_zeros(capacity, self.dtype)
         self.kernels = np.zeros((op.COUNT, 2), np.int64)
         self._size = 0
-        self._room = capacity
         self._records = array("I")
         self._operands = array("q")
         self._inputs = array("q")
+        self._known_inputs: set[Input] = set()
+        self._marks: set[Mark] = set()
         self._shapes: dict[int, Shape] = {}
         self._transposed: dict[int, int] = {}  # weights: the node of their transpose
         self._batch: Batch | None = None
-        self._called: set[int] = set()  # opcodes on the tape that have a kernel of their own
         self._evaluated = 0  # records whose values have been computed
+        self._ready = [0, 0]  # records whose kernels have been loaded, forward and backward
 
     def __len__(self) -> int:
         """Nodes on the tape, padding included."""
@@ -132,14 +157,14 @@ class Memory:
 
         With accumulate, gradients of the parameters add to what earlier calls left there.
         """
-        self._scalar(root)
+        root = self._scalar(root)
         self._evaluate()
         self.grads[self.num_params if accumulate else 0 : self._size] = 0
-        self.grads[root] = 1
+        self.grads[root] += 1
         machine = self._machine()
         # Results appear in the order of their ids: nothing after the root's record can reach it.
         end = int(np.searchsorted(machine.records[:, 1], root, side="right"))
-        load_kernels(self.kernels, self.dtype, self._called, BACKWARD)
+        self._load(BACKWARD)
         reverse_sweep(machine, 0, end, self._window())
 
     def machine(self, directions: tuple[int, ...]) -> Machine:
@@ -148,7 +173,7 @@ class Memory:
         directions: FORWARD, BACKWARD: which kernels to have ready.
         """
         for direction in directions:
-            load_kernels(self.kernels, self.dtype, self._called, direction)
+            self._load(direction)
         live = self._machine()
         return live._replace(
             records=live.records.copy(), operands=live.operands.copy(), inputs=live.inputs.copy()
@@ -156,22 +181,37 @@ class Memory:
 
     def mark(self) -> Mark:
         """Where the tape now ends, for `reset`."""
-        return Mark(self._size, len(self._records) // 4, len(self._operands), len(self._inputs))
+        mark = self._end()
+        self._marks.add(mark)
+        return mark
 
     def reset(self, mark: Mark | None = None) -> None:
         """Forget everything recorded after a mark, or all but the parameters."""
         if mark is None:
             mark = Mark(self.num_params, 0, 0, 0)
-        if any(then > now for then, now in zip(mark, self.mark(), strict=True)):
-            raise TapeError("the mark lies beyond the end of the tape: it is of an earlier tape")
-        self._evaluate()
+        elif not isinstance(mark, Mark) or mark not in self._marks:
+            raise TapeError(f"{mark!r:.90} is not a mark of this tape since it was last reset")
+        self._truncate(mark)
+
+    def _end(self) -> Mark:
+        return Mark(self._size, len(self._records) // 4, len(self._operands), len(self._inputs))
+
+    def _truncate(self, mark: Mark) -> None:
         self.values[mark.nodes : self._size] = 0
+        self.grads[mark.nodes : self._size] = 0
         self._size = mark.nodes
         self.num_params = min(self.num_params, mark.nodes)
         del self._records[4 * mark.records :]
         del self._operands[mark.operands :]
         del self._inputs[mark.inputs :]
         self._evaluated = min(self._evaluated, mark.records)
+        self._ready = [min(ready, mark.records) for ready in self._ready]
+        self._marks = {
+            known
+            for known in self._marks
+            if all(then <= now for then, now in zip(known, mark, strict=True))
+        }
+        self._known_inputs = {known for known in self._known_inputs if known.slot < mark.inputs}
         self._shapes = {node: shape for node, shape in self._shapes.items() if node < mark.nodes}
         self._transposed = {w: t for w, t in self._transposed.items() if t < mark.nodes}
         if self._batch is not None and self._batch.weights >= mark.nodes:
@@ -179,10 +219,9 @@ class Memory:
 
     def var(self, value: Number) -> int:
         """A new scalar node."""
-        if not isinstance(value, Number):
-            raise TapeError(f"{value!r} is not a number; an array is a tape.parameter")
+        number = self._number(value)
         node = self._allocate(1)
-        self.values[node] = value
+        self.values[node] = number
         return node
 
     def constant(self, value: Number) -> int:
@@ -196,6 +235,7 @@ class Memory:
         self.values[first : first + given.size] = given.ravel()
         return np.arange(first, first + given.size).reshape(given.shape)
 
+    @all_or_nothing
     def parameter(self, values: ArrayLike) -> int:
         """An array of trained numbers, (rows, width). Parameters come before anything else."""
         self._only_parameters()
@@ -217,7 +257,7 @@ class Memory:
 
     def _only_parameters(self) -> None:
         if self._size != self.num_params or self._records:
-            raise TapeError("parameters must be recorded first: reset the tape, or record them now")
+            raise TapeError("parameters come first on a tape: reset it before recording more")
 
     def array(self, values: ArrayLike) -> int:
         """A fixed array, (rows, width), or (width,) for one row."""
@@ -230,7 +270,9 @@ class Memory:
 
     def set_value(self, node: int, value: ArrayLike) -> None:
         """Change a leaf; `forward` then recomputes what depends on it."""
-        shape = self.shape(node)
+        node, shape = self._any(node), self.shape(node)
+        if self._is_result(node):
+            raise TapeError(f"node {node} is the result of an operation: set a leaf")
         given = self._floats(value)
         if given.shape != shape:
             raise TapeError(f"node {node} has the shape {shape}, the value given {given.shape}")
@@ -239,6 +281,20 @@ class Memory:
             self._view(self.values, node)[:] = given
         else:
             self.values[node] = given
+
+    def _is_result(self, node: int) -> bool:
+        """Whether an operation writes to a node; results appear in the order of their ids."""
+        count = len(self._records) // 4
+        i = bisect_left(range(count), node, key=lambda record: self._records[4 * record + 1])
+        return i < count and self._records[4 * i + 1] == node
+
+    def _number(self, value: Number) -> np.floating:
+        if not isinstance(value, Number):
+            raise TapeError(f"{value!r:.60} is not a number")
+        try:
+            return self.dtype.type(value)
+        except OverflowError:
+            raise TapeError(f"{value!r:.60} is too large for {self.dtype}") from None
 
     def _floats(self, values: ArrayLike) -> Floats:
         try:
@@ -251,31 +307,50 @@ class Memory:
 
     def input(self, values: Iterable[int], below: int) -> Input:
         """Row numbers from 0 to below - 1 that a program reads, changed with `set_input`."""
+        below = self._count(below, "rows")
         given = self._row_numbers(values, below)
-        slot = len(self._inputs)
-        self._inputs.extend(given)
-        return Input(slot, len(given), below)
+        if not given:
+            raise TapeError("an input holds at least one number")
+        return self._new_input(given, len(given), below)
 
     def set_input(self, which: Input, values: Iterable[int]) -> None:
         """Replace the numbers of an input; `forward` then recomputes what depends on them."""
+        self._known(which)
+        if which.count == op.BATCH:
+            raise TapeError(f"{which} belongs to a batch, which is packed as a whole")
         given = self._row_numbers(values, which.below)
-        if len(given) != which.count or which.slot + which.count > len(self._inputs):
+        if len(given) != which.count:
             raise TapeError(f"the input holds {which.count} numbers, not {len(given)}")
         self._evaluate()
         self._inputs[which.slot : which.slot + which.count] = array("q", given)
 
+    def _new_input(self, numbers: Iterable[int], count: int, below: int) -> Input:
+        which = Input(len(self._inputs), count, below)
+        self._inputs.extend(numbers)
+        self._known_inputs.add(which)
+        return which
+
+    def _known(self, which: Input) -> Input:
+        """An input, checked: a kernel reads wherever it points."""
+        if not isinstance(which, Input) or which not in self._known_inputs:
+            raise TapeError(f"{which!r:.60} is not an input of this tape")
+        return which
+
+    @all_or_nothing
     def batch(self, capacity: int, block: int, vocab_size: int) -> Batch:
         """Declare the rows of packed documents: at most `capacity`, positions below `block`."""
         if self._batch is not None:
             raise TapeError("a tape has one batch")
-
-        def rows(below: int) -> Input:
-            return Input(self.input([0] * capacity, below).slot, op.BATCH, below)
-
-        tokens, positions, targets = rows(vocab_size), rows(block), rows(vocab_size)
-        starts = self.input([0] * (block + 1), capacity + 1)
+        capacity = self._count(capacity, "rows")
+        block, vocab_size = self._count(block, "positions"), self._count(vocab_size, "tokens")
         weights = self._auxiliary(capacity)
-        self._batch = Batch(capacity, block, tokens, positions, targets, starts.slot, weights)
+        tokens, positions, targets = (
+            self._new_input(array("q", [0]) * capacity, op.BATCH, below)
+            for below in (vocab_size, block, vocab_size)
+        )
+        starts = len(self._inputs)
+        self._inputs.extend(array("q", [0]) * (block + 1))
+        self._batch = Batch(capacity, block, tokens, positions, targets, starts, weights)
         return self._batch
 
     @staticmethod
@@ -294,9 +369,16 @@ class Memory:
         count = len(self._records) // 4
         if self._evaluated == count:
             return
-        load_kernels(self.kernels, self.dtype, self._called, FORWARD)
+        self._load(FORWARD)
         forward_sweep(self._machine(), self._evaluated, count, self._window())
         self._evaluated = count
+
+    def _load(self, direction: int) -> None:
+        """Have the kernels of all records ready to be called."""
+        records = self._machine().records[self._ready[direction] :]
+        if len(records) > 0:
+            load_kernels(self.kernels, self.dtype, records, direction)
+            self._ready[direction] += len(records)
 
     def _machine(self) -> Machine:
         """The arrays where they lie. The tape cannot record while this is alive."""
@@ -321,9 +403,10 @@ class Memory:
         return self._view(self.values, node)
 
     def _read(self, source: Floats, node: int) -> float | Floats:
-        if self._any(node) in self._shapes:
-            return self._view(source, node).copy()
-        return float(source[node])
+        plain = self._any(node)
+        if plain in self._shapes:
+            return self._view(source, plain).copy()
+        return float(source[plain])
 
     def _view(self, source: Floats, node: int) -> Floats:
         """An array node's part of values or grads, (rows, width), until the tape grows."""
@@ -337,17 +420,43 @@ class Memory:
 
     def _any(self, node: int) -> int:
         """The id of a scalar or array node, checked."""
-        try:
-            if 0 <= operator.index(node) < self._size:
-                return node
-        except TypeError:
-            raise TapeError(f"{node!r:.60} is not a node id") from None
+        if type(node) is not int:
+            node = self._plain(node)
+        if 0 <= node < self._size:
+            return node
         raise TapeError(f"node {node} is not on the tape, which has {self._size} nodes")
 
+    def _plain(self, node: SupportsIndex) -> int:
+        """The int that a handle or another kind of integer stands for."""
+        if isinstance(node, bool):
+            raise TapeError(f"{node!r} is not a node id")
+        try:
+            plain = operator.index(node)
+        except TypeError:
+            raise TapeError(f"{node!r:.60} is not a node id") from None
+        if getattr(node, "tape", self) is not self:
+            raise TapeError(f"the handle of node {plain} is one of another tape")
+        return plain
+
+    @staticmethod
+    def _count(count: int, what: str) -> int:
+        """A whole number from 1, checked."""
+        try:
+            plain = operator.index(count)
+        except TypeError:
+            raise TapeError(f"{count!r:.60} is not a number of {what}") from None
+        if plain < 1:
+            raise TapeError(f"{plain} is not a number of {what}: it is at least 1")
+        return plain
+
+    def _is_array(self, node: int) -> bool:
+        return self._any(node) in self._shapes
+
     def _scalar(self, node: int) -> int:
-        if self._any(node) in self._shapes:
-            raise TapeError(f"node {node} is an array where a scalar is wanted")
-        return node
+        plain = self._any(node)
+        if plain in self._shapes:
+            raise TapeError(f"node {plain} is an array where a scalar is wanted")
+        return plain
 
     def _array(self, node: int) -> Shape:
         shape = self._shapes.get(self._any(node))
@@ -366,25 +475,26 @@ class Memory:
         return -(-width // self.lanes) * self.lanes
 
     def _allocate(self, count: int) -> int:
-        first = self._size
-        if first + count > LARGEST_TAPE:
+        first, end = self._size, self._size + count
+        if end > LARGEST_TAPE:
             raise TapeError(f"a tape holds {LARGEST_TAPE} nodes: make the model or batch smaller")
-        self._size += count
-        if self._size > self._room:
-            self._grow()
+        if end > len(self.values):
+            self._grow(end)
+        self._size = end
         return first
 
     def _align(self) -> int:
         """Move the end of the tape to the next 64-byte boundary, and return it."""
-        boundary = ALIGNMENT // self.dtype.itemsize
-        self._allocate(-self._size % boundary)
+        self._allocate(self._padding())
         return self._size
+
+    def _padding(self) -> int:
+        return -self._size % (ALIGNMENT // self.dtype.itemsize)
 
     def _auxiliary(self, count: int) -> int:
         """Aligned nodes that only a kernel uses, zero at first."""
-        first = self._align()
-        self._allocate(count)
-        return first
+        padding = self._padding()
+        return self._allocate(padding + count) + padding
 
     def _new_array(self, rows: int, width: int) -> int:
         stride = self.stride(width)
@@ -392,14 +502,12 @@ class Memory:
         self._shapes[node] = Shape(rows, width, stride)
         return node
 
-    def _grow(self) -> None:
-        """Make room for every node: the arrays move."""
-        self._room = max(self._size, 2 * self._room)
-        for name in ("values", "grads"):
-            grown = aligned_zeros(self._room, self.dtype)
-            old = getattr(self, name)
-            grown[: len(old)] = old
-            setattr(self, name, grown)
+    def _grow(self, count: int) -> None:
+        """Make room for `count` nodes at least: the arrays move."""
+        old = len(self.values)
+        grown = [aligned_zeros(max(count, 2 * old), self.dtype) for _ in range(2)]
+        grown[0][:old], grown[1][:old] = self.values, self.grads
+        self.values, self.grads = grown
 
     def _record_list(self, opcode: int, arguments: Iterable[int]) -> int:
         """Record an operation whose result is a scalar, with a list of arguments."""
@@ -416,4 +524,3 @@ class Memory:
     def _append(self, opcode: int, out: int, arguments: Iterable[int]) -> None:
         self._records.extend((opcode, out, len(self._operands), 0))
         self._operands.extend(arguments)
-        self._called.add(opcode)

@@ -95,11 +95,13 @@ class Node:
         return self._new(self.tape.softplus(self.id))
 
     def _operand(self, other: Node | float) -> int:
-        if not isinstance(other, Node):
-            return self.tape.constant(other)
-        if other.tape is not self.tape:
-            raise TapeError("the two nodes lie on different tapes")
-        return other.id
+        if isinstance(other, Node):
+            if other.tape is not self.tape:
+                raise TapeError("the two nodes lie on different tapes")
+            return other.id
+        # Checked first: the id of a handle from before a reset might be the constant's.
+        self.tape.node(self.id)
+        return self.tape.constant(other)
 
     def _new(self, node: int) -> Node:
         return Node(self.tape, node)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tapegpt.kernels import records as op
-from tapegpt.tape.memory import Ids, Input, Memory, Number, TapeError
+from tapegpt.tape.memory import Ids, Input, Memory, Number, TapeError, all_or_nothing
 
 UNARY = {
     "neg": op.NEG,
@@ -52,13 +52,11 @@ class ScalarOperations(Memory):
 
     def scale(self, a: int, factor: Number) -> int:
         """factor a, for a number that is not a node."""
-        self._scalar(a)
-        return self._binary(op.SCALE, a, self.constant(factor))
+        return self._with_constant(op.SCALE, a, factor)
 
     def pow(self, a: int, exponent: Number) -> int:
         """a ** exponent, for an exponent that is not a node."""
-        self._scalar(a)
-        return self._binary(op.POW, a, self.constant(exponent))
+        return self._with_constant(op.POW, a, exponent)
 
     def exp(self, a: int) -> int:
         """e ** a"""
@@ -85,11 +83,17 @@ class ScalarOperations(Memory):
         return self._binary(op.DETACH, a, a)
 
     def _binary(self, opcode: int, a: int, b: int) -> int:
-        self._scalar(a)
-        self._scalar(b)
+        left, right = self._scalar(a), self._scalar(b)
         out = self._allocate(1)
-        self._records.extend((opcode, out, a, b))
+        self._records.extend((opcode, out, left, right))
         return out
+
+    def _with_constant(self, opcode: int, a: int, constant: Number) -> int:
+        left, number = self._scalar(a), self._number(constant)
+        node = self._allocate(2)
+        self.values[node] = number
+        self._records.extend((opcode, node + 1, left, node))
+        return node + 1
 
     def sum(self, nodes: Sequence[int]) -> int:
         """The sum of scalars."""
@@ -112,7 +116,10 @@ class ScalarOperations(Memory):
         return self._record_list(opcode, (len(nodes), *nodes))
 
     def _scalars(self, nodes: Sequence[int]) -> list[int]:
-        given = [self._scalar(node) for node in nodes]
+        try:
+            given = [self._scalar(node) for node in nodes]
+        except TypeError:
+            raise TapeError(f"{nodes!r:.60} is not a list of node ids") from None
         if not given:
             raise TapeError("an operation on a list of nodes wants at least one")
         return given
@@ -147,15 +154,17 @@ class ScalarOperations(Memory):
     def lookup(self, first: ArrayLike, which: Input, index: int, stride: int) -> Ids:
         """For every id in `first`, the node r times `stride` ids further on.
 
-        r is element `index` of an input, read whenever the record is replayed.
+        r is element `index` of an input, read whenever the record is replayed. Returns the new
+        ids, in the shape of `first`.
         """
-        given = self._ids(first)
-        last = given.max() + (which.below - 1) * stride
-        if given.min() < 0 or stride < 0 or last >= self._size or not index >= 0:
-            raise TapeError("lookup reaches beyond the tape")
-        return self._record_lists(
-            op.LOOKUP, [(node, which.slot + index, stride) for node in given.tolist()]
-        )
+        given = self._on_tape(self._ids(first))
+        stride = self._count(stride, "nodes")
+        (row,) = self._row_numbers([index], self._capacity(self._known(which).count))
+        last = given.max(initial=0) + (which.below - 1) * stride
+        if last >= self._size:
+            raise TapeError(f"lookup reaches node {last} of a tape of {self._size} nodes")
+        lists = [(node, which.slot + row, stride) for node in given.ravel().tolist()]
+        return self._record_lists(op.LOOKUP, lists).reshape(given.shape)
 
     def sums(self, nodes: ArrayLike) -> Ids:
         """The sum of every row of ids, (rows, terms): one record each."""
@@ -174,19 +183,28 @@ class ScalarOperations(Memory):
         pairs = zip(left.tolist(), right.tolist(), strict=True)
         return self._record_lists(op.DOT, [(count, *x, *y) for x, y in pairs])
 
-    def _record_lists(self, opcode: int, lists: list[tuple[int, ...]]) -> Ids:
-        return np.array([self._record_list(opcode, arguments) for arguments in lists])
+    @all_or_nothing
+    def _record_lists(self, opcode: int, lists: Sequence[tuple[int, ...]]) -> Ids:
+        return np.array([self._record_list(opcode, arguments) for arguments in lists], np.int64)
 
     def _rows_of_ids(self, nodes: ArrayLike) -> Ids:
         given = self._ids(nodes)
         if given.ndim != 2 or given.size == 0:
             raise TapeError(f"rows of node ids are wanted, not the shape {given.shape}")
-        if given.min() < 0 or given.max() >= self._size:
-            raise TapeError(f"node {max(given.max(), -given.min())} is not on the tape")
-        return given
+        return self._on_tape(given)
+
+    def _on_tape(self, ids: Ids) -> Ids:
+        wrong = (ids < 0) | (ids >= self._size)
+        if wrong.any():
+            node = ids[wrong][0]
+            raise TapeError(f"node {node} is not on the tape, which has {self._size} nodes")
+        return ids
 
     def _ids(self, nodes: ArrayLike) -> Ids:
-        given = np.asarray(nodes)
+        try:
+            given = np.asarray(nodes)
+        except ValueError:  # rows of different lengths
+            given = np.array(None)
         if given.dtype.kind not in "iu":
             raise TapeError(f"not an array of node ids: {nodes!r:.60}")
         return given.astype(np.int64)

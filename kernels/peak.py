@@ -1,0 +1,26 @@
+"""The machine's peak, measured: nothing but independent multiply-adds, all in registers."""
+
+from tapegpt.kernels.jit import jit
+from tapegpt.kernels.simd import (
+    TILE_COLUMNS,
+    TILE_ROWS,
+    lanes,
+    splat,
+    tile_grow,
+    tile_total,
+    tile_zeros,
+)
+
+
+@jit
+def multiply_add(array, rounds):
+    """Do `rounds` multiply-adds on every vector of a tile; returns the flops of that.
+
+    array: float (1,), a factor below 1, overwritten with a result that depends on all of them.
+    """
+    factor = splat(array, array[0])
+    tile = tile_zeros(array, TILE_ROWS, TILE_COLUMNS)
+    for _ in range(rounds):
+        tile = tile_grow(tile, factor)
+    array[0] = tile_total(tile)
+    return 2 * rounds * TILE_ROWS * TILE_COLUMNS * lanes(array)

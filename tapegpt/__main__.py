@@ -1,0 +1,7 @@
+"""python -m tapegpt"""
+
+import sys
+
+from tapegpt.cli import main
+
+sys.exit(main())

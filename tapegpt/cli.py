@@ -1,0 +1,209 @@
+"""The command line: parse, call, and turn errors into one line and an exit code.
+
+What compiles or needs kernels is imported inside the command that uses it, so that --help and
+usage errors answer at once.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from tapegpt import __version__
+from tapegpt.config import (
+    DTYPES,
+    GRANULARITIES,
+    MODELS,
+    OPTIMIZERS,
+    PRESETS,
+    SCHEDULES,
+    ModelConfig,
+    SampleConfig,
+    TrainConfig,
+    configure,
+)
+from tapegpt.errors import TapegptError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal cannot show must not end a run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("tapegpt: %(message)s"))
+    log = logging.getLogger("tapegpt")
+    log.addHandler(handler)
+    log.setLevel(logging.WARNING if getattr(options, "quiet", False) else logging.INFO)
+    try:
+        code = options.command(options)
+        sys.stdout.flush()
+        return int(code)
+    except TapegptError as error:
+        if options.debug:
+            raise
+        print(f"tapegpt: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except MemoryError:
+        if options.debug:
+            raise
+        print("tapegpt: error: out of memory: make the model or the batch smaller", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader of our output is gone: nothing is wrong here, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        log.removeHandler(handler)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tapegpt", description="A real autograd tape that trains a GPT at machine speed."
+    )
+    parser.add_argument("--version", action="version", version=f"tapegpt {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _train_parser(commands)
+    _sample_parser(commands)
+    _bench_parser(commands)
+    warmup = commands.add_parser(
+        "warmup",
+        help="compile and cache every kernel",
+        description="Compile and cache every kernel.",
+    )
+    warmup.set_defaults(command=_warmup)
+    for command in commands.choices.values():
+        command.add_argument(
+            "--debug", action="store_true", help="show a traceback when something goes wrong"
+        )
+    return parser
+
+
+def _train_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    model, training = ModelConfig(), TrainConfig()
+    parser = commands.add_parser(
+        "train",
+        help="train a model and save it",
+        description="Train a model, save it under --out and print 20 samples.",
+    )
+    add = parser.add_argument
+    add("--data", type=Path, metavar="FILE", help="text, one document a line (default: names)")
+    add("--preset", metavar="NAME", help=f"settings by name: {', '.join(PRESETS)}")
+    add("--model", choices=MODELS, help=f"default {model.model}")
+    add("--granularity", choices=GRANULARITIES, help=f"default {training.granularity}")
+    for name in ("n_layer", "n_embd", "n_head", "block_size"):
+        add(_flag(name), type=int, metavar="N", help=f"default {getattr(model, name)}")
+    for name in ("steps", "batch_size"):
+        add(_flag(name), type=int, metavar="N", help=f"default {getattr(training, name)}")
+    add("--optimizer", choices=OPTIMIZERS, help=f"default {training.optimizer}")
+    add("--learning-rate", type=float, metavar="X", help=f"default {training.learning_rate:g}")
+    add("--schedule", choices=SCHEDULES, help=f"default {training.schedule}")
+    add("--dtype", choices=DTYPES, help=f"default {training.dtype}")
+    add("--seed", type=int, metavar="N", help=f"default {training.seed}")
+    add("--out", type=Path, default=Path("out"), metavar="DIR", help="where the run is saved")
+    add("--resume", action="store_true", help="go on with the run under --out")
+    add("--metrics", type=Path, metavar="FILE", help="write the loss of every step, JSON lines")
+    add("--quiet", action="store_true", help="no progress, only results")
+    parser.set_defaults(command=_train)
+
+
+def _sample_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    config = SampleConfig()
+    parser = commands.add_parser(
+        "sample", help="draw texts from a saved run", description="Draw texts from a saved run."
+    )
+    add = parser.add_argument
+    add("--run", type=Path, default=Path("out"), metavar="DIR", help="default out")
+    add(
+        "--temperature",
+        type=float,
+        default=config.temperature,
+        metavar="X",
+        help=f"0 takes the likeliest character (default {config.temperature:g})",
+    )
+    add(
+        "--num-samples",
+        type=int,
+        default=config.num_samples,
+        metavar="N",
+        help=f"default {config.num_samples}",
+    )
+    add("--top-k", type=int, metavar="K", help="only the K likeliest characters")
+    add("--top-p", type=float, metavar="P", help="only the likeliest characters of total share P")
+    add("--prompt", default=config.prompt, metavar="TEXT", help="how every text begins")
+    add("--seed", type=int, metavar="N", help="default: the run's own")
+    parser.set_defaults(command=_sample)
+
+
+def _bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="time the granularities against the machine's peak",
+        description="Time training at every granularity, as a share of the machine's peak.",
+    )
+    add = parser.add_argument
+    add("--n-embd", type=int, nargs="+", default=[16], metavar="N", help="default 16")
+    add("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.set_defaults(command=_bench)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _given(options: argparse.Namespace, *kinds: type) -> dict[str, object]:
+    """The settings of these configurations that the command line names."""
+    names = [field.name for kind in kinds for field in fields(kind)]
+    given = {name: getattr(options, name, None) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _train(options: argparse.Namespace) -> int:
+    settings = _given(options, ModelConfig, TrainConfig)
+    if not options.resume:
+        configure(options.preset, settings)  # refuse at once what cannot be right
+
+    from tapegpt.commands import train
+
+    return train.run(
+        data=options.data,
+        preset=options.preset,
+        settings=settings,
+        out=options.out,
+        resume=options.resume,
+        metrics=options.metrics,
+        quiet=options.quiet,
+    )
+
+
+def _sample(options: argparse.Namespace) -> int:
+    config = SampleConfig(**_given(options, SampleConfig))  # type: ignore[arg-type]
+
+    from tapegpt.checkpoint import load
+
+    run = load(options.run)
+
+    from tapegpt.sampling import sample
+
+    for text in sample(run, config):
+        print(text)
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from tapegpt.commands import bench
+
+    return bench.run(options.n_embd, options.json)
+
+
+def _warmup(options: argparse.Namespace) -> int:
+    from tapegpt.commands import warmup
+
+    return warmup.run()

@@ -1,0 +1,96 @@
+"""tapegpt bench: one model at three granularities, against the machine's peak."""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tapegpt.config import ModelConfig, TrainConfig
+from tapegpt.corpus import default_corpus, read_documents
+from tapegpt.errors import TapegptError
+from tapegpt.machine import cpu_name, peak_gflops, vector_name
+from tapegpt.training import Trainer
+
+LADDER = (("scalar", 1), ("dot", 1), ("vector", 1), ("vector", 16))
+REPEATS = 7
+SECONDS = 0.3  # of training for one measurement
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One rung of the ladder; medians over the repeats."""
+
+    granularity: str
+    n_embd: int
+    batch_size: int
+    dtype: str
+    us_per_document: float
+    gflops: float
+    share_of_peak: float
+
+
+def run(widths: Sequence[int], path: Path | None) -> int:
+    """Measure, print the table, write it as JSON. Returns the exit code."""
+    models = [ModelConfig(n_embd=width) for width in widths]
+    documents = read_documents(default_corpus())
+    peak = peak_gflops()
+    print(f"{cpu_name()}; vectors of {vector_name()}")
+    print(f"peak of one core: {peak:.1f} GFLOP/s in float32, measured")
+    print("granularity  n_embd  batch  us/document  GFLOP/s  share of peak")
+    rows = []
+    for model in models:
+        for granularity, batch_size in LADDER:
+            row = measure(model, granularity, batch_size, documents, peak)
+            rows.append(row)
+            print(
+                f"{row.granularity:11}  {row.n_embd:6}  {row.batch_size:5}"
+                f"  {row.us_per_document:11.2f}  {row.gflops:7.2f}  {row.share_of_peak:13.1%}",
+                flush=True,
+            )
+    if path is not None:
+        result = {
+            "cpu": cpu_name(),
+            "vector": vector_name(),
+            "peak_gflops": peak,
+            "rows": [asdict(row) for row in rows],
+        }
+        try:
+            path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise TapegptError(
+                f"cannot write --json {str(path)!r}: {error.strerror}: choose another file"
+            ) from error
+    return 0
+
+
+def measure(
+    model: ModelConfig, granularity: str, batch_size: int, documents: Sequence[str], peak: float
+) -> Row:
+    """Train on the same documents again and again; compilation is not timed."""
+    # A rate so low that no width diverges, however long it is measured.
+    config = TrainConfig(
+        granularity=granularity, batch_size=batch_size, steps=2**40, learning_rate=1e-5
+    )
+    trainer = Trainer(model, config, documents)
+    trainer.advance(1)
+    begin = time.perf_counter()
+    trainer.advance(1)
+    steps = max(1, round(SECONDS / (time.perf_counter() - begin)))
+    seconds, flops = [], []
+    for _ in range(REPEATS):
+        flops.append(trainer.flops(steps))
+        begin = time.perf_counter()
+        trainer.advance(steps)
+        seconds.append(time.perf_counter() - begin)
+    gflops = statistics.median(f / s / 1e9 for f, s in zip(flops, seconds, strict=True))
+    return Row(
+        granularity=granularity,
+        n_embd=model.n_embd,
+        batch_size=batch_size,
+        dtype=config.dtype,
+        us_per_document=statistics.median(seconds) / steps / batch_size * 1e6,
+        gflops=gflops,
+        share_of_peak=gflops / peak,
+    )
