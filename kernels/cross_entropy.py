@@ -1,40 +1,40 @@
 """loss = sum over rows r of weight_r (ln sum(e^logits_r) - logits_r[target_r]): a scalar."""
 
-import math
-
 from tapegpt.kernels.elementwise import add_to
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.rows import row_range
-from tapegpt.kernels.simd import lanes, load, padded
+from tapegpt.kernels.simd import keep_first, lanes, load, padded, splat, sum_lanes
 from tapegpt.kernels.softmax import softmax_row
+from tapegpt.kernels.vmath import log
 
 
-# operands: rows, width, logits, slot of the targets, weights (one node a row),
-# exponentials (like the logits) and totals (one node a row), both kept for backward
+# operands: rows, width, logits, slot of the targets, weights (one node a row), exponentials (like
+# the logits), totals and margins (one node a row each), all three kept for backward
 @jit
 def cross_entropy_forward(values, operands, inputs, out, at, window):
-    width, logits, slot, weights, exponentials, totals = (
-        operands[at + 1], operands[at + 2], operands[at + 3],
-        operands[at + 4], operands[at + 5], operands[at + 6],
+    width, logits, slot = operands[at + 1], operands[at + 2], operands[at + 3]
+    weights, exponentials, totals, margins = (
+        operands[at + 4], operands[at + 5], operands[at + 6], operands[at + 7],
     )  # fmt: skip
     row = padded(values, width)
-    loss = values.dtype.type(0)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
         largest, total = softmax_row(values, logits + r * row, exponentials + r * row, width)
         values[totals + r] = total
-        target = values[logits + r * row + inputs[slot + r]]
-        loss += values[weights + r] * (math.log(total) + largest - target)
-    values[out] = loss
+        values[margins + r] = largest - values[logits + r * row + inputs[slot + r]]
+    loss = splat(values, 0)
+    for r in range(first, last, lanes(values)):
+        losses = log(load(values, totals + r)) + load(values, margins + r)
+        weighted = losses * load(values, weights + r)
+        loss = loss + keep_first(weighted, last - r, values.dtype.type(0))
+    values[out] = sum_lanes(loss)
 
 
 # dlogits = weight (softmax(logits) - onehot(target)) dloss
 @jit
 def cross_entropy_backward(values, grads, operands, inputs, out, at, fresh, window):
-    width, logits, slot, weights, exponentials, totals = (
-        operands[at + 1], operands[at + 2], operands[at + 3],
-        operands[at + 4], operands[at + 5], operands[at + 6],
-    )  # fmt: skip
+    width, logits, slot = operands[at + 1], operands[at + 2], operands[at + 3]
+    weights, exponentials, totals = operands[at + 4], operands[at + 5], operands[at + 6]
     row = padded(values, width)
     first, last = row_range(operands[at], window)
     for r in range(first, last):

@@ -1,6 +1,7 @@
 """Scalar operations with any number of operands: one node out of many."""
 
 from tapegpt.kernels.jit import jit
+from tapegpt.kernels.scalar import add_product
 from tapegpt.kernels.simd import fma, lanes, load, splat, store, sum_lanes
 
 
@@ -32,10 +33,11 @@ def dot_forward(values, operands, out, at):
 @jit
 def dot_backward(values, grads, operands, out, at):
     count = operands[at]
+    gradient = grads[out]
     for i in range(at + 1, at + 1 + count):
         a, b = operands[i], operands[i + count]
-        grads[a] += values[b] * grads[out]
-        grads[b] += values[a] * grads[out]
+        add_product(grads, a, values[b], gradient)
+        add_product(grads, b, values[a], gradient)
 
 
 # The same for two runs of consecutive nodes; operands: count, first a, first b
@@ -55,6 +57,8 @@ def dot_run_forward(values, operands, out, at):
 
 @jit
 def dot_run_backward(values, grads, operands, out, at):
+    if grads[out] == 0:  # see add_product
+        return
     count, a, b = operands[at], operands[at + 1], operands[at + 2]
     width = lanes(values)
     whole = count - count % width

@@ -11,6 +11,16 @@ from tapegpt.kernels.jit import inlined
 from tapegpt.kernels.records import ADD, MUL
 
 
+@inlined
+def add_product(grads, a, slope, gradient):
+    """grads[a] += slope * gradient, where 0 times infinity is 0.
+
+    What the root does not depend on has gradient 0 and passes nothing on, however steep it is.
+    """
+    if gradient != 0:
+        grads[a] += slope * gradient
+
+
 # out = a + b, for record i and those next to it that are sums too. Sums and products are most of
 # a scalar program, in long runs: staying with them takes half the time per record.
 @inlined
@@ -54,8 +64,9 @@ def mul_backward(values, grads, records, i, begin):
         code, out, a, b = read_record(records, i)
         if code != MUL:
             break
-        grads[a] += values[b] * grads[out]
-        grads[b] += values[a] * grads[out]
+        gradient = grads[out]
+        add_product(grads, a, values[b], gradient)
+        add_product(grads, b, values[a], gradient)
         i -= 1
     return i
 
@@ -80,8 +91,9 @@ def div_forward(values, out, a, b):
 
 @inlined
 def div_backward(values, grads, out, a, b):
-    grads[a] += grads[out] / values[b]
-    grads[b] -= grads[out] * values[out] / values[b]
+    inverse = values.dtype.type(1) / values[b]
+    add_product(grads, a, inverse, grads[out])
+    add_product(grads, b, -values[out] * inverse, grads[out])
 
 
 # out = -a
@@ -103,7 +115,7 @@ def scale_forward(values, out, a, c):
 
 @inlined
 def scale_backward(values, grads, out, a, c):
-    grads[a] += values[c] * grads[out]
+    add_product(grads, a, values[c], grads[out])
 
 
 # out = a ** c, where no gradient is wanted for c
@@ -114,9 +126,10 @@ def pow_forward(values, out, a, c):
 
 @inlined
 def pow_backward(values, grads, out, a, c):
-    # A constant has no gradient, where the formula could be 0 times infinity.
+    # A constant has no slope, where the formula could be 0 times infinity.
     if values[c] != 0:
-        grads[a] += values[c] * values[a] ** (values[c] - values.dtype.type(1)) * grads[out]
+        slope = values[c] * values[a] ** (values[c] - values.dtype.type(1))
+        add_product(grads, a, slope, grads[out])
 
 
 # out = e ** a
@@ -127,7 +140,7 @@ def exp_forward(values, out, a):
 
 @inlined
 def exp_backward(values, grads, out, a):
-    grads[a] += values[out] * grads[out]
+    add_product(grads, a, values[out], grads[out])
 
 
 # out = ln a
@@ -138,7 +151,7 @@ def log_forward(values, out, a):
 
 @inlined
 def log_backward(values, grads, out, a):
-    grads[a] += grads[out] / values[a]
+    add_product(grads, a, values.dtype.type(1) / values[a], grads[out])
 
 
 # out = max(0, a)
@@ -161,7 +174,7 @@ def tanh_forward(values, out, a):
 
 @inlined
 def tanh_backward(values, grads, out, a):
-    grads[a] += (values.dtype.type(1) - values[out] * values[out]) * grads[out]
+    add_product(grads, a, values.dtype.type(1) - values[out] * values[out], grads[out])
 
 
 # out = ln(1 + e ** a), as max(a, 0) + ln(1 + e ** -|a|), which never overflows
@@ -174,7 +187,7 @@ def softplus_forward(values, out, a):
 @inlined
 def softplus_backward(values, grads, out, a):
     # 1 / (1 + e ** -a), written with the value at hand.
-    grads[a] += math.exp(values[a] - values[out]) * grads[out]
+    add_product(grads, a, math.exp(values[a] - values[out]), grads[out])
 
 
 # out = a, through which no gradient passes

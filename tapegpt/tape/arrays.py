@@ -110,13 +110,13 @@ class ArrayOperations(Memory):
         if shape.rows == op.BATCH:
             weights = self.loaded_batch.weights
         else:
-            weights = self._auxiliary(shape.rows)
+            weights = self._auxiliary(shape.rows + self.lanes)
             self.values[weights : weights + shape.rows] = 1 / shape.rows
         capacity = self._capacity(shape.rows)
         exponentials = self._auxiliary(capacity * shape.stride)
-        totals = self._auxiliary(capacity)
+        totals, margins = (self._auxiliary(capacity + self.lanes) for _ in range(2))
         arguments = (
-            shape.rows, shape.width, logits, which.slot, weights, exponentials, totals,
+            shape.rows, shape.width, logits, which.slot, weights, exponentials, totals, margins,
         )  # fmt: skip
         return self._record_list(op.CROSS_ENTROPY, arguments)
 

@@ -343,7 +343,7 @@ class Memory:
             raise TapeError("a tape has one batch")
         capacity = self._count(capacity, "rows")
         block, vocab_size = self._count(block, "positions"), self._count(vocab_size, "tokens")
-        weights = self._auxiliary(capacity)
+        weights = self._auxiliary(capacity + self.lanes)
         tokens, positions, targets = (
             self._new_input(array("q", [0]) * capacity, op.BATCH, below)
             for below in (vocab_size, block, vocab_size)
