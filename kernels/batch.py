@@ -1,5 +1,7 @@
 """Packing documents into the inputs of a program."""
 
+import numpy as np
+
 from tapegpt.kernels.jit import jit
 
 
@@ -23,7 +25,8 @@ def pack_batch(program, tokens, offsets, first, count, share):
     for d in range(first, first + count):
         d = d % documents
         inputs[starts + min(block, offsets[d + 1] - offsets[d] - 1)] += 1
-    longest = 0
+    zero = np.int64(0)  # not a literal: Numba would compile the sweeps twice
+    longest = zero
     for p in range(block - 1, 0, -1):
         inputs[starts + p] += inputs[starts + p + 1]
     for p in range(1, block + 1):
@@ -48,4 +51,4 @@ def pack_batch(program, tokens, offsets, first, count, share):
             inputs[program.positions + row] = p
             inputs[program.targets + row] = tokens[offsets[d] + p + 1]
             program.machine.values[program.weights + row] = share / n
-    return 0, longest, 0, inputs[starts + longest]
+    return zero, longest, zero, inputs[starts + longest]

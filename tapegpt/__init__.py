@@ -1,3 +1,18 @@
 """A real autograd tape that trains a GPT at the speed of the machine."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tapegpt.tape import Node, Tape, TapeError
+
 __version__ = "0.1.0"
+__all__ = ["Node", "Tape", "TapeError"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: importing the package must not import Numba.
+    if name in __all__:
+        from tapegpt import tape
+
+        return getattr(tape, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

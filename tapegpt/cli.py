@@ -8,9 +8,11 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import NoReturn
 
 from tapegpt import __version__
 from tapegpt.config import (
@@ -30,11 +32,14 @@ from tapegpt.errors import TapegptError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    # A stream is None where whoever started us has closed it.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal cannot show must not end a run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    options = _parser().parse_args(arguments)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("tapegpt: %(message)s"))
     log = logging.getLogger("tapegpt")
@@ -44,28 +49,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = options.command(options)
         sys.stdout.flush()
         return int(code)
-    except TapegptError as error:
-        if options.debug:
-            raise
-        print(f"tapegpt: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except MemoryError:
-        if options.debug:
-            raise
-        print("tapegpt: error: out of memory: make the model or the batch smaller", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # The reader of our output is gone: nothing is wrong here, and nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # The reader of our output is gone: nothing is wrong here, and nothing more can be said.
+        _discard_output()
+        return 1
+    except TapegptError as error:
+        return _fail(options, str(error), error.exit_code)
+    except MemoryError:
+        return _fail(options, "out of memory: make the model or the batch smaller")
+    except OSError as error:  # of no file that the command line names: those have their own lines
+        _discard_output()
+        return _fail(options, f"{error.filename or 'output'}: {error.strerror or error}")
     finally:
         log.removeHandler(handler)
 
 
+def _fail(options: argparse.Namespace, problem: str, exit_code: int = 1) -> int:
+    if options.debug:
+        traceback.print_exc()
+    print(f"tapegpt: error: {problem}", file=sys.stderr)
+    return exit_code
+
+
+def _discard_output() -> None:
+    """Have what is still to be written go nowhere, so that nothing fails once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"tapegpt: error: {message}: see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tapegpt", description="A real autograd tape that trains a GPT at machine speed."
     )
     parser.add_argument("--version", action="version", version=f"tapegpt {__version__}")
@@ -86,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _train_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     model, training = ModelConfig(), TrainConfig()
     parser = commands.add_parser(
         "train",
@@ -114,7 +135,7 @@ def _train_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     parser.set_defaults(command=_train)
 
 
-def _sample_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _sample_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     config = SampleConfig()
     parser = commands.add_parser(
         "sample", help="draw texts from a saved run", description="Draw texts from a saved run."
@@ -142,7 +163,7 @@ def _sample_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.set_defaults(command=_sample)
 
 
-def _bench_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _bench_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser = commands.add_parser(
         "bench",
         help="time the granularities against the machine's peak",
@@ -198,9 +219,11 @@ def _sample(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    models = [ModelConfig(n_embd=width) for width in options.n_embd]
+
     from tapegpt.commands import bench
 
-    return bench.run(options.n_embd, options.json)
+    return bench.run(models, options.json)
 
 
 def _warmup(options: argparse.Namespace) -> int:

@@ -31,9 +31,8 @@ class Row:
     share_of_peak: float
 
 
-def run(widths: Sequence[int], path: Path | None) -> int:
+def run(models: Sequence[ModelConfig], path: Path | None) -> int:
     """Measure, print the table, write it as JSON. Returns the exit code."""
-    models = [ModelConfig(n_embd=width) for width in widths]
     documents = read_documents(default_corpus())
     peak = peak_gflops()
     print(f"{cpu_name()}; vectors of {vector_name()}")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from tapegpt.config import ModelConfig, SampleConfig, TrainConfig, configure, fr
 from tapegpt.corpus import default_corpus, read_documents
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.progress import Progress
+
+if TYPE_CHECKING:
+    from tapegpt.training import Trainer
 
 SECONDS_PER_CALL = 0.2  # of training between looks at signals and the clock
 LOG = logging.getLogger("tapegpt")
@@ -46,41 +49,50 @@ def run(
     from tapegpt.sampling import sample_in_turn
     from tapegpt.training import Trainer
 
-    with _open_metrics(metrics, append=resume) as log, _stop_signals() as stop:
+    with _stop_signals() as stop:
         if saved is None:
             trainer = Trainer(model, training, documents)
         else:
             trainer = Trainer.resumed(replace(saved, training=training), documents)
-        LOG.info(
-            "%d documents, %d characters, %d parameters, %s %s",
-            len(documents),
-            trainer.tokenizer.vocab_size - 1,
-            sum(weights.size for weights in trainer.recording.weights.values()),
-            training.granularity,
-            training.dtype,
-        )
-        trainer.advance(0)  # compiles what is not in the cache
-        count = 1
-        with Progress(trainer.step, training.steps, quiet) as progress:
-            while trainer.step < training.steps and not stop:
-                begin = time.perf_counter()
-                first = trainer.step + 1
-                losses = trainer.advance(min(count, training.steps - trainer.step))
-                seconds = time.perf_counter() - begin
-                _write_metrics(log, first, losses)
-                progress.update(trainer.step, float(losses[-1]))
-                count = max(1, min(4 * count, int(count * SECONDS_PER_CALL / seconds)))
+        _make_folder(out)
+        with _open_metrics(metrics, append=resume) as log:
+            LOG.info(
+                "%d documents, %d characters, %d parameters, %s %s",
+                len(documents),
+                trainer.tokenizer.vocab_size - 1,
+                sum(weights.size for weights in trainer.recording.weights.values()),
+                training.granularity,
+                training.dtype,
+            )
+            _train(trainer, stop, log, quiet)
         save(trainer.snapshot(), out)
     if stop:
         LOG.warning(
-            "stopped after step %d of %d; saved in %s: go on with --resume",
+            "stopped after step %d of %d; saved in %s%s",
             trainer.step, training.steps, out,
+            ": go on with --resume" if trainer.step < training.steps else "",
         )  # fmt: skip
         return 128 + stop[0]
     LOG.info("saved in %s", out)
     for text in sample_in_turn(trainer.recording, trainer.tokenizer, SampleConfig(), trainer.rng):
         print(text)
     return 0
+
+
+def _train(trainer: "Trainer", stop: list[int], log: IO[str] | None, quiet: bool) -> None:
+    """Do the steps that are left, until a signal says stop."""
+    steps = trainer.training.steps
+    trainer.advance(0)  # compiles what is not in the cache
+    count = 1
+    with Progress(trainer.step, steps, quiet) as progress:
+        while trainer.step < steps and not stop:
+            begin = time.perf_counter()
+            first = trainer.step + 1
+            losses = trainer.advance(min(count, steps - trainer.step))
+            seconds = time.perf_counter() - begin
+            _write_metrics(log, first, losses)
+            progress.update(trainer.step, float(losses[-1]))
+            count = max(1, min(4 * count, int(count * SECONDS_PER_CALL / seconds)))
 
 
 def _resumed_settings(
@@ -104,6 +116,16 @@ def _resumed_settings(
             f"the run in {out} has all its {saved.step} steps: choose --steps above {saved.step}"
         )
     return saved.model, training
+
+
+def _make_folder(out: Path) -> None:
+    """Find out before training, not after it, that a run cannot be saved there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TapegptError(
+            f"cannot make --out {str(out)!r}: {error.strerror}: choose another folder"
+        ) from error
 
 
 @contextmanager

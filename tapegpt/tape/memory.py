@@ -122,6 +122,10 @@ class Memory:
         self._evaluated = 0  # records whose values have been computed
         self._ready = [0, 0]  # records whose kernels have been loaded, forward and backward
 
+    def __getstate__(self) -> dict[str, object]:
+        # For copies and pickles: the addresses mean nothing in another process.
+        return {**self.__dict__, "kernels": np.zeros_like(self.kernels), "_ready": [0, 0]}
+
     def __len__(self) -> int:
         """Nodes on the tape, padding included."""
         return self._size
@@ -270,23 +274,28 @@ class Memory:
 
     def set_value(self, node: int, value: ArrayLike) -> None:
         """Change a leaf; `forward` then recomputes what depends on it."""
-        node, shape = self._any(node), self.shape(node)
-        if self._is_result(node):
-            raise TapeError(f"node {node} is the result of an operation: set a leaf")
+        node, shape = self._leaf(node), self.shape(node)
         given = self._floats(value)
         if given.shape != shape:
             raise TapeError(f"node {node} has the shape {shape}, the value given {given.shape}")
         self._evaluate()
         if shape:
             self._view(self.values, node)[:] = given
+            self._transposed.pop(node, None)  # a new product wants a new transpose
         else:
             self.values[node] = given
 
-    def _is_result(self, node: int) -> bool:
-        """Whether an operation writes to a node; results appear in the order of their ids."""
-        count = len(self._records) // 4
+    def _leaf(self, node: int) -> int:
+        """The id of a node that no operation writes to, checked."""
+        node, count = self._any(node), len(self._records) // 4
+        # Results appear in the order of their ids.
         i = bisect_left(range(count), node, key=lambda record: self._records[4 * record + 1])
-        return i < count and self._records[4 * i + 1] == node
+        if i < count and self._records[4 * i + 1] == node:
+            raise TapeError(f"node {node} is the result of an operation: set a leaf")
+        array = max((array for array in self._shapes if array <= node), default=node)
+        if array < node < array + self._extent(self._shapes[array]):
+            raise TapeError(f"node {node} is part of the array {array}: set all of that")
+        return node
 
     def _number(self, value: Number) -> np.floating:
         if not isinstance(value, Number):
@@ -497,10 +506,14 @@ class Memory:
         return self._allocate(padding + count) + padding
 
     def _new_array(self, rows: int, width: int) -> int:
-        stride = self.stride(width)
-        node = self._auxiliary(self._capacity(rows) * stride)
-        self._shapes[node] = Shape(rows, width, stride)
+        shape = Shape(rows, width, self.stride(width))
+        node = self._auxiliary(self._extent(shape))
+        self._shapes[node] = shape
         return node
+
+    def _extent(self, shape: Shape) -> int:
+        """Nodes that an array takes."""
+        return self._capacity(shape.rows) * shape.stride
 
     def _grow(self, count: int) -> None:
         """Make room for `count` nodes at least: the arrays move."""
