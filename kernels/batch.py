@@ -25,10 +25,9 @@ def pack_batch(program, tokens, offsets, first, count, share):
     for d in range(first, first + count):
         d = d % documents
         inputs[starts + min(block, offsets[d + 1] - offsets[d] - 1)] += 1
-    zero = np.int64(0)  # not a literal: Numba would compile the sweeps twice
-    longest = zero
     for p in range(block - 1, 0, -1):
         inputs[starts + p] += inputs[starts + p + 1]
+    longest = 0
     for p in range(1, block + 1):
         if inputs[starts + p] > 0:
             longest = p
@@ -51,4 +50,5 @@ def pack_batch(program, tokens, offsets, first, count, share):
             inputs[program.positions + row] = p
             inputs[program.targets + row] = tokens[offsets[d] + p + 1]
             program.machine.values[program.weights + row] = share / n
+    zero = np.int64(0)  # not a literal: Numba would compile the sweeps twice
     return zero, longest, zero, inputs[starts + longest]

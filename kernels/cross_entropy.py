@@ -3,7 +3,7 @@
 from tapegpt.kernels.elementwise import add_to
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.rows import row_range
-from tapegpt.kernels.simd import keep_first, lanes, load, padded, splat, sum_lanes
+from tapegpt.kernels.simd import keep_first, lanes, load, row_stride, splat, sum_lanes
 from tapegpt.kernels.softmax import softmax_row
 from tapegpt.kernels.vmath import log
 
@@ -16,7 +16,7 @@ def cross_entropy_forward(values, operands, inputs, out, at, window):
     weights, exponentials, totals, margins = (
         operands[at + 4], operands[at + 5], operands[at + 6], operands[at + 7],
     )  # fmt: skip
-    row = padded(values, width)
+    row = row_stride(values, width)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
         largest, total = softmax_row(values, logits + r * row, exponentials + r * row, width)
@@ -35,7 +35,7 @@ def cross_entropy_forward(values, operands, inputs, out, at, window):
 def cross_entropy_backward(values, grads, operands, inputs, out, at, fresh, window):
     width, logits, slot = operands[at + 1], operands[at + 2], operands[at + 3]
     weights, exponentials, totals = operands[at + 4], operands[at + 5], operands[at + 6]
-    row = padded(values, width)
+    row = row_stride(values, width)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
         begin, end = r * row, (r + 1) * row

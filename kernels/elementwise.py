@@ -2,7 +2,7 @@
 
 from tapegpt.kernels.jit import inlined, jit
 from tapegpt.kernels.rows import row_range
-from tapegpt.kernels.simd import lanes, load, padded, relu, store, where_positive
+from tapegpt.kernels.simd import lanes, load, relu, row_stride, store, where_positive
 
 
 @inlined
@@ -22,7 +22,7 @@ def pass_gradient(grads, dx, dout, count, fresh):
 def element_range(values, operands, at, window):
     """First element and the one after the last of an elementwise operation's arrays."""
     first, last = row_range(operands[at], window)
-    width = padded(values, operands[at + 1])
+    width = row_stride(values, operands[at + 1])
     return first * width, last * width
 
 
@@ -95,7 +95,7 @@ def array_mean_backward(values, grads, operands, inputs, out, at, fresh, window)
     width, x = operands[at + 1], operands[at + 2]
     first, last = row_range(operands[at], window)
     dx = grads[out] / grads.dtype.type((last - first) * width)
-    row = padded(values, width)
+    row = row_stride(values, width)
     for r in range(first, last):
         for i in range(x + r * row, x + r * row + width):
             grads[i] = dx if fresh & 1 else grads[i] + dx

@@ -2,14 +2,14 @@
 
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.rows import row_range
-from tapegpt.kernels.simd import lanes, load, padded, splat, store
+from tapegpt.kernels.simd import lanes, load, row_stride, splat, store
 
 
 # operands: rows, width, count, table_0, slot_0, table_1, slot_1, ... : row r takes row
 # inputs[slot_i + r] of table_i. Tables always accumulate.
 @jit
 def embed_forward(values, operands, inputs, out, at, window):
-    width, count = padded(values, operands[at + 1]), operands[at + 2]
+    width, count = row_stride(values, operands[at + 1]), operands[at + 2]
     first, last = row_range(operands[at], window)
     for r in range(first, last):
         for column in range(0, width, lanes(values)):
@@ -22,7 +22,7 @@ def embed_forward(values, operands, inputs, out, at, window):
 
 @jit
 def embed_backward(values, grads, operands, inputs, out, at, fresh, window):
-    width, count = padded(values, operands[at + 1]), operands[at + 2]
+    width, count = row_stride(values, operands[at + 1]), operands[at + 2]
     first, last = row_range(operands[at], window)
     for r in range(first, last):
         for column in range(0, width, lanes(values)):

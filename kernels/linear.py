@@ -16,6 +16,7 @@ from tapegpt.kernels.simd import (
     lanes,
     padded,
     row_offsets,
+    row_stride,
     tile_keep_first,
     tile_load,
     tile_store,
@@ -31,7 +32,7 @@ ADJACENT = np.int64(1)
 @jit
 def transpose_forward(values, operands, inputs, out, at, window):
     n_out, n_in, w = operands[at], operands[at + 1], operands[at + 2]
-    w_row, out_row = padded(values, n_in), padded(values, n_out)
+    w_row, out_row = row_stride(values, n_in), row_stride(values, n_out)
     empty = tile_zeros(values, lanes(values), 1)
     for j in range(0, n_out, lanes(values)):
         rows = row_offsets(j, n_out, w_row, lanes(values))
@@ -42,20 +43,20 @@ def transpose_forward(values, operands, inputs, out, at, window):
             tile_store(values, out + j, out_rows, block, n_in - k)
 
 
-# operands: rows, n_in, n_out, x, W, W^T, start or NONE; differentiable: x, start (and W, which
-# always accumulates)
+# operands: rows, n_in, n_out, x, W, W^T, start or NONE, room for a panel; differentiable: x, start
+# (and W, which always accumulates)
 @jit
 def linear_forward(values, operands, inputs, out, at, window):
     n_in, n_out = operands[at + 1], operands[at + 2]
     x, w_transposed, start = operands[at + 3], operands[at + 5], operands[at + 6]
-    x_row, out_row = padded(values, n_in), padded(values, n_out)
+    x_row, out_row = row_stride(values, n_in), row_stride(values, n_out)
     first, last = row_range(operands[at], window)
     matmul(
         values, x + first * x_row, x_row, ADJACENT,
-        values, w_transposed, out_row,
-        values, start if start == NONE else start + first * out_row,
+        values, w_transposed, out_row, operands[at + 7],
         values, out + first * out_row, out_row,
-        last - first, n_in,
+        start if start == NONE else start + first * out_row,
+        last - first, n_in, padded(values, n_out),
     )  # fmt: skip
 
 
@@ -63,25 +64,23 @@ def linear_forward(values, operands, inputs, out, at, window):
 def linear_backward(values, grads, operands, inputs, out, at, fresh, window):
     n_in, n_out = operands[at + 1], operands[at + 2]
     x, w, start = operands[at + 3], operands[at + 4], operands[at + 6]
-    x_row, out_row = padded(values, n_in), padded(values, n_out)
+    x_row, out_row = row_stride(values, n_in), row_stride(values, n_out)
     first, last = row_range(operands[at], window)
     dx = x + first * x_row
     dout = out + first * out_row
     # dx += dout W
     matmul(
         grads, dout, out_row, ADJACENT,
-        values, w, x_row,
-        grads, NONE if fresh & 1 else dx,
-        grads, dx, x_row,
-        last - first, n_out,
+        values, w, x_row, operands[at + 7],
+        grads, dx, x_row, NONE if fresh & 1 else dx,
+        last - first, n_out, padded(values, n_in),
     )  # fmt: skip
     # dW += dout^T x
     matmul(
         grads, dout, ADJACENT, out_row,
-        values, dx, x_row,
-        grads, w,
-        grads, w, x_row,
-        n_out, last - first,
+        values, dx, x_row, operands[at + 7],
+        grads, w, x_row, w,
+        n_out, last - first, padded(values, n_in),
     )  # fmt: skip
     if start != NONE:
         count = (last - first) * out_row

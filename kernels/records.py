@@ -60,8 +60,7 @@ ARRAY_RELU = 25
 ARRAY_ADD = 26
 ARRAY_SCALE = 27
 ARRAY_MEAN = 28
-REGROUP = 29
 
 # Rows of the table of addresses: one for every opcode, and one for stretches of scalar records.
-SCALARS = 30
-COUNT = 31
+SCALARS = 29
+COUNT = 30

@@ -5,7 +5,7 @@ import math
 from tapegpt.kernels.elementwise import add_to
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.rows import row_range
-from tapegpt.kernels.simd import fma, lanes, load, padded, splat, store, sum_lanes
+from tapegpt.kernels.simd import fma, lanes, load, row_stride, splat, store, sum_lanes
 
 
 # operands: rows, width, x, epsilon (a constant node), scales (one node a row, kept for backward)
@@ -14,7 +14,7 @@ def rmsnorm_forward(values, operands, inputs, out, at, window):
     width, x, epsilon, scales = (
         operands[at + 1], operands[at + 2], operands[at + 3], operands[at + 4],
     )  # fmt: skip
-    row = padded(values, width)
+    row = row_stride(values, width)
     one = values.dtype.type(1)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
@@ -33,7 +33,7 @@ def rmsnorm_forward(values, operands, inputs, out, at, window):
 @jit
 def rmsnorm_backward(values, grads, operands, inputs, out, at, fresh, window):
     width, x, scales = operands[at + 1], operands[at + 2], operands[at + 4]
-    row = padded(values, width)
+    row = row_stride(values, width)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
         begin, end = r * row, (r + 1) * row

@@ -40,6 +40,10 @@ VECTOR_BYTES = host_vector_bytes()
 TILE_ROWS, TILE_COLUMNS = (12, 2) if VECTOR_BYTES == 64 else (6, 2)
 
 
+# Vectors in a row from which on it is better that their number is odd: 256 bytes.
+LONG_ROW = 256 // VECTOR_BYTES
+
+
 class Vector(types.Type):
     """`lanes` elements of a float type in one register."""
 
@@ -170,6 +174,36 @@ def load_vector(context, builder, array_type, array, index, vector):
 def store_vector(context, builder, array_type, array, index, vector, value):
     pointer = vector_pointer(context, builder, array_type, array, index, vector)
     builder.store(value, pointer, align=array_type.dtype.bitwidth // 8)
+
+
+def store_lanes(context, builder, array_type, array, index, vector, value, count):
+    """Store the first `count` lanes, or all if there are fewer: halves, quarters, ... of them."""
+    integer = ir.IntType(64)
+    whole = builder.icmp_signed(">=", count, ir.Constant(integer, vector.lanes))
+    with builder.if_else(whole) as (all_lanes, some_lanes):
+        with all_lanes:
+            store_vector(context, builder, array_type, array, index, vector, value)
+        with some_lanes:
+            part = vector.lanes // 2
+            while part > 0:
+                llvm = ir.VectorType(llvm_float(vector.dtype), part)
+                has = builder.icmp_signed(
+                    "!=", builder.and_(count, ir.Constant(integer, part)), ir.Constant(integer, 0)
+                )
+                with builder.if_then(has):
+                    mask = ir.Constant(ir.VectorType(ir.IntType(32), part), list(range(part)))
+                    first = builder.shuffle_vector(
+                        value, ir.Constant(value.type, ir.Undefined), mask
+                    )
+                    pointer = element_pointer(context, builder, array_type, array, index)
+                    pointer = builder.bitcast(pointer, llvm.as_pointer())
+                    builder.store(first, pointer, align=vector.dtype.bitwidth // 8)
+                lanes_left = [min(i + part, vector.lanes - 1) for i in range(vector.lanes)]
+                mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), lanes_left)
+                rest = builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
+                value = builder.select(has, rest, value)
+                index = builder.select(has, builder.add(index, ir.Constant(integer, part)), index)
+                part //= 2
 
 
 @intrinsic
@@ -356,19 +390,6 @@ def max_lanes(typing_context, a):
 
 
 @intrinsic(prefer_literal=True)
-def swap_lanes(typing_context, a, distance):
-    """Lane i of the result is lane i XOR distance of `a`; distance is a literal."""
-    # Distances beyond the vector do not occur: they only have to compile.
-    mask = [(lane ^ distance.literal_value) % a.lanes for lane in range(a.lanes)]
-
-    def codegen(context, builder, sig, args):
-        indices = ir.Constant(ir.VectorType(ir.IntType(32), a.lanes), mask)
-        return builder.shuffle_vector(args[0], ir.Constant(llvm_vector(a), ir.Undefined), indices)
-
-    return a(a, distance), codegen
-
-
-@intrinsic(prefer_literal=True)
 def row_offsets(typing_context, first, limit, stride, rows):
     """Offsets of rows first, first + 1, ..., `rows` of them, `stride` elements apart.
 
@@ -388,6 +409,31 @@ def row_offsets(typing_context, first, limit, stride, rows):
         return result
 
     return offsets(types.intp, types.intp, types.intp, rows), codegen
+
+
+@intrinsic(prefer_literal=True)
+def group_offsets(typing_context, first, limit, width, per_row, stride, rows):
+    """Offsets of groups of `width` columns, numbered row after row, per_row of them to a row.
+
+    As row_offsets, from group `limit` on they repeat group limit - 1.
+    """
+    offsets = RowOffsets(rows.literal_value)
+
+    def codegen(context, builder, sig, args):
+        first, limit, width, per_row, stride, _ = args
+        last = builder.sub(limit, ir.Constant(ir.IntType(64), 1))
+        result = ir.Constant(ir.ArrayType(ir.IntType(64), offsets.rows), ir.Undefined)
+        for r in range(offsets.rows):
+            group = builder.add(first, ir.Constant(ir.IntType(64), r))
+            group = builder.select(builder.icmp_signed("<", group, last), group, last)
+            row = builder.udiv(group, per_row)
+            column = builder.sub(group, builder.mul(row, per_row))
+            offset = builder.add(builder.mul(row, stride), builder.mul(column, width))
+            result = builder.insert_value(result, offset, r)
+        return result
+
+    integers = [types.intp] * 5
+    return offsets(*integers, rows), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -443,6 +489,20 @@ def tile_fma(typing_context, tile, a, a_index, offsets, b, b_index):
         return result
 
     return tile(tile, a, types.intp, offsets, b, types.intp), codegen
+
+
+@intrinsic
+def tile_add(typing_context, a, b):
+    """a + b"""
+
+    def codegen(context, builder, sig, args):
+        result, other = args
+        for i in range(a.rows * a.columns):
+            value = builder.fadd(builder.extract_value(result, i), builder.extract_value(other, i))
+            result = builder.insert_value(result, value, i)
+        return result
+
+    return a(a, b), codegen
 
 
 @intrinsic
@@ -526,6 +586,29 @@ def tile_total(typing_context, tile):
 
 
 @intrinsic
+def tile_store_first(typing_context, array, index, offsets, tile, count, columns):
+    """The first `columns` lanes of the first `count` rows of a tile of one column, likewise."""
+    vector = tile.vector
+
+    def codegen(context, builder, sig, args):
+        array_value, index, offsets_value, tile_value, count, columns = args
+        done = builder.append_basic_block("tile_stored")
+        for r in range(tile.rows):
+            start = builder.add(index, builder.extract_value(offsets_value, r))
+            value = builder.extract_value(tile_value, r)
+            store_lanes(context, builder, array, array_value, start, vector, value, columns)
+            following = builder.append_basic_block(f"tile_row_{r + 1}")
+            more = builder.icmp_signed(">", count, ir.Constant(ir.IntType(64), r + 1))
+            builder.cbranch(more, following, done)
+            builder.position_at_end(following)
+        builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, offsets, tile, types.intp, types.intp), codegen
+
+
+@intrinsic
 def tile_store(typing_context, array, index, offsets, tile, count):
     """array[index + offset of each row] = the first `count` rows of the tile."""
 
@@ -551,25 +634,19 @@ def tile_store(typing_context, array, index, offsets, tile, count):
 
 
 @inlined
-def sum_within_groups(a, width):
-    """Every lane becomes the sum over its group of `width` lanes, a power of two.
-
-    Groups wider than the vector are whole vectors: every lane becomes the sum over all lanes.
-    """
-    width = min(width, lanes(a))
-    if width >= 2:
-        a = a + swap_lanes(a, 1)
-    if width >= 4:
-        a = a + swap_lanes(a, 2)
-    if width >= 8:
-        a = a + swap_lanes(a, 4)
-    if width >= 16:
-        a = a + swap_lanes(a, 8)
-    return a
-
-
-@inlined
 def padded(array, width):
     """The smallest whole number of vectors, in elements, that holds `width` elements."""
     count = lanes(array)
     return (width + count - 1) // count * count
+
+
+@inlined
+def row_stride(array, width):
+    """Elements from one row of an array to the next: whole vectors, an odd number if many.
+
+    A column of long rows a power of two apart would lie in a few sets of the cache.
+    """
+    elements = padded(array, width)
+    if elements >= LONG_ROW * lanes(array) and elements // lanes(array) % 2 == 0:
+        elements += lanes(array)
+    return elements

@@ -12,7 +12,7 @@ from tapegpt.kernels.simd import (
     load,
     max_lanes,
     maximum,
-    padded,
+    row_stride,
     splat,
     store,
     sum_lanes,
@@ -23,7 +23,7 @@ from tapegpt.kernels.vmath import exp
 @jit
 def softmax_row(values, x, out, width):
     """Write e^(x - max) of one row to out, 0 into its padding; return (max, their sum)."""
-    row = padded(values, width)
+    row = row_stride(values, width)
     lowest = values.dtype.type(-math.inf)
     maxima = splat(values, lowest)
     for i in range(0, row, lanes(values)):
@@ -41,7 +41,7 @@ def softmax_row(values, x, out, width):
 @jit
 def array_softmax_forward(values, operands, inputs, out, at, window):
     width, x = operands[at + 1], operands[at + 2]
-    row = padded(values, width)
+    row = row_stride(values, width)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
         _, total = softmax_row(values, x + r * row, out + r * row, width)
@@ -53,7 +53,7 @@ def array_softmax_forward(values, operands, inputs, out, at, window):
 @jit
 def array_softmax_backward(values, grads, operands, inputs, out, at, fresh, window):
     width, x = operands[at + 1], operands[at + 2]
-    row = padded(values, width)
+    row = row_stride(values, width)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
         begin, end = r * row, (r + 1) * row

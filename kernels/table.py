@@ -22,7 +22,6 @@ from tapegpt.kernels.elementwise import (
 from tapegpt.kernels.embedding import embed_backward, embed_forward
 from tapegpt.kernels.linear import linear_backward, linear_forward, transpose_forward
 from tapegpt.kernels.reduction import max_backward, max_forward
-from tapegpt.kernels.regroup import regroup_backward, regroup_forward
 from tapegpt.kernels.rmsnorm import rmsnorm_backward, rmsnorm_forward
 from tapegpt.kernels.softmax import array_softmax_backward, array_softmax_forward
 from tapegpt.kernels.sweep import scalars_backward, scalars_forward
@@ -40,7 +39,6 @@ KERNELS = {
     op.ARRAY_ADD: (array_add_forward, array_add_backward),
     op.ARRAY_SCALE: (array_scale_forward, array_scale_backward),
     op.ARRAY_MEAN: (array_mean_forward, array_mean_backward),
-    op.REGROUP: (regroup_forward, regroup_backward),
 }
 
 

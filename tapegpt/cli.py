@@ -79,10 +79,11 @@ def _discard_output() -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says in one line what is wrong."""
+    """A parser that says in one short line what is wrong."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"tapegpt: error: {message}: see {self.prog} --help\n")
+        shown = message if len(message) <= 200 else message[:197] + "..."
+        self.exit(2, f"tapegpt: error: {shown}: see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,14 +21,13 @@ BOTH = (FORWARD, BACKWARD)
 DIFFERENTIABLE = {
     op.LINEAR: (3, 6),
     op.RMSNORM: (2,),
-    op.ATTENTION: (4, 5, 6),
+    op.ATTENTION: (3, 4, 5),
     op.CROSS_ENTROPY: (2,),
     op.ARRAY_SOFTMAX: (2,),
     op.ARRAY_RELU: (2,),
     op.ARRAY_ADD: (2, 3),
     op.ARRAY_SCALE: (2,),
     op.ARRAY_MEAN: (2,),
-    op.REGROUP: (4,),
 }
 
 

@@ -10,6 +10,7 @@ from tapegpt.checkpoint import Run
 from tapegpt.config import SampleConfig
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import UsageError
+from tapegpt.footprint import bytes_available, bytes_needed
 from tapegpt.kernels.generate import generate
 from tapegpt.program import Recording, record
 
@@ -23,7 +24,7 @@ def sample(run: Run, config: SampleConfig) -> Iterator[str]:
     """
     tokenizer = Tokenizer(run.characters)
     prompt = encode_prompt(config.prompt, tokenizer, run.model.block_size)
-    together = min(config.num_samples, SAMPLES_PER_SWEEP)
+    together = _fitting(run, tokenizer.vocab_size, min(config.num_samples, SAMPLES_PER_SWEEP))
     recording = record(run.model, tokenizer.vocab_size, "vector", run.training.dtype, together)
     for name, weights in recording.weights.items():
         weights[:] = run.tensors[name]
@@ -33,6 +34,15 @@ def sample(run: Run, config: SampleConfig) -> Iterator[str]:
         uniforms = rng.random((count, run.model.block_size))
         for tokens in draw(recording, prompt, config, uniforms):
             yield tokenizer.decode(tokens)
+
+
+def _fitting(run: Run, vocab_size: int, count: int) -> int:
+    """As many texts as memory has room for together, up to count."""
+    one, two = (
+        bytes_needed(run.model, vocab_size, "vector", run.training.dtype, documents)
+        for documents in (1, 2)
+    )
+    return int(max(1, min(count, 1 + (bytes_available() - one) // (two - one))))
 
 
 def sample_in_turn(

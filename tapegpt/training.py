@@ -1,7 +1,6 @@
 """A training run in memory: made from settings or from a saved run, advanced, and saved again."""
 
 import hashlib
-import os
 import random
 from collections.abc import Sequence
 
@@ -12,9 +11,11 @@ from tapegpt.checkpoint import Run, RunError
 from tapegpt.config import ModelConfig, TrainConfig
 from tapegpt.corpus import Tokenizer, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
+from tapegpt.footprint import bytes_available, bytes_needed, nodes_needed
 from tapegpt.kernels.steps import train_steps
 from tapegpt.models import parameter_shapes
 from tapegpt.program import record
+from tapegpt.tape.memory import LARGEST_TAPE
 
 INITIAL_DEVIATION = 0.08  # of the weights, as in microgpt
 
@@ -150,20 +151,18 @@ class Trainer:
 
 def _check_memory(model: ModelConfig, training: TrainConfig, vocab_size: int) -> None:
     """Refuse sizes that this machine cannot hold, before anything is allocated."""
-    itemsize = np.dtype(training.dtype).itemsize
-    parameters = sum(
-        outputs * inputs for outputs, inputs in parameter_shapes(model, vocab_size).values()
+    documents = min(training.batch_size, DOCUMENTS_PER_SWEEP)
+    needed = bytes_needed(model, vocab_size, training.granularity, training.dtype, documents)
+    nodes = nodes_needed(model, vocab_size, training.granularity, documents)
+    available = bytes_available()
+    if needed > available:
+        problem = f"about {needed / 1e9:.1f} GB, this machine has {available / 1e9:.1f} GB"
+    elif nodes > LARGEST_TAPE:
+        problem = f"about {nodes:.1e} nodes, a tape holds {LARGEST_TAPE:.1e}"
+    else:
+        return
+    raise UsageError(
+        f"the model needs {problem} (--granularity {training.granularity}): make --n-embd"
+        f" {model.n_embd}, --n-layer {model.n_layer}, --block-size {model.block_size} or"
+        f" --batch-size {training.batch_size} smaller"
     )
-    rows = min(training.batch_size, DOCUMENTS_PER_SWEEP) * model.block_size
-    # Of every row, a layer keeps 17 numbers per column and the weights of its attention.
-    activations = rows * model.n_embd * model.n_layer * (17 + model.block_size)
-    needed = itemsize * (4 * parameters + 2 * (activations + 2 * rows * vocab_size))
-    if hasattr(os, "sysconf"):
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if needed > available:
-            raise UsageError(
-                f"the model needs about {needed / 1e9:.1f} GB, this machine has"
-                f" {available / 1e9:.1f} GB: make --n-embd {model.n_embd}, --n-layer"
-                f" {model.n_layer}, --block-size {model.block_size} or --batch-size"
-                f" {training.batch_size} smaller"
-            )

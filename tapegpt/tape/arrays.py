@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 
 from tapegpt.kernels import records as op
+from tapegpt.kernels.matmul import PANEL_DEPTH
+from tapegpt.kernels.simd import TILE_COLUMNS
 from tapegpt.tape.memory import Input, Memory, Number, TapeError, all_or_nothing
 
 
@@ -47,9 +49,11 @@ class ArrayOperations(Memory):
         if transposed is None:
             transposed = self._record_array(op.TRANSPOSE, n_in, n_out, (n_out, n_in, w))
             self._transposed[w] = transposed
+        if self._panel is None:
+            self._panel = self._auxiliary(PANEL_DEPTH * TILE_COLUMNS * self.lanes)
         start = op.NONE if plus is None else plus
         return self._record_array(
-            op.LINEAR, rows, n_out, (rows, n_in, n_out, x, w, transposed, start)
+            op.LINEAR, rows, n_out, (rows, n_in, n_out, x, w, transposed, start, self._panel)
         )
 
     @all_or_nothing
@@ -72,33 +76,21 @@ class ArrayOperations(Memory):
         n_head = self._count(n_head, "heads")
         if shape.width % n_head:
             raise TapeError(f"attention: {shape.width} columns are not divisible by {n_head} heads")
-        head_dim = shape.width // n_head
-        group = self._head_group(head_dim)
-        if group != head_dim:
-            q, k, v = (self._regroup(x, n_head, head_dim, group) for x in (q, k, v))
+        documents = 1
         if shape.rows == op.BATCH:
-            starts, block = self.loaded_batch.starts, self.loaded_batch.block
+            batch = self.loaded_batch
+            starts, block, documents = batch.starts, batch.block, -(-batch.capacity // batch.block)
         else:
             starts, block = self.input(range(shape.rows + 1), shape.rows + 1).slot, shape.rows
-        width = n_head * group
-        weights = self._auxiliary(self._capacity(shape.rows) * block * self.stride(width))
-        out = self._record_array(
-            op.ATTENTION,
-            shape.rows,
-            width,
-            (shape.rows, n_head, head_dim, group, q, k, v, weights, starts, block),
-        )
-        return out if group == head_dim else self._regroup(out, n_head, group, head_dim)
-
-    def _head_group(self, head_dim: int) -> int:
-        """Lanes that a head takes: a power of two up to a vector, or whole vectors."""
-        if head_dim >= self.lanes:
-            return self.stride(head_dim)
-        return 1 << (head_dim - 1).bit_length()
-
-    def _regroup(self, x: int, count: int, old: int, new: int) -> int:
-        rows = self._shapes[x].rows
-        return self._record_array(op.REGROUP, rows, count * new, (rows, count, old, new, x))
+        groups, head_dim = -(-documents * n_head // self.lanes), shape.width // n_head
+        in_lanes = [self._auxiliary(block * groups * head_dim * self.lanes) for _ in range(3)]
+        weights = self._auxiliary(block * groups * block * self.lanes)
+        work = self._auxiliary((head_dim + block) * self.lanes)
+        arguments = (
+            shape.rows, n_head, head_dim, q, k, v, starts, block, groups,
+            *in_lanes, weights, work,
+        )  # fmt: skip
+        return self._record_array(op.ATTENTION, shape.rows, shape.width, arguments)
 
     @all_or_nothing
     def cross_entropy(self, logits: int, targets: Input | Iterable[int]) -> int:

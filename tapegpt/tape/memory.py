@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from tapegpt.kernels import records as op
 from tapegpt.kernels.dispatch import BACKWARD, FORWARD
 from tapegpt.kernels.program import Machine
-from tapegpt.kernels.simd import VECTOR_BYTES
+from tapegpt.kernels.simd import LONG_ROW, VECTOR_BYTES
 from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
 from tapegpt.kernels.table import load_kernels
 
@@ -118,6 +118,7 @@ class Memory:
         self._marks: set[Mark] = set()
         self._shapes: dict[int, Shape] = {}
         self._transposed: dict[int, int] = {}  # weights: the node of their transpose
+        self._panel: int | None = None  # where matrix products pack what they read
         self._batch: Batch | None = None
         self._evaluated = 0  # records whose values have been computed
         self._ready = [0, 0]  # records whose kernels have been loaded, forward and backward
@@ -218,6 +219,8 @@ class Memory:
         self._known_inputs = {known for known in self._known_inputs if known.slot < mark.inputs}
         self._shapes = {node: shape for node, shape in self._shapes.items() if node < mark.nodes}
         self._transposed = {w: t for w, t in self._transposed.items() if t < mark.nodes}
+        if self._panel is not None and self._panel >= mark.nodes:
+            self._panel = None
         if self._batch is not None and self._batch.weights >= mark.nodes:
             self._batch = None
 
@@ -480,15 +483,19 @@ class Memory:
         return self.loaded_batch.capacity
 
     def stride(self, width: int) -> int:
-        """Nodes that a row of `width` numbers takes: whole vectors."""
-        return -(-width // self.lanes) * self.lanes
+        """Nodes from one row of `width` numbers to the next: as row_stride in kernels/simd.py."""
+        vectors = -(-width // self.lanes)
+        if vectors >= LONG_ROW and vectors % 2 == 0:
+            vectors += 1
+        return vectors * self.lanes
 
     def _allocate(self, count: int) -> int:
         first, end = self._size, self._size + count
         if end > LARGEST_TAPE:
             raise TapeError(f"a tape holds {LARGEST_TAPE} nodes: make the model or batch smaller")
-        if end > len(self.values):
-            self._grow(end)
+        # Vector loads may look beyond the end of an array.
+        if end + self.lanes > len(self.values):
+            self._grow(end + self.lanes)
         self._size = end
         return first
 

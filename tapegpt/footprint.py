@@ -1,0 +1,46 @@
+"""What a model takes of this machine's memory, estimated before any of it is allocated."""
+
+import math
+import os
+
+import numpy as np
+
+from tapegpt.config import ModelConfig
+from tapegpt.models import parameter_shapes
+
+RECORD_BYTES = 40  # of a record, twice: the tape's and the program's, and what growing leaves over
+
+
+def nodes_needed(model: ModelConfig, vocab_size: int, granularity: str, documents: int) -> int:
+    """About as many nodes as `record` allocates for a sweep over so many documents."""
+    width, layers, block = model.n_embd, model.n_layer, model.block_size
+    shapes = parameter_shapes(model, vocab_size)
+    parameters = sum(outputs * inputs for outputs, inputs in shapes.values())
+    if granularity == "vector":
+        # Of every row a layer keeps 19 numbers per column and the weights of its attention; the
+        # parameters lie there with their transposes.
+        row = layers * width * (19 + block) + 2 * width + 2 * vocab_size
+        return 2 * parameters + documents * block * row
+    # A product and a sum for every weight of a matrix at every position, and for every pair of
+    # positions four nodes a column and five a head. With dot a whole sum is one node.
+    matrices = parameters - (vocab_size + block) * width
+    products, columns = (2 * matrices, 4 * width) if granularity == "scalar" else (0, 0)
+    position = products + 25 * layers * width + 5 * vocab_size
+    pair = layers * (columns + 5 * model.n_head)
+    return parameters + block * position + block * (block + 1) // 2 * pair
+
+
+def bytes_needed(
+    model: ModelConfig, vocab_size: int, granularity: str, dtype: str, documents: int
+) -> int:
+    """About as many bytes as training takes at most; a tape that grows is there twice."""
+    nodes = nodes_needed(model, vocab_size, granularity, documents)
+    records = 0 if granularity == "vector" else RECORD_BYTES
+    return nodes * (4 * np.dtype(dtype).itemsize + records)
+
+
+def bytes_available() -> float:
+    """This machine's memory; infinite where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,0 +1,19 @@
+"""Hypothesis profiles. No deadline: the first call of a kernel compiles it."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("tapegpt", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+# For test_vector_widths.py, which runs other files again as another machine.
+settings.register_profile("other-machine", settings.get_profile("ci"), max_examples=10)
+settings.load_profile("ci" if os.environ.get("CI") else "tapegpt")
+
+
+@pytest.fixture(scope="session")
+def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the processes that tests start keep compiled kernels: empty at first."""
+    return tmp_path_factory.mktemp("kernels")

@@ -1,0 +1,63 @@
+"""What the array operations mean, in plain NumPy: obvious, slow, and sharing nothing with them."""
+
+import numpy as np
+
+
+def embed(tables, indices):
+    """Row r is the sum of row indices[i][r] of every table i."""
+    return sum(table[list(rows)] for table, rows in zip(tables, indices, strict=True))
+
+
+def linear(x, w, plus=0.0):
+    return plus + x @ w.T
+
+
+def rmsnorm(x, epsilon=1e-5):
+    return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + epsilon)
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def attention(q, k, v, n_head):
+    """Causal: row p looks at rows 0 to p, every head at its own columns."""
+    out = np.zeros_like(q)
+    head_dim = q.shape[1] // n_head
+    for head in range(n_head):
+        columns = slice(head * head_dim, (head + 1) * head_dim)
+        for p in range(len(q)):
+            scores = k[: p + 1, columns] @ q[p, columns] / np.sqrt(head_dim)
+            out[p, columns] = softmax(scores) @ v[: p + 1, columns]
+    return out
+
+
+def cross_entropy(logits, targets):
+    """The mean over rows of -ln softmax(logits)[target]."""
+    probabilities = softmax(logits)[np.arange(len(logits)), list(targets)]
+    return -np.log(probabilities).mean()
+
+
+def gpt_loss(weights, n_layer, n_head, tokens):
+    """The loss of one document, delimiters included; `weights` by the names of the model."""
+    return cross_entropy(gpt_logits(weights, n_layer, n_head, tokens[:-1]), tokens[1:])
+
+
+def gpt_logits(weights, n_layer, n_head, tokens):
+    """What follows each token: (tokens, vocabulary)."""
+    x = rmsnorm(embed([weights["wte"], weights["wpe"]], [tokens, range(len(tokens))]))
+    for layer in range(n_layer):
+
+        def through(x, name, layer=layer):
+            return linear(x, weights[f"layer{layer}.{name}"])
+
+        h = rmsnorm(x)
+        q, k, v = (through(h, name) for name in ("attn_wq", "attn_wk", "attn_wv"))
+        x = x + through(attention(q, k, v, n_head), "attn_wo")
+        x = x + through(relu(through(rmsnorm(x), "mlp_fc1")), "mlp_fc2")
+    return linear(x, weights["lm_head"])

@@ -1,0 +1,728 @@
+"""The command line, mostly as its users meet it: in a process of its own."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tapegpt import cli
+from tapegpt.commands import bench, train
+from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
+from tapegpt.corpus import default_corpus, read_documents
+from tapegpt.training import Trainer
+
+GOLDEN = Path(__file__).parent / "golden"
+SKY = GOLDEN / "sky_names.txt"
+COMPILING = "compiling kernels"
+posix = pytest.mark.skipif(os.name != "posix", reason="signals, pseudo-terminals and /dev/full")
+
+
+class Cli:
+    """Runs `python -m tapegpt` in a folder."""
+
+    def __init__(self, folder, cache):
+        self.folder = folder
+        self.environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+
+    def start(self, *arguments, python=("-m", "tapegpt"), environment=(), **options):
+        return subprocess.Popen(
+            [sys.executable, *python, *map(str, arguments)],
+            cwd=self.folder,
+            env={**self.environment, **dict(environment)},
+            **{
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "text": True,
+                "encoding": "utf-8",
+                **options,
+            },
+        )
+
+    def __call__(self, *arguments, code=0, **options):
+        process = self.start(*arguments, **options)
+        out, err = process.communicate()
+        assert process.returncode == code, err
+        assert err is None or "Traceback" not in err
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+
+@pytest.fixture(scope="module")
+def warm(kernel_cache, tmp_path_factory):
+    """The kernel cache, filled by `warmup`; what that said."""
+    result = Cli(tmp_path_factory.mktemp("warmup"), kernel_cache)("warmup")
+    return result.stdout, result.stderr
+
+
+@pytest.fixture
+def tapegpt(tmp_path, warm, kernel_cache):
+    return Cli(tmp_path, kernel_cache)
+
+
+@pytest.fixture(scope="module")
+def trained(warm, kernel_cache, tmp_path_factory):
+    """A folder in which `train` has run without arguments, and what that said."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, Cli(folder, kernel_cache)("train")
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of that run."""
+    return shutil.copytree(trained[0] / "out", tmp_path / "run")
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Calls main() in this process, in an empty folder: for the many cases that need no other."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def call(*arguments, code=0):
+        capsys.readouterr()
+        try:
+            returned = cli.main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            returned = error.code
+        out, err = capsys.readouterr()
+        assert returned == code, err
+        return out, err
+
+    return call
+
+
+@pytest.fixture
+def refused(call, tmp_path):
+    """Calls that end in one line on stderr, and leave nothing behind."""
+
+    def refused(*arguments, code=2, names=()):
+        before = sorted(tmp_path.rglob("*"))
+        out, err = call(*arguments, code=code)
+        assert out == ""
+        assert err.startswith("tapegpt: error: ")
+        assert err.count("\n") == 1
+        assert len(err) < 400
+        for name in [names] if isinstance(names, str) else names:
+            assert name in err
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return refused
+
+
+def metrics(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def saved(folder):
+    """What a run's folder holds: names, which begin the tensors' digest, and all bytes."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# Starting
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        *[([command, "--help"], 0) for command in ("train", "sample", "bench", "warmup")],
+        ([], 2),
+        (["tarin"], 2),
+        (["train", "--steps", "0"], 2),
+        (["train", "--steps", "many"], 2),
+        (["train", "--n-embd", "10"], 2),
+        (["train", "--preset", "nanogpt"], 2),
+        (["train", "--optimizer", "adan"], 2),
+        (["train", "--data", "missing.txt"], 1),
+        (["train", "--resume", "--out", "missing"], 1),
+        (["sample", "--temperature", "-1"], 2),
+        (["sample", "--run", "missing"], 1),
+        (["bench", "--n-embd", "16", "0"], 2),
+    ],
+    ids=str,
+)
+def test_help_and_refusals_do_not_import_numba(tmp_path, arguments, code):
+    result = Cli(tmp_path, tmp_path)(
+        *arguments, code=code, python=("-X", "importtime", "-m", "tapegpt")
+    )
+    imported = re.findall(r"\| +(\S+)$", result.stderr, re.M)
+    assert "tapegpt.cli" in imported
+    assert not {"numba", "llvmlite"} & set(imported)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_flag(call):
+    out, _ = call("train", "--help")
+    for name in (
+        *("data", "preset", "model", "granularity", "n-layer", "n-embd", "n-head", "block-size"),
+        *("steps", "batch-size", "optimizer", "learning-rate", "schedule", "dtype", "seed", "out"),
+        *("resume", "metrics", "quiet"),
+    ):
+        assert re.search(rf"^  --{name}\b", out, re.M)
+    out, _ = call("sample", "--help")
+    for name in ("run", "temperature", "num-samples", "top-k", "top-p", "prompt", "seed"):
+        assert re.search(rf"^  --{name}\b", out, re.M)
+
+
+# Warming up
+
+
+def test_warmup_says_that_it_compiles(warm, tapegpt):
+    assert warm == ("", f"tapegpt: {COMPILING} (first run only)\n")
+    assert tapegpt("warmup").stderr == ""
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_warmup_compiles_what_training_and_sampling_use(tapegpt, granularity, dtype):
+    sizes = ["--n-embd", "24", "--n-head", "3", "--n-layer", "2", "--block-size", "9"]
+    kind = ["--granularity", granularity, "--dtype", dtype, "--batch-size", "5"]
+    result = tapegpt("train", "--steps", "3", *sizes, *kind)
+    assert COMPILING not in result.stderr
+    if granularity == "vector":
+        assert COMPILING not in tapegpt("sample", "--num-samples", "3").stderr
+
+
+# Training
+
+
+def test_train_defaults(trained):
+    folder, result = trained
+    samples = result.stdout.split("\n")
+    assert samples.pop() == ""
+    assert len(samples) == 20
+    assert all(re.fullmatch("[a-z]{0,16}", sample) for sample in samples)
+    assert {path.name for path in folder.iterdir()} == {"out"}
+    assert sorted(saved(folder / "out"))[0] == "run.json"
+    assert len(saved(folder / "out")) == 2
+    settings = json.loads((folder / "out" / "run.json").read_text(encoding="utf-8"))
+    assert settings["model"] == {
+        "model": "gpt", "n_layer": 1, "n_embd": 16, "n_head": 4, "block_size": 16,
+    }  # fmt: skip
+    assert settings["step"] == settings["training"]["steps"] == 1000
+    assert settings["documents"] == len(read_documents(default_corpus()))
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(trained):
+    lines = trained[1].stderr.splitlines()
+    assert re.fullmatch(
+        r"tapegpt: \d+ documents, 26 characters, 4192 parameters, vector float32", lines[0]
+    )
+    assert lines[-1] == "tapegpt: saved in out"
+    steps = [
+        re.fullmatch(r"step (\d+)/1000 loss \d\.\d{4} \d+ steps/s, \d+ s left", line)
+        for line in lines[1:-1]
+    ]
+    assert all(steps)
+    numbers = [int(step[1]) for step in steps]
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] == 1
+    assert numbers[-1] == 1000
+    assert len(numbers) <= 12
+    assert "\r" not in trained[1].stderr
+
+
+@posix
+def test_progress_is_a_bar_on_a_terminal(tapegpt):
+    import termios
+
+    terminal, other_end = os.openpty()
+    termios.tcsetwinsize(other_end, (24, 100))
+    process = tapegpt.start("train", "--steps", "2000", "--data", SKY, stderr=other_end)
+    os.close(other_end)
+    shown = b""
+    try:
+        while block := os.read(terminal, 4096):
+            shown += block
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    finally:
+        os.close(terminal)
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    assert len(out.splitlines()) == 20
+    text = shown.decode()
+    assert re.search(r"100%\|.*\| 2000/2000 \[.*step/s, loss \d\.\d{4}\]", text)
+    assert "step 1/" not in text
+
+
+def test_quiet(tapegpt, trained):
+    result = tapegpt("train", "--quiet")
+    assert result.stderr == ""
+    assert result.stdout == trained[1].stdout
+    assert saved(tapegpt.folder / "out") == saved(trained[0] / "out")
+
+
+def test_metrics(call, tmp_path):
+    path = tmp_path / "losses.jsonl"
+    call("train", "--steps", "30", "--data", SKY, "--batch-size", "3", "--metrics", path)
+    trainer = Trainer(ModelConfig(), TrainConfig(steps=30, batch_size=3), read_documents(SKY))
+    expected = [
+        {"step": step, "loss": loss} for step, loss in enumerate(trainer.advance(30).tolist(), 1)
+    ]
+    assert metrics(path) == expected
+    call("train", "--steps", "2", "--data", SKY, "--metrics", path)
+    assert len(metrics(path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("sky_microgpt", {"--steps": 200}),
+        (
+            "sky_microgpt_l2",
+            {
+                "--n-layer": 2,
+                "--n-embd": 12,
+                "--n-head": 3,
+                "--block-size": 12,
+                "--seed": 1,
+                "--steps": 40,
+            },
+        ),
+    ],
+)
+def test_golden(tapegpt, name, flags):
+    expected = json.loads((GOLDEN / f"{name}.json").read_text())
+    result = tapegpt(
+        *("train", "--preset", "microgpt", "--granularity", "scalar", "--dtype", "float64"),
+        *("--data", SKY, "--metrics", "losses.jsonl", *sum(flags.items(), ())),
+    )
+    losses = [line["loss"] for line in metrics(tapegpt.folder / "losses.jsonl")]
+    np.testing.assert_allclose(losses, expected["losses"], rtol=0, atol=1e-9)
+    assert result.stdout.splitlines() == expected["samples"]
+
+
+# Resuming
+
+
+def interrupted(tapegpt, number, *arguments):
+    """Start training, send a signal once it is on its way; what it said in the end."""
+    process = tapegpt.start("train", *arguments)
+    told = ""
+    while not re.search(r"^step \d", told, re.M):
+        line = process.stderr.readline()
+        assert line, told
+        told += line
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == 128 + number, told + err
+    assert "Traceback" not in err
+    assert out == ""
+    return err
+
+
+@posix
+def test_interrupted_and_resumed_is_as_if_nothing_had_happened(tapegpt):
+    # Some seconds of training, so that signals meet it on its way.
+    flags = ["--data", SKY, "--steps", 4000, "--batch-size", 64, "--n-embd", 8, "--seed", 3]
+    whole = tapegpt("train", *flags, "--out", "whole", "--metrics", "whole.jsonl")
+    flags = ["--out", "parts", "--metrics", "parts.jsonl", *flags]
+    first = interrupted(tapegpt, signal.SIGINT, *flags)
+    stopped = r"stopped after step (\d+) of 4000; saved in parts: go on with --resume\n"
+    step = int(re.search(stopped, first)[1])
+    assert len(metrics(tapegpt.folder / "parts.jsonl")) == step
+    second = interrupted(tapegpt, signal.SIGTERM, "--resume", *flags)
+    assert step < int(re.search(stopped, second)[1]) < 4000
+    rest = tapegpt("train", "--resume", *flags)
+    assert rest.stdout == whole.stdout
+    assert saved(tapegpt.folder / "parts") == saved(tapegpt.folder / "whole")
+    texts = [(tapegpt.folder / f"{name}.jsonl").read_text() for name in ("parts", "whole")]
+    assert texts[0] == texts[1]
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_the_second_kills(number):
+    before = signal.getsignal(number)
+    with train._stop_signals() as received:
+        os.kill(os.getpid(), number)
+        assert received == [number]
+        assert signal.getsignal(number) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
+
+
+@posix
+def test_a_signal_before_the_first_step(call, monkeypatch):
+    """While kernels compile, for instance."""
+
+    def compiling(trainer, count):
+        assert count == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "advance", compiling)
+    _, err = call("train", "--data", SKY, code=143)
+    assert "stopped after step 0 of 1000; saved in out: go on with --resume" in err
+    assert Path("out/run.json").exists()
+
+
+@posix
+def test_a_signal_after_the_last_step(call, monkeypatch):
+    def late(run, folder):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train, "save", late)
+    _, err = call("train", "--data", SKY, "--steps", "3", code=130)
+    assert err.endswith("stopped after step 3 of 3; saved in out\n")
+
+
+def test_resume_with_more_steps(call):
+    flags = ["--data", SKY, "--batch-size", "2", "--metrics", "m.jsonl"]
+    call("train", "--steps", "10", *flags)
+    before = metrics(Path("m.jsonl"))
+    _, err = call("train", "--resume", "--steps", "15", *flags)
+    assert "step 11/15 " in err
+    after = metrics(Path("m.jsonl"))
+    assert after[:10] == before
+    assert [line["step"] for line in after] == list(range(1, 16))
+    # The rate is that of a run of 15 steps from step 11 on.
+    trainer = Trainer(ModelConfig(), TrainConfig(batch_size=2, steps=10), read_documents(SKY))
+    trainer.advance(10)
+    trainer.training = TrainConfig(batch_size=2, steps=15)
+    assert [line["loss"] for line in after[10:]] == trainer.advance(5).tolist()
+
+
+def test_resume_refusals(call, refused):
+    kept = ["--data", SKY, "--n-embd", "8", "--learning-rate", "0.02"]
+    call("train", "--steps", "3", *kept)
+    resume = ["train", "--resume", "--steps", "5"]
+    before = saved(Path("out"))
+    refused(*resume, code=1, names=["another corpus", "--data"])
+    refused(*resume, *kept, "--n-embd", "16", names="--n-embd 16 differs from 8")
+    refused(*resume, *kept, "--learning-rate", "nan", names="--learning-rate nan")
+    refused(*resume, *kept, "--dtype", "float64", names="--dtype float64")
+    refused(*resume, *kept, "--preset", "microgpt", names="--preset microgpt")
+    refused(*resume, *kept, "--steps", "0", names="--steps 0")
+    refused("train", "--resume", *kept, names=["all its 3 steps", "--steps above 3"])
+    refused(*resume, *kept, "--steps", "3", names="--steps above 3")
+    refused(*resume, *kept, "--out", "missing", code=1, names="'missing/run.json'")
+    assert saved(Path("out")) == before
+    call(*resume, *kept)
+
+
+def test_a_damaged_run_is_not_resumed(call, refused):
+    call("train", "--steps", "3", "--data", SKY)
+    path = Path("out/run.json")
+    path.write_text(path.read_text().replace('"step": 3', '"step": 2'))
+    refused("train", "--resume", "--data", SKY, code=1, names="'out/run.json' is damaged")
+
+
+# Settings that cannot be right
+
+HOSTILE = ["", "x", "0x10", "nan", "inf", "-inf", "1e400", "-1", "9" * 5000]
+WHOLE = [*HOSTILE, "0", "1.5", "9" * 30, "1e3"]
+
+
+@pytest.mark.parametrize(
+    "flag", ["--n-layer", "--n-embd", "--n-head", "--block-size", "--steps", "--batch-size"]
+)
+@pytest.mark.parametrize("value", WHOLE, ids=lambda value: value[:10])
+def test_hostile_sizes(refused, flag, value):
+    refused("train", "--metrics", "m.jsonl", f"{flag}={value}", names=flag)
+
+
+@pytest.mark.parametrize("value", set(WHOLE) - {"0"}, ids=lambda value: value[:10])
+def test_hostile_seeds(refused, run, value):
+    refused("train", f"--seed={value}", names="--seed")
+    refused("sample", "--run", run, f"--seed={value}", names="--seed")
+
+
+@pytest.mark.parametrize("value", [*HOSTILE, "0", "-0.0", "1e-400"], ids=lambda value: value[:10])
+def test_hostile_learning_rates(refused, value):
+    refused("train", f"--learning-rate={value}", names="--learning-rate")
+
+
+@pytest.mark.parametrize("value", WHOLE, ids=lambda value: value[:10])
+def test_hostile_numbers_of_samples(refused, run, value):
+    refused("sample", "--run", run, f"--num-samples={value}", names="--num-samples")
+    refused("sample", "--run", run, f"--top-k={value}", names="--top-k")
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: value[:10])
+def test_hostile_shares(refused, run, value):
+    refused("sample", "--run", run, f"--temperature={value}", names="--temperature")
+    for hostile in (value, "0", "1.1"):
+        refused("sample", "--run", run, f"--top-p={hostile}", names="--top-p")
+
+
+@pytest.mark.parametrize("value", WHOLE, ids=lambda value: value[:10])
+def test_hostile_widths(refused, value):
+    refused("bench", f"--n-embd={value}", "--json", "b.json", names="--n-embd")
+
+
+@pytest.mark.parametrize(
+    "flag", ["--model", "--granularity", "--optimizer", "--schedule", "--dtype", "--preset"]
+)
+@pytest.mark.parametrize("value", ["", "vectors", "a\nb"])
+def test_hostile_choices(refused, flag, value):
+    refused("train", f"{flag}={value}", names=flag)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("flag", ["--n-embd=1000000000", "--block-size=2147483647"])
+def test_sizes_beyond_memory(refused, granularity, flag):
+    flag_name = flag.split("=")[0]
+    refused("train", "--metrics", "m.jsonl", "--granularity", granularity, flag, names=flag_name)
+
+
+def test_divergence(call):
+    call("train", "--steps", "3", "--data", SKY)
+    before = saved(Path("out"))
+    out, err = call("train", "--data", SKY, "--learning-rate", "1e30", code=3)
+    assert out == ""
+    assert re.fullmatch(
+        r"tapegpt: error: training diverged: the loss is (nan|inf) at step 2:"
+        r" try a --learning-rate below 1e\+30",
+        err.splitlines()[-1],
+    )
+    assert saved(Path("out")) == before
+
+
+def test_debug_shows_a_traceback_and_keeps_the_code(call):
+    _, err = call("train", "--debug", "--steps", "0", code=2)
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].startswith("tapegpt: error: --steps 0 ")
+
+
+# Text
+
+
+def corpus(content):
+    path = Path("corpus.txt")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is empty"),
+        (b"\n \r\n\t\n", "only blank lines"),
+        (b"\xef\xbb\xbf", "only blank lines"),
+        (b"abc\nd\xffe\n", "is not UTF-8 at byte 5 (0xff) on line 2"),
+        (b"abc\0", "has a NUL at byte 3"),
+        (b"a\xed\xa0\x80", "is not UTF-8"),
+        (b"\n" * 1_000_000, "only blank lines"),
+    ],
+    ids=str,
+)
+def test_text_that_cannot_be_used(refused, content, problem):
+    refused("train", "--data", corpus(content), code=1, names=["'corpus.txt'", problem])
+
+
+def test_files_that_cannot_be_used(refused):
+    refused("train", "--data", "missing.txt", code=1, names="'missing.txt' cannot be read")
+    refused("train", "--data", ".", code=1, names="'.' is a directory")
+    refused("train", "--data", "a\0b", code=1, names=r"'a\x00b'")
+
+
+@pytest.mark.parametrize(
+    ("content", "alphabet"),
+    [
+        (b"aaa\na\n", "a"),
+        (b"\xef\xbb\xbfab\r\nba\r\n\r\n", "ab"),
+        (b"ab" * 5_000_000 + b"\nba\n", "ab"),
+        (b"a document that is much longer than the block\nanother\n", None),
+        ("\U0001f600\U0001f468\u200d\U0001f469\ne\u0301\u0627\u0644\u05d0\n".encode(), None),
+        (b"ab\n" + b"\n" * 1_000_000 + b"ba\n", "ab"),
+        (b"'\"\\{}%s\n", None),
+    ],
+    ids=["one character", "BOM and CRLF", "10 MB line", "long", "emoji", "blank lines", "quotes"],
+)
+def test_text_that_trains(call, content, alphabet):
+    out, _ = call("train", "--steps", "3", "--data", corpus(content))
+    samples = out.split("\n")[:-1]
+    assert len(samples) == 20
+    assert max(map(len, samples)) <= 16
+    assert set("".join(samples)) <= set(alphabet or content.decode())
+    text, _ = call("sample", "--num-samples", "2", "--prompt", content.decode("utf-8-sig")[0])
+    assert text
+
+
+# Writing
+
+
+@pytest.mark.parametrize("below", ["file/out", "file"])
+def test_where_no_run_can_be_saved(refused, below):
+    """Said before training, not after it."""
+    Path("file").write_text("in the way")
+    flags = ["--steps", str(2**53), "--out", below, "--metrics", "m.jsonl", "--quiet"]
+    refused("train", *flags, code=1, names=f"--out '{below}'")
+
+
+def test_where_no_metrics_can_be_written(call):
+    Path("file").write_text("in the way")
+    for path in ("file/m.jsonl", "."):
+        _, err = call("train", "--steps", str(2**53), "--metrics", path, "--quiet", code=1)
+        assert err.startswith(f"tapegpt: error: cannot write --metrics '{path}': ")
+        assert err.count("\n") == 1
+    assert not list(Path("out").iterdir())
+
+
+@posix
+def test_a_full_disk(tapegpt):
+    flags = ["train", "--steps", "3", "--data", SKY, "--quiet"]
+    result = tapegpt(*flags, "--metrics", "/dev/full", code=1)
+    assert result.stderr.startswith("tapegpt: error: cannot write --metrics '/dev/full': No space")
+    with open("/dev/full", "w") as full:
+        result = tapegpt(*flags, code=1, stdout=full)
+    assert result.stderr == "tapegpt: error: output: No space left on device\n"
+
+
+@posix
+def test_output_that_nobody_reads_on(tapegpt, trained):
+    process = tapegpt.start("sample", "--run", trained[0] / "out", "--num-samples", "100000")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
+    process.stderr.close()
+
+
+@posix
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_output_that_is_closed(tapegpt, closed):
+    command = f'exec "$@" {closed}>&-'
+    flags = ["-m", "tapegpt", "train", "--steps", "3", "--data", str(SKY)]
+    result = subprocess.run(
+        ["/bin/sh", "-c", command, "sh", sys.executable, *flags],
+        cwd=tapegpt.folder,
+        env=tapegpt.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0
+    assert len(result.stdout.splitlines()) == (0 if closed == "1" else 20)
+    assert ("saved in out" in result.stderr) == (closed == "1")
+
+
+def test_a_terminal_that_cannot_show_the_text(tapegpt):
+    (tapegpt.folder / "text").write_text("\u00e9\U0001f600\u0627\n" * 5, encoding="utf-8")
+    ascii_only = {"PYTHONIOENCODING": "ascii"}
+    result = tapegpt("train", "--data", "text", "--steps", "99", environment=ascii_only)
+    assert result.stdout.isascii()
+    assert r"\xe9\U0001f600\u0627" in result.stdout
+    result = tapegpt("sample", "--prompt", "\u0628", code=1, environment=ascii_only)
+    assert r"'\u0628' (U+0628)" in result.stderr
+
+
+# Sampling
+
+
+@posix
+def test_sampling_stops_at_a_signal(tapegpt, trained):
+    process = tapegpt.start("sample", "--run", trained[0] / "out", "--num-samples", str(10**9))
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (130, "")
+
+
+def test_sample_uses_out(tapegpt, trained):
+    shutil.copytree(trained[0] / "out", tapegpt.folder / "out")
+    result = tapegpt("sample", "--temperature", "0.5")
+    assert result.stderr == ""
+    assert len(result.stdout.splitlines()) == 20
+    assert tapegpt("sample").stdout == result.stdout
+
+
+def test_greedy(call, run):
+    sample = ["sample", "--run", run]
+    greedy, _ = call(*sample, "--temperature", "0")
+    assert len(set(greedy.splitlines())) == 1
+    assert call(*sample, "--temperature", "0", "--seed", "7")[0] == greedy
+    assert call(*sample, "--top-k", "1")[0] == greedy
+    assert call(*sample, "--top-p", "1e-9")[0] == greedy
+
+
+def test_prompt(call, run, refused):
+    sample = ["sample", "--run", run, "--prompt"]
+    assert all(text.startswith("ma") for text in call(*sample, "ma")[0].splitlines())
+    assert all(len(text) <= 16 for text in call(*sample, "a" * 15)[0].splitlines())
+    assert call(*sample, "") == call(*sample[:-1])
+    refused(*sample, "mA", code=1, names="character 'A' (U+0041)")
+    refused(*sample, "\U0001f600", code=1, names="U+1F600")
+    refused(*sample, "a" * 16, names=["--prompt", "16 characters", "shorten it to 15"])
+
+
+def test_seed(call, run):
+    sample = ["sample", "--run", run]
+    seven, _ = call(*sample, "--seed", "7")
+    assert call(*sample, "--seed", "7")[0] == seven
+    assert call(*sample, "--seed", "8")[0] != seven
+    assert call(*sample, "--seed", "42") == call(*sample)
+    assert call(*sample, "--seed", str(2**64 - 1))[0]
+
+
+def test_many_samples_begin_with_the_few(call, run):
+    sample = ["sample", "--run", run, "--num-samples"]
+    many = call(*sample, "150")[0].splitlines()
+    assert len(many) == 150
+    for count in (1, 20, 64, 65):
+        assert call(*sample, count)[0].splitlines() == many[:count]
+
+
+def test_runs_that_cannot_be_read(refused, run):
+    refused("sample", code=1, names=["'out/run.json'", "train"])
+    (tensors,) = run.glob("*.safetensors")
+    whole = tensors.read_bytes()
+    for damaged in (whole[:-1], whole + b"\0", whole[:-5] + b"x" + whole[-4:], b""):
+        tensors.write_bytes(damaged)
+        refused("sample", "--run", run, code=1, names=[tensors.name, "damaged"])
+    tensors.unlink()
+    refused("sample", "--run", run, code=1, names=tensors.name)
+    (run / "run.json").write_text("{}")
+    refused("sample", "--run", run, code=1, names="run.json")
+
+
+# Measuring
+
+
+def test_bench(call, monkeypatch):
+    monkeypatch.setattr(bench, "SECONDS", 0.005)
+    out, _ = call("bench", "--n-embd", "16", "8", "--json", "b.json")
+    result = json.loads(Path("b.json").read_text())
+    assert set(result) == {"cpu", "vector", "peak_gflops", "rows"}
+    assert result["cpu"]
+    assert re.match(r"\d+ bit, \d+ x float32", result["vector"])
+    assert result["peak_gflops"] > 0
+    ladder = [("scalar", 1), ("dot", 1), ("vector", 1), ("vector", 16)]
+    kinds = [(row["n_embd"], row["granularity"], row["batch_size"]) for row in result["rows"]]
+    assert kinds == [(width, *rung) for width in (16, 8) for rung in ladder]
+    for row in result["rows"]:
+        assert set(row) == {
+            "granularity", "n_embd", "batch_size", "dtype", "us_per_document", "gflops",
+            "share_of_peak",
+        }  # fmt: skip
+        assert row["dtype"] == "float32"
+        assert row["us_per_document"] > 0
+        assert row["share_of_peak"] == pytest.approx(row["gflops"] / result["peak_gflops"])
+    assert len(out.splitlines()) == 3 + len(result["rows"])
+    assert result["cpu"] in out
+
+
+def test_bench_counts_the_operations_of_the_documents_it_trains_on(call, monkeypatch):
+    """Time stands still but for one tick a reading, so that every figure is known."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(ticks) / 1000)
+    documents = ["abc", "ab"]
+    row = bench.measure(ModelConfig(), "vector", 4, documents, peak=2.0)
+    trainer = Trainer(ModelConfig(), TrainConfig(batch_size=4), documents)
+    steps = round(bench.SECONDS / 0.001)
+    assert row.us_per_document == pytest.approx(1000 / steps / 4)
+    assert row.gflops == pytest.approx(trainer.flops(steps) / 0.001 / 1e9)
+    assert row.share_of_peak == pytest.approx(row.gflops / 2)
+
+
+def test_bench_where_no_figures_can_be_written(call, monkeypatch):
+    monkeypatch.setattr(bench, "LADDER", ())
+    _, err = call("bench", "--json", "missing/b.json", code=1)
+    assert err.startswith("tapegpt: error: cannot write --json 'missing/b.json': No such file")

@@ -1,0 +1,391 @@
+"""Sampling against a sampler in NumPy that runs the whole network again for every token."""
+
+import bisect
+import functools
+import itertools
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import references
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tapegpt import sampling
+from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.errors import TapegptError, UsageError
+from tapegpt.kernels.generate import choose, generate, next_token
+from tapegpt.program import record
+from tapegpt.sampling import SAMPLES_PER_SWEEP, draw, encode_prompt, sample, sample_in_turn
+from tapegpt.training import Trainer
+
+CHARACTERS = "abcdefg"
+BOS, VOCABULARY = len(CHARACTERS), len(CHARACTERS) + 1
+MODEL = ModelConfig(n_layer=2, n_embd=6, n_head=2, block_size=7)
+NO_PROMPT = np.zeros(0, np.int64)
+
+
+def random_weights(seed, scale=0.35):
+    """Weights large enough that every prefix has its own, uneven distribution."""
+    recording = record(MODEL, VOCABULARY, "vector", "float64", 1)
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=w.shape) * scale for name, w in recording.weights.items()}
+
+
+recorded = functools.cache(record)
+
+
+def loaded(weights, granularity="vector", dtype="float64", documents=8):
+    recording = recorded(MODEL, VOCABULARY, granularity, dtype, documents)
+    for name, view in recording.weights.items():
+        view[:] = weights[name]
+    return recording
+
+
+def trained(dtype="float64", characters=CHARACTERS, seed=0):
+    """A saved run with random weights, as `sample` wants it."""
+    trainer = Trainer(MODEL, TrainConfig(dtype=dtype, seed=seed), [characters])
+    weights = {name: w.astype(dtype) for name, w in random_weights(seed).items()}
+    return replace(trainer.snapshot(), tensors=weights)
+
+
+def likelihoods(logits, temperature, top_k, top_p):
+    """The share of every token, those that are out of the running 0; not normalised."""
+    powers = [math.exp((x - max(logits)) / temperature) for x in logits]
+    by_rank = sorted(range(len(logits)), key=lambda i: (-powers[i], i))
+    shares = list(itertools.accumulate(powers[i] for i in by_rank))
+    needed = bisect.bisect_left(shares, top_p * shares[-1]) + 1
+    kept = set(by_rank[: min(top_k, needed)])
+    return [power if i in kept else 0.0 for i, power in enumerate(powers)]
+
+
+class Fixed(random.Random):
+    """Always the same number."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def random(self):
+        return self.number
+
+
+def numpy_token(logits, config, uniform):
+    if config.temperature == 0:
+        return int(np.argmax(logits))
+    top_k, top_p = config.top_k or len(logits), config.top_p or 1.0
+    weights = likelihoods(list(map(float, logits)), config.temperature, top_k, top_p)
+    return Fixed(uniform).choices(range(len(logits)), weights)[0]
+
+
+def numpy_text(weights, config, uniforms, prompt=()):
+    """Token ids of one text, the network computed anew from the first token for every one."""
+    tokens = [BOS]
+    for p in range(MODEL.block_size):
+        if p < len(prompt):
+            token = prompt[p]
+        else:
+            logits = references.gpt_logits(weights, MODEL.n_layer, MODEL.n_head, tokens)[-1]
+            token = numpy_token(logits, config, uniforms[p])
+        if token == BOS:
+            break
+        tokens.append(int(token))
+    return tokens[1:]
+
+
+CONFIGS = [
+    SampleConfig(temperature=0),
+    SampleConfig(temperature=1),
+    SampleConfig(temperature=0.3),
+    SampleConfig(temperature=3, top_k=3),
+    SampleConfig(temperature=1, top_p=0.6),
+    SampleConfig(temperature=2, top_k=5, top_p=0.8),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("prompt", [(), (3,), (0, 2, 4, 6, 1, 5)])
+def test_texts_are_those_of_the_plain_network(config, granularity, prompt):
+    for seed in range(3):
+        weights = random_weights(seed)
+        recording = loaded(weights, granularity)
+        uniforms = np.random.default_rng(seed).random((8, MODEL.block_size))
+        # One text at a time is all that an unrolled program can hold.
+        batches = [uniforms] if granularity == "vector" else uniforms[:, None]
+        drawn = [
+            text
+            for batch in batches
+            for text in draw(recording, np.array(prompt, np.int64), config, batch)
+        ]
+        assert drawn == [numpy_text(weights, config, row, prompt) for row in uniforms]
+
+
+def test_float32_draws_the_same_texts():
+    weights = random_weights(0)
+    uniforms = np.random.default_rng(0).random((8, MODEL.block_size))
+    drawn = list(draw(loaded(weights, dtype="float32"), NO_PROMPT, SampleConfig(), uniforms))
+    assert drawn == [numpy_text(weights, SampleConfig(), row) for row in uniforms]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_texts_do_not_depend_on_how_many_are_drawn_together(dtype):
+    weights = random_weights(1)
+    uniforms = np.random.default_rng(1).random((19, MODEL.block_size))
+    config = SampleConfig(temperature=1)
+
+    def by(together):
+        recording = loaded(weights, dtype=dtype, documents=together)
+        return [
+            text
+            for first in range(0, len(uniforms), together)
+            for text in draw(recording, NO_PROMPT, config, uniforms[first : first + together])
+        ]
+
+    assert by(1) == by(5) == by(8) == by(19)
+
+
+def test_tokens_after_the_delimiter_are_marked():
+    weights = random_weights(2)
+    samples = np.full((8, MODEL.block_size), 99)
+    uniforms = np.random.default_rng(2).random(samples.shape)
+    generate(loaded(weights).program, NO_PROMPT, 9.0, VOCABULARY, 1.0, uniforms, samples)
+    ends = [row.index(BOS) if BOS in row else MODEL.block_size for row in samples.tolist()]
+    assert min(ends) < MODEL.block_size
+    for row, end in zip(samples.tolist(), ends, strict=True):
+        assert all(0 <= token < BOS for token in row[:end])
+        assert all(token == -1 for token in row[end + 1 :])
+
+
+def next_of(logits, temperature=1.0, top_k=VOCABULARY, top_p=1.0, uniform=0.5):
+    """What follows these logits, by the kernel alone."""
+    program = next_of.recording.program
+    first = int(program.logits[0])
+    program.machine.values[first : first + VOCABULARY] = logits
+    return next_token(program, first, temperature, top_k, top_p, uniform)
+
+
+next_of.recording = record(MODEL, VOCABULARY, "vector", "float64", 1)
+
+# Whole numbers, so that some are equal.
+some_logits = st.lists(st.integers(-3, 3), min_size=VOCABULARY, max_size=VOCABULARY)
+
+
+@given(some_logits)
+def test_greedy_takes_the_first_of_the_largest(logits):
+    assert next_of(logits, temperature=0.0) == logits.index(max(logits))
+
+
+@given(some_logits, st.integers(1, VOCABULARY), st.sampled_from([0.0, 0.25, 0.5, 1 - 2**-53]))
+def test_top_k_keeps_the_first_of_equals(logits, top_k, uniform):
+    by_rank = sorted(range(VOCABULARY), key=lambda i: (-logits[i], i))
+    assert next_of(logits, top_k=top_k, uniform=uniform) in by_rank[:top_k]
+    assert next_of(logits, top_k=1, uniform=uniform) == by_rank[0]
+
+
+def reached(logits, **options):
+    """The tokens that some uniform number leads to."""
+    return {next_of(logits, uniform=u, **options) for u in np.linspace(0, 1 - 2**-53, 400)}
+
+
+def test_top_p_keeps_just_enough():
+    logits = np.log([0.05, 0.3, 0.1, 0.3, 0.05, 0.1, 0.05, 0.05])
+    assert reached(logits) == set(range(8))
+    assert reached(logits, top_p=1e-9) == {1}
+    assert reached(logits, top_p=0.29) == {1}
+    assert reached(logits, top_p=0.31) == {1, 3}
+    assert reached(logits, top_p=0.59) == {1, 3}
+    assert reached(logits, top_p=0.61) == {1, 2, 3}
+    assert reached(logits, top_p=0.79) == {1, 2, 3, 5}
+    assert reached(logits, top_p=0.81) == {0, 1, 2, 3, 5}
+    assert reached(logits, top_p=0.81, top_k=3) == {1, 2, 3}
+    assert reached(logits, top_p=0.31, top_k=3) == {1, 3}
+
+
+def test_what_is_left_keeps_its_proportions():
+    logits = np.log([0.05, 0.3, 0.1, 0.3, 0.05, 0.1, 0.05, 0.05])
+    for uniform, token in [(0.0, 1), (0.42, 1), (0.44, 2), (0.56, 2), (0.58, 3), (0.99, 3)]:
+        assert next_of(logits, top_k=3, uniform=uniform) == token
+
+
+def test_temperature_is_a_power():
+    logits = np.log([0.5, 0.25, 0.25, *[1e-300] * 5])
+    # At 1/2 the shares are squared: 4/6, 1/6, 1/6. At 2 they are the roots.
+    root = math.sqrt(2) / (math.sqrt(2) + 2)
+    for temperature, share in [(1.0, 0.5), (0.5, 4 / 6), (2.0, root)]:
+        assert next_of(logits, temperature, uniform=share - 1e-9) == 0
+        assert next_of(logits, temperature, uniform=share + 1e-9) == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-6])
+def test_very_cold_is_greedy(temperature):
+    assert next_of([0, 1, 5, 2, 4, 4.9, 0, 0], temperature, uniform=0.999) == 2
+
+
+@pytest.mark.parametrize("temperature", [1e6, 1.7e308])
+def test_very_hot_is_fair(temperature):
+    for token in range(VOCABULARY):
+        middle = (token + 0.5) / VOCABULARY
+        assert next_of([0, 1, 5, 2, 4, 4, -50, 80], temperature, uniform=middle) == token
+
+
+@given(
+    st.lists(st.floats(-80, 80), min_size=VOCABULARY, max_size=VOCABULARY),
+    st.floats(0, 1, exclude_max=True),
+    st.sampled_from([0.1, 1.0, 4.0]),
+)
+def test_choices_are_those_of_random_choices(logits, uniform, temperature):
+    """Just beside an edge, too: edges lie where shares add up, to rounding."""
+    weights = likelihoods(logits, temperature, VOCABULARY, 1.0)
+    edges = np.cumsum(weights) / sum(weights)
+    if np.abs(edges - uniform).min() > 1e-12:
+        expected = Fixed(uniform).choices(range(VOCABULARY), weights)[0]
+        assert next_of(logits, temperature, uniform=uniform) == expected
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.1, 0.25, 1.0, 3.0]), min_size=1, max_size=9).filter(any),
+    st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1 - 2**-53]),
+)
+def test_choose_is_random_choices_at_the_edges(weights, uniform):
+    expected = Fixed(uniform).choices(range(len(weights)), weights)[0]
+    total = list(itertools.accumulate(weights))[-1]
+    chosen = choose(np.array(weights), total, uniform)
+    assert chosen == expected
+    assert weights[chosen] > 0
+
+
+def test_choose_never_takes_what_is_left_out():
+    """Where rounding makes the total larger than the sum, the last likely one is taken."""
+    assert choose(np.array([0.25, 0.5, 0.0]), 1.0, 1 - 2**-53) == 1
+
+
+def in_turn(granularity="vector", seed=5, dtype="float64", **options):
+    """Texts with microgpt's random numbers, and the generator after them."""
+    run = trained()
+    rng = random.Random(seed)
+    recording = loaded(run.tensors, granularity, dtype, 1)
+    tokenizer = Trainer(MODEL, TrainConfig(), [CHARACTERS]).tokenizer
+    return list(sample_in_turn(recording, tokenizer, SampleConfig(**options), rng)), rng
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("prompt", ["", "fa"])
+def test_samples_in_turn_use_one_random_number_a_token(granularity, prompt):
+    texts, after = in_turn(granularity, prompt=prompt, temperature=1)
+    weights, rng = random_weights(0), random.Random(5)
+    ids = [CHARACTERS.index(character) for character in prompt]
+    assert len(texts) == SampleConfig().num_samples
+    for text in texts:
+        tokens = [BOS, *ids]
+        while len(tokens) <= MODEL.block_size:
+            logits = references.gpt_logits(weights, MODEL.n_layer, MODEL.n_head, tokens)[-1]
+            shares = references.softmax(logits).tolist()
+            (token,) = rng.choices(range(VOCABULARY), shares)
+            if token == BOS:
+                break
+            tokens.append(token)
+        assert text == "".join(CHARACTERS[token] for token in tokens[1:])
+    assert after.getstate() == rng.getstate()
+    assert {len(text) for text in texts} >= {MODEL.block_size}
+
+
+def test_no_text_is_longer_than_the_block():
+    run = trained()
+    run.tensors["lm_head"][BOS] = 0
+    run.tensors["lm_head"][:BOS] = np.abs(run.tensors["lm_head"][:BOS])
+    run.tensors["layer1.mlp_fc2"][:] = 0
+    run.tensors["layer1.attn_wo"][:] = 0
+    texts = list(sample(run, SampleConfig(num_samples=70, temperature=9)))
+    assert max(map(len, texts)) == MODEL.block_size
+
+
+def texts_of(run, **options):
+    return list(sample(run, SampleConfig(**options)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_seed_draws_the_same_texts(dtype):
+    run = trained(dtype, seed=11)
+    assert texts_of(run, seed=3) == texts_of(run, seed=3)
+    assert texts_of(run, seed=3) != texts_of(run, seed=4)
+    assert texts_of(run) == texts_of(run, seed=11)
+
+
+@pytest.mark.parametrize("count", [1, 2, SAMPLES_PER_SWEEP, SAMPLES_PER_SWEEP + 1, 150])
+def test_more_samples_begin_with_the_same(count):
+    run = trained()
+    texts = texts_of(run, num_samples=150, temperature=1)
+    assert len(set(texts)) > 50
+    assert texts_of(run, num_samples=count, temperature=1) == texts[:count]
+
+
+def test_samples_of_a_run_are_those_of_the_plain_network():
+    run, config = trained(seed=4), SampleConfig(temperature=1, num_samples=9, prompt="ba", seed=8)
+    uniforms = np.random.default_rng(8).random((9, MODEL.block_size))
+    expected = [numpy_text(run.tensors, config, row, (1, 0)) for row in uniforms]
+    assert list(sample(run, config)) == ["".join(CHARACTERS[i] for i in text) for text in expected]
+
+
+def test_greedy_by_three_names():
+    run = trained()
+    greedy = texts_of(run, temperature=0)
+    assert len(set(greedy)) == 1
+    assert texts_of(run, top_k=1, temperature=1.5) == greedy
+    assert texts_of(run, top_p=1e-12, temperature=1.5, seed=9) == greedy
+
+
+def test_limits_that_exclude_nothing():
+    run = trained()
+    assert texts_of(run, top_k=VOCABULARY) == texts_of(run, top_k=2**31 - 1) == texts_of(run)
+    assert texts_of(run, top_p=1) == texts_of(run)
+
+
+@pytest.mark.parametrize("prompt", ["a", "gg", "abcdef"])
+def test_a_prompt_begins_every_text(prompt):
+    texts = texts_of(trained(), prompt=prompt, temperature=2)
+    assert all(text.startswith(prompt) for text in texts)
+    assert len(set(texts)) > 1
+
+
+def test_prompts_that_cannot_be():
+    run = trained()
+    with pytest.raises(TapegptError, match=r"character 'z' \(U\+007A\) is not in the alphabet"):
+        texts_of(run, prompt="abz")
+    for text in ("abcdefg", "abcdefgab"):
+        with pytest.raises(
+            UsageError, match=f"--prompt '{text}' has {len(text)} .* shorten it to 6"
+        ):
+            texts_of(run, prompt=text)
+    tokenizer = Trainer(MODEL, TrainConfig(), [CHARACTERS]).tokenizer
+    assert encode_prompt("abcdef", tokenizer, 7).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_little_memory_draws_fewer_together(monkeypatch):
+    run = trained()
+    expected = texts_of(run, num_samples=30)
+    counts = []
+
+    def counting(model, vocab_size, granularity, dtype, documents):
+        counts.append(documents)
+        return record(model, vocab_size, granularity, dtype, documents)
+
+    monkeypatch.setattr(sampling, "record", counting)
+    one, two = (
+        sampling.bytes_needed(MODEL, VOCABULARY, "vector", "float64", documents)
+        for documents in (1, 2)
+    )
+    for available in (one + 3.5 * (two - one), one, 0, math.inf):
+        monkeypatch.setattr(sampling, "bytes_available", lambda available=available: available)
+        assert texts_of(run, num_samples=30) == expected
+    assert counts == [4, 1, 1, 30]
+
+
+def test_sampling_leaves_the_run_as_it_is():
+    run = trained()
+    before = {name: array.copy() for name, array in run.tensors.items()}
+    texts_of(run)
+    for name, array in run.tensors.items():
+        np.testing.assert_array_equal(array, before[name])

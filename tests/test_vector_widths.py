@@ -1,0 +1,173 @@
+"""The kernels as other x86 machines would have them: compiled for each, and run.
+
+Two variables make Numba compile for another CPU, the name alone would keep this one's features.
+They are read when Numba is imported, so every machine is a process of its own.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from llvmlite import binding
+
+from tapegpt.kernels.simd import VECTOR_BYTES
+
+TESTS = Path(__file__).parent
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="these machines are x86"
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    cpu: str
+    features: tuple[str, ...]
+    vector_bytes: int
+    registers: str
+
+    def environment(self, cache):
+        return os.environ | {
+            "NUMBA_CPU_NAME": self.cpu,
+            "NUMBA_CPU_FEATURES": ",".join(f"+{name}" for name in self.features),
+            "NUMBA_CACHE_DIR": str(cache),
+        }
+
+    def runs_here(self):
+        here = binding.get_host_cpu_features()
+        return all(here.get(name, False) for name in self.features)
+
+
+SSE = ("sse4.2",)
+AVX2 = (*SSE, "avx", "avx2", "fma", "bmi", "bmi2")
+AVX512 = (*AVX2, "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl")
+MACHINES = {
+    "sse": Machine("nehalem", SSE, 16, "xmm"),
+    "avx2": Machine("haswell", AVX2, 32, "ymm"),
+    "avx512": Machine("skylake-avx512", AVX512, 64, "zmm"),
+}
+
+every_machine = pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+
+# Compiling does not run anything: a machine's code can be read on any other.
+COMPILE = """
+import json
+from numba import types
+from tapegpt.kernels.matmul import narrow_panel, wide_panel
+from tapegpt.kernels.simd import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES
+
+panels = []
+for element in (types.float32, types.float64):
+    floats, integer = types.Array(element, 1, "C"), types.int64
+    for panel, columns in ((narrow_panel, 1), (wide_panel, TILE_COLUMNS)):
+        a, b, start = (floats, *[integer] * 3), (floats, *[integer] * 2), (floats, integer)
+        signature = (*a, *b, *start, floats, *[integer] * 4)
+        panel.compile(signature)
+        assembly = panel.inspect_asm(signature)
+        panels.append([str(element), TILE_ROWS * columns, assembly])
+print(json.dumps([VECTOR_BYTES, panels]))
+"""
+
+
+def kernel_body(assembly):
+    """The instructions of the kernel itself, which comes before its wrappers for Python."""
+    return assembly.split(".globl")[1].splitlines()
+
+
+@every_machine
+def test_matrix_products_keep_to_the_registers_of_the_machine(machine, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        env=machine.environment(tmp_path),
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    vector_bytes, panels = json.loads(done.stdout)
+    assert vector_bytes == machine.vector_bytes
+    assert len(panels) == 4
+    for element, accumulators, assembly in panels:
+        body = kernel_body(assembly)
+        kind = "ps" if element == "float32" else "pd"
+
+        def count(instruction, body=body):
+            register = rf"\s{instruction}\s.*%{machine.registers}"
+            return sum(re.search(register, line) is not None for line in body)
+
+        if "fma" in machine.features:
+            assert count(rf"vfmadd\d+{kind}") >= accumulators
+        else:
+            assert count(f"mul{kind}") >= accumulators
+            assert count(f"add{kind}") >= accumulators
+        wider = [m.registers for m in MACHINES.values() if m.vector_bytes > vector_bytes]
+        assert not [line for line in body if any(f"%{name}" in line for name in wider)]
+        # A library call for every lane, or an accumulator that does not fit the register file.
+        assert not [line for line in body if re.search(r"\scallq?\s", line)]
+        assert not [line for line in body if "mm" in line and "(%rsp" in line]
+
+
+# Where the machine's code cannot run, its vectors can: LLVM takes them apart for this one's
+# registers, once the code generator knows those and the kernels are told of others.
+PRETEND = """
+import sys
+import pytest
+from numba.core import config
+from numba.core.registry import cpu_target
+
+cpu_target.target_context.codegen()
+own, config.CPU_FEATURES = config.CPU_FEATURES, sys.argv.pop(1)
+import tapegpt.kernels.simd
+config.CPU_FEATURES = own
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def start_tests(machine, cache):
+    """The numerical tests in a process of their own."""
+    environment = machine.environment(cache)
+    command = ["-m", "pytest"]
+    if not machine.runs_here():
+        command = ["-c", PRETEND, environment["NUMBA_CPU_FEATURES"]]
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
+    names = ("simd", "vmath", "matmul", "array_operations", "batch")
+    return subprocess.Popen(
+        [
+            *(sys.executable, *command, "-q", "-p", "no:cacheprovider"),
+            *("--hypothesis-profile", "other-machine"),
+            *(str(TESTS / f"test_{name}.py") for name in names),
+        ],
+        env=environment,
+        cwd=TESTS.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """The tests as they run on every other machine, side by side."""
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for name, machine in MACHINES.items():
+            if machine.vector_bytes != VECTOR_BYTES:
+                process = stack.enter_context(start_tests(machine, tmp_path_factory.mktemp(name)))
+                stack.callback(process.kill)
+                processes[machine] = process
+        yield processes
+
+
+@every_machine
+def test_kernels_give_the_same_results(machine, running):
+    if machine not in running:
+        pytest.skip("vectors have this width here: the other tests have run it")
+    output, _ = running[machine].communicate()
+    assert running[machine].returncode == 0, output
