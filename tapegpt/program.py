@@ -76,7 +76,7 @@ def _record_vector(
     tape = Tape(dtype)
     weights = {name: tape.parameter(np.zeros(shape)) for name, shape in shapes.items()}
     vocab_size = shapes["wte"][0]
-    batch = tape.batch(documents * model.block_size, model.block_size, vocab_size)
+    batch = tape.batch(documents, model.block_size, vocab_size)
     net = Vector(tape, weights, batch)
     logits = gpt(net, model)
     logit_end = tape.mark().records
@@ -121,7 +121,7 @@ def _record_unrolled(
     weights = {name: tape.scalar_parameters(np.zeros(shape)) for name, shape in shapes.items()}
     tape.end_parameters()
     vocab_size = shapes["wte"][0]
-    batch = tape.batch(model.block_size, model.block_size, vocab_size)
+    batch = tape.batch(1, model.block_size, vocab_size)
     net = kind(tape, weights, batch)
     ends, logit_ends, roots, tops, logits = [0], [], [op.NONE], [tape.num_params], []
     total = op.NONE

@@ -423,7 +423,7 @@ def make_fixture(dtype: str = "float64") -> Fixture:
     a = tape.var(3.0)
     b = tape.mul(a, a)
     x, w = tape.array(np.ones((2, 3))), tape.array(np.ones((4, 3)))
-    batch = tape.batch(6, 3, 4)
+    batch = tape.batch(2, 3, 4)
     fixture = Fixture(
         tape,
         a,
@@ -631,7 +631,7 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
         lambda f: f.tape.set_input(replace(f.rows, count=50), [0] * 50),
         "is not an input of this tape",
     ),
-    "set a batch's": (lambda f: f.tape.set_input(f.tape.loaded_batch.tokens, []), "to a batch"),
+    "set a batch's": (lambda f: f.tape.set_input(f.tape.declared_batch.tokens, []), "to a batch"),
     "lookup in another tape's": (lambda f: f.tape.lookup([0], f.others, 0, 1), "not an input of"),
     "lookup past the input": (lambda f: f.tape.lookup([0], f.rows, 2, 1), "2 is not between 0"),
     "lookup before the input": (lambda f: f.tape.lookup([0], f.rows, -1, 1), "-1 is not between"),
@@ -668,7 +668,7 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
     ),
     "too few targets": (lambda f: f.tape.cross_entropy(f.x, [0]), "2 rows, but 1 targets"),
     "a batch's targets": (
-        lambda f: f.tape.cross_entropy(f.wide, f.tape.loaded_batch.targets),
+        lambda f: f.tape.cross_entropy(f.wide, f.tape.declared_batch.targets),
         "2 rows, but",
     ),
     "target out of range": (lambda f: f.tape.cross_entropy(f.x, [0, 3]), "3 is not between 0"),
@@ -710,7 +710,7 @@ def test_other_capacities(capacity: Any) -> None:
 def test_other_batches(sizes: Any) -> None:
     tape = Tape()
     refused(tape, lambda: tape.batch(*sizes), "is not a number of")
-    refused(tape, lambda: tape.loaded_batch, "no batch")
+    refused(tape, lambda: tape.declared_batch, "no batch")
 
 
 def test_an_input_from_before_a_reset() -> None:

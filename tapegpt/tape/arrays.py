@@ -78,8 +78,8 @@ class ArrayOperations(Memory):
             raise TapeError(f"attention: {shape.width} columns are not divisible by {n_head} heads")
         documents = 1
         if shape.rows == op.BATCH:
-            batch = self.loaded_batch
-            starts, block, documents = batch.starts, batch.block, -(-batch.capacity // batch.block)
+            batch = self.declared_batch
+            starts, block, documents = batch.starts, batch.block, batch.documents
         else:
             starts, block = self.input(range(shape.rows + 1), shape.rows + 1).slot, shape.rows
         groups, head_dim = -(-documents * n_head // self.lanes), shape.width // n_head
@@ -100,7 +100,7 @@ class ArrayOperations(Memory):
         if which.count != shape.rows:
             raise TapeError(f"cross_entropy: {shape.rows} rows, but {which.count} targets")
         if shape.rows == op.BATCH:
-            weights = self.loaded_batch.weights
+            weights = self.declared_batch.weights
         else:
             weights = self._auxiliary(shape.rows + self.lanes)
             self.values[weights : weights + shape.rows] = 1 / shape.rows

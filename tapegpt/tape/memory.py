@@ -53,9 +53,9 @@ class Shape(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The rows of packed documents: as many as the loaded batch has, at most `capacity`."""
+    """The rows of packed documents: as many as the loaded batch has, at most documents x block."""
 
-    capacity: int
+    documents: int
     block: int
     tokens: Input
     positions: Input
@@ -132,7 +132,7 @@ class Memory:
         return self._size
 
     @property
-    def loaded_batch(self) -> Batch:
+    def declared_batch(self) -> Batch:
         """The batch that was declared."""
         if self._batch is None:
             raise TapeError("the tape has no batch: declare one with tape.batch")
@@ -349,12 +349,12 @@ class Memory:
         return which
 
     @all_or_nothing
-    def batch(self, capacity: int, block: int, vocab_size: int) -> Batch:
-        """Declare the rows of packed documents: at most `capacity`, positions below `block`."""
+    def batch(self, documents: int, block: int, vocab_size: int) -> Batch:
+        """Declare the rows of as many packed documents, of `block` positions at most."""
         if self._batch is not None:
             raise TapeError("a tape has one batch")
-        capacity = self._count(capacity, "rows")
-        block, vocab_size = self._count(block, "positions"), self._count(vocab_size, "tokens")
+        documents, block = self._count(documents, "documents"), self._count(block, "positions")
+        vocab_size, capacity = self._count(vocab_size, "tokens"), documents * block
         weights = self._auxiliary(capacity + self.lanes)
         tokens, positions, targets = (
             self._new_input(array("q", [0]) * capacity, op.BATCH, below)
@@ -362,7 +362,7 @@ class Memory:
         )
         starts = len(self._inputs)
         self._inputs.extend(array("q", [0]) * (block + 1))
-        self._batch = Batch(capacity, block, tokens, positions, targets, starts, weights)
+        self._batch = Batch(documents, block, tokens, positions, targets, starts, weights)
         return self._batch
 
     @staticmethod
@@ -480,7 +480,7 @@ class Memory:
         """Rows to make room for: a batch may have any number up to its capacity."""
         if rows != op.BATCH:
             return rows
-        return self.loaded_batch.capacity
+        return self.declared_batch.documents * self.declared_batch.block
 
     def stride(self, width: int) -> int:
         """Nodes from one row of `width` numbers to the next: as row_stride in kernels/simd.py."""
