@@ -8,6 +8,7 @@ import numpy as np
 from tapegpt.config import ModelConfig
 from tapegpt.models import parameter_shapes
 
+LANES = 16  # at most
 RECORD_BYTES = 40  # of a record, twice: the tape's and the program's, and what growing leaves over
 
 
@@ -17,10 +18,12 @@ def nodes_needed(model: ModelConfig, vocab_size: int, granularity: str, document
     shapes = parameter_shapes(model, vocab_size)
     parameters = sum(outputs * inputs for outputs, inputs in shapes.values())
     if granularity == "vector":
-        # Of every row a layer keeps 19 numbers per column and the weights of its attention; the
-        # parameters lie there with their transposes.
-        row = layers * width * (19 + block) + 2 * width + 2 * vocab_size
-        return 2 * parameters + documents * block * row
+        # Of every row a layer keeps 16 numbers per column. Its attention keeps three more and its
+        # weights, with heads of documents as lanes. Parameters lie there with their transposes.
+        row = 16 * layers * width + 2 * width + 2 * vocab_size
+        heads = max(documents * model.n_head, LANES)
+        lanes = layers * heads * block * (3 * width // model.n_head + block)
+        return 2 * parameters + documents * block * row + lanes
     # A product and a sum for every weight of a matrix at every position, and for every pair of
     # positions four nodes a column and five a head. With dot a whole sum is one node.
     matrices = parameters - (vocab_size + block) * width

@@ -16,8 +16,8 @@ makes recording cheap. The memory layout is drawn in kernels/records.py.
 """
 
 from tapegpt.tape.arrays import ArrayOperations
-from tapegpt.tape.memory import Batch, Input, Mark, Number, TapeError
 from tapegpt.tape.node import Node
+from tapegpt.tape.parts import Batch, Input, Mark, Number, TapeError
 from tapegpt.tape.scalars import ScalarOperations
 
 __all__ = ["Batch", "Input", "Mark", "Node", "Tape", "TapeError"]

@@ -5,10 +5,12 @@ from collections.abc import Iterable
 from tapegpt.kernels import records as op
 from tapegpt.kernels.matmul import PANEL_DEPTH
 from tapegpt.kernels.simd import TILE_COLUMNS
-from tapegpt.tape.memory import Input, Memory, Number, TapeError, all_or_nothing
+from tapegpt.tape.leaves import Leaves
+from tapegpt.tape.memory import all_or_nothing
+from tapegpt.tape.parts import Input, Number, TapeError
 
 
-class ArrayOperations(Memory):
+class ArrayOperations(Leaves):
     """Operations on arrays of rows; a result's rows are its operands'."""
 
     @all_or_nothing

@@ -1,15 +1,12 @@
-"""What lies on the tape, and replaying it: everything but the vocabulary of operations."""
+"""The arrays of a tape, and the two sweeps over what is recorded in them."""
 
 import operator
 from array import array
-from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import wraps
-from typing import Concatenate, NamedTuple, ParamSpec, SupportsIndex, TypeVar
+from typing import Concatenate, ParamSpec, SupportsIndex, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from tapegpt.kernels import records as op
 from tapegpt.kernels.dispatch import BACKWARD, FORWARD
@@ -17,10 +14,8 @@ from tapegpt.kernels.program import Machine
 from tapegpt.kernels.simd import LONG_ROW, VECTOR_BYTES
 from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
 from tapegpt.kernels.table import load_kernels
+from tapegpt.tape.parts import Batch, Floats, Input, Mark, Shape, TapeError
 
-Floats = NDArray[np.floating]
-Ids = NDArray[np.int64]
-Number = int | float | np.floating | np.integer
 Window = tuple[int, int, int, int]  # see kernels/rows.py
 
 P = ParamSpec("P")
@@ -29,48 +24,6 @@ M = TypeVar("M", bound="Memory")
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 LARGEST_TAPE = 2**31  # nodes: ids are 32-bit
-
-
-class TapeError(ValueError):
-    """A tape was used in a way that has no meaning; the message says what and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """A run of row numbers that a program reads: token ids, positions, targets."""
-
-    slot: int
-    count: int  # or op.BATCH
-    below: int  # every number is from 0 to below - 1
-
-
-class Shape(NamedTuple):
-    """Rows and columns of an array node, and the nodes from one row to the next."""
-
-    rows: int  # or op.BATCH
-    width: int
-    stride: int
-
-
-class Batch(NamedTuple):
-    """The rows of packed documents: as many as the loaded batch has, at most documents x block."""
-
-    documents: int
-    block: int
-    tokens: Input
-    positions: Input
-    targets: Input
-    starts: int  # slot of the first row of every position, block + 1 of them
-    weights: int
-
-
-class Mark(NamedTuple):
-    """How far a tape had been recorded."""
-
-    nodes: int
-    records: int
-    operands: int
-    inputs: int
 
 
 def aligned_zeros(count: int, dtype: np.dtype[np.floating]) -> Floats:
@@ -223,158 +176,6 @@ class Memory:
             self._panel = None
         if self._batch is not None and self._batch.weights >= mark.nodes:
             self._batch = None
-
-    def var(self, value: Number) -> int:
-        """A new scalar node."""
-        number = self._number(value)
-        node = self._allocate(1)
-        self.values[node] = number
-        return node
-
-    def constant(self, value: Number) -> int:
-        """A new scalar node whose gradient nobody wants: a var by another name."""
-        return self.var(value)
-
-    def variables(self, values: ArrayLike) -> Ids:
-        """One new scalar node for every element of an array; ids in the array's shape."""
-        given = self._floats(values)
-        first = self._allocate(given.size)
-        self.values[first : first + given.size] = given.ravel()
-        return np.arange(first, first + given.size).reshape(given.shape)
-
-    @all_or_nothing
-    def parameter(self, values: ArrayLike) -> int:
-        """An array of trained numbers, (rows, width). Parameters come before anything else."""
-        self._only_parameters()
-        node = self.array(values)
-        self.num_params = self._align()
-        return node
-
-    def scalar_parameters(self, values: ArrayLike) -> Ids:
-        """Trained numbers as scalar nodes, ids in the array's shape; before anything else."""
-        self._only_parameters()
-        nodes = self.variables(values)
-        self.num_params = self._size
-        return nodes
-
-    def end_parameters(self) -> None:
-        """Pad the parameters to whole vectors, as the optimizer's kernels want them."""
-        self._only_parameters()
-        self.num_params = self._align()
-
-    def _only_parameters(self) -> None:
-        if self._size != self.num_params or self._records:
-            raise TapeError("parameters come first on a tape: reset it before recording more")
-
-    def array(self, values: ArrayLike) -> int:
-        """A fixed array, (rows, width), or (width,) for one row."""
-        given = np.atleast_2d(self._floats(values))
-        if given.ndim != 2 or 0 in given.shape:
-            raise TapeError(f"an array has rows and columns, not the shape {given.shape}")
-        node = self._new_array(given.shape[0], given.shape[1])
-        self._view(self.values, node)[:] = given
-        return node
-
-    def set_value(self, node: int, value: ArrayLike) -> None:
-        """Change a leaf; `forward` then recomputes what depends on it."""
-        node, shape = self._leaf(node), self.shape(node)
-        given = self._floats(value)
-        if given.shape != shape:
-            raise TapeError(f"node {node} has the shape {shape}, the value given {given.shape}")
-        self._evaluate()
-        if shape:
-            self._view(self.values, node)[:] = given
-            self._transposed.pop(node, None)  # a new product wants a new transpose
-        else:
-            self.values[node] = given
-
-    def _leaf(self, node: int) -> int:
-        """The id of a node that no operation writes to, checked."""
-        node, count = self._any(node), len(self._records) // 4
-        # Results appear in the order of their ids.
-        i = bisect_left(range(count), node, key=lambda record: self._records[4 * record + 1])
-        if i < count and self._records[4 * i + 1] == node:
-            raise TapeError(f"node {node} is the result of an operation: set a leaf")
-        array = max((array for array in self._shapes if array <= node), default=node)
-        if array < node < array + self._extent(self._shapes[array]):
-            raise TapeError(f"node {node} is part of the array {array}: set all of that")
-        return node
-
-    def _number(self, value: Number) -> np.floating:
-        if not isinstance(value, Number):
-            raise TapeError(f"{value!r:.60} is not a number")
-        try:
-            return self.dtype.type(value)
-        except OverflowError:
-            raise TapeError(f"{value!r:.60} is too large for {self.dtype}") from None
-
-    def _floats(self, values: ArrayLike) -> Floats:
-        try:
-            given = np.asarray(values)
-            if given.dtype.kind not in "fiu":
-                raise TypeError
-            return given.astype(self.dtype)
-        except (TypeError, ValueError):
-            raise TapeError(f"not an array of numbers: {values!r:.60}") from None
-
-    def input(self, values: Iterable[int], below: int) -> Input:
-        """Row numbers from 0 to below - 1 that a program reads, changed with `set_input`."""
-        below = self._count(below, "rows")
-        given = self._row_numbers(values, below)
-        if not given:
-            raise TapeError("an input holds at least one number")
-        return self._new_input(given, len(given), below)
-
-    def set_input(self, which: Input, values: Iterable[int]) -> None:
-        """Replace the numbers of an input; `forward` then recomputes what depends on them."""
-        self._known(which)
-        if which.count == op.BATCH:
-            raise TapeError(f"{which} belongs to a batch, which is packed as a whole")
-        given = self._row_numbers(values, which.below)
-        if len(given) != which.count:
-            raise TapeError(f"the input holds {which.count} numbers, not {len(given)}")
-        self._evaluate()
-        self._inputs[which.slot : which.slot + which.count] = array("q", given)
-
-    def _new_input(self, numbers: Iterable[int], count: int, below: int) -> Input:
-        which = Input(len(self._inputs), count, below)
-        self._inputs.extend(numbers)
-        self._known_inputs.add(which)
-        return which
-
-    def _known(self, which: Input) -> Input:
-        """An input, checked: a kernel reads wherever it points."""
-        if not isinstance(which, Input) or which not in self._known_inputs:
-            raise TapeError(f"{which!r:.60} is not an input of this tape")
-        return which
-
-    @all_or_nothing
-    def batch(self, documents: int, block: int, vocab_size: int) -> Batch:
-        """Declare the rows of as many packed documents, of `block` positions at most."""
-        if self._batch is not None:
-            raise TapeError("a tape has one batch")
-        documents, block = self._count(documents, "documents"), self._count(block, "positions")
-        vocab_size, capacity = self._count(vocab_size, "tokens"), documents * block
-        weights = self._auxiliary(capacity + self.lanes)
-        tokens, positions, targets = (
-            self._new_input(array("q", [0]) * capacity, op.BATCH, below)
-            for below in (vocab_size, block, vocab_size)
-        )
-        starts = len(self._inputs)
-        self._inputs.extend(array("q", [0]) * (block + 1))
-        self._batch = Batch(documents, block, tokens, positions, targets, starts, weights)
-        return self._batch
-
-    @staticmethod
-    def _row_numbers(values: Iterable[int], below: int) -> list[int]:
-        try:
-            given = [operator.index(value) for value in values]
-        except TypeError:
-            raise TapeError(f"not whole numbers: {values!r:.60}") from None
-        for number in given:
-            if not 0 <= number < below:
-                raise TapeError(f"row number {number} is not between 0 and {below - 1}")
-        return given
 
     def _evaluate(self) -> None:
         """Compute the records that have not been computed yet."""

@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tapegpt.kernels import records as op
-from tapegpt.tape.memory import Ids, Input, Memory, Number, TapeError, all_or_nothing
+from tapegpt.tape.leaves import Leaves
+from tapegpt.tape.memory import all_or_nothing
+from tapegpt.tape.parts import Ids, Input, Number, TapeError
 
 UNARY = {
     "neg": op.NEG,
@@ -27,7 +29,7 @@ BINARY = {
 }
 
 
-class ScalarOperations(Memory):
+class ScalarOperations(Leaves):
     """Operations whose operands and results are scalar nodes."""
 
     def add(self, a: int, b: int) -> int:
