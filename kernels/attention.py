@@ -102,7 +102,6 @@ def attention_forward(values, operands, inputs, out, at, window):
     n_head, head_dim, starts, block, groups, size, row, scale, first, last = geometry(
         values, operands, at, window
     )
-    q, k, v = operands[at + 3], operands[at + 4], operands[at + 5]
     queries, keys, contents = operands[at + 9], operands[at + 10], operands[at + 11]
     weights, work = operands[at + 12], operands[at + 13]
     head = head_dim * size
@@ -113,9 +112,9 @@ def attention_forward(values, operands, inputs, out, at, window):
             group = i // size
             here = (p * groups + group) * head
             offsets = problem_offsets(values, i, problems, n_head, head_dim)
-            rows_to_lanes(values, q + rows, offsets, head_dim, values, queries + here)
-            rows_to_lanes(values, k + rows, offsets, head_dim, values, keys + here)
-            rows_to_lanes(values, v + rows, offsets, head_dim, values, contents + here)
+            for j in range(3):
+                source, lane = operands[at + 3 + j] + rows, operands[at + 9 + j] + here
+                rows_to_lanes(values, source, offsets, head_dim, values, lane)
 
             saved = weights + (p * groups + group) * block * size
             largest = splat(values, -math.inf)
@@ -150,7 +149,6 @@ def attention_backward(values, grads, operands, inputs, out, at, fresh, window):
     n_head, head_dim, starts, block, groups, size, row, scale, first, last = geometry(
         values, operands, at, window
     )
-    q, k, v = operands[at + 3], operands[at + 4], operands[at + 5]
     queries, keys, contents = operands[at + 9], operands[at + 10], operands[at + 11]
     weights, dout = operands[at + 12], operands[at + 13]
     head = head_dim * size
@@ -188,13 +186,10 @@ def attention_backward(values, grads, operands, inputs, out, at, fresh, window):
                     key = load(values, keys + earlier + c)
                     add_to(grads, queries + here + c, dscore * key, s == 0)
             count = problems - i
-            lanes_to_rows(
-                grads, queries + here, head_dim, grads, q + rows, offsets, count, fresh & 1
-            )
-            lanes_to_rows(grads, keys + here, head_dim, grads, k + rows, offsets, count, fresh & 2)
-            lanes_to_rows(
-                grads, contents + here, head_dim, grads, v + rows, offsets, count, fresh & 4
-            )
+            for j in range(3):
+                lane, target = operands[at + 9 + j] + here, operands[at + 3 + j] + rows
+                overwrite = fresh & 1 << j
+                lanes_to_rows(grads, lane, head_dim, grads, target, offsets, count, overwrite)
 
 
 @inlined

@@ -60,12 +60,14 @@ def choose(probabilities, total, uniform):
 
 
 @jit
-def next_token(program, first, temperature, top_k, top_p, uniform):
-    """Draw a token from the logits that start at node `first`; temperature 0 takes the largest."""
+def next_token(values, first, temperature, top_k, top_p, uniform, probabilities):
+    """Draw a token from the logits that start at node `first`; temperature 0 takes the largest.
+
+    probabilities: float64 (vocab_size,), to work in.
+    """
     if temperature == 0:
-        return largest_index(program.machine.values, first, program.vocab_size)
-    probabilities = program.probabilities
-    total = weigh(program.machine.values, first, temperature, probabilities)
+        return largest_index(values, first, len(probabilities))
+    total = weigh(values, first, temperature, probabilities)
     if top_k < len(probabilities) or top_p < 1:
         total = keep_likeliest(probabilities, total, top_k, top_p)
     return choose(probabilities, total, uniform)
@@ -105,10 +107,15 @@ def generate(program, prompt, temperature, top_k, top_p, uniforms, samples):
             if p < len(prompt):
                 samples[i, p] = prompt[p]
             else:
-                row = (
-                    program.logits[p] + (0 if program.unrolled else begin + i) * program.logits_row
+                samples[i, p] = next_token(
+                    program.machine.values,
+                    program.logits[p] + (begin + i) * program.logits_row,
+                    temperature,
+                    top_k,
+                    top_p,
+                    uniforms[i, p],
+                    program.probabilities,
                 )
-                samples[i, p] = next_token(program, row, temperature, top_k, top_p, uniforms[i, p])
             alive += samples[i, p] != delimiter
         if alive == 0:
             return

@@ -18,8 +18,8 @@ def nodes_needed(model: ModelConfig, vocab_size: int, granularity: str, document
     shapes = parameter_shapes(model, vocab_size)
     parameters = sum(outputs * inputs for outputs, inputs in shapes.values())
     if granularity == "vector":
-        # Of every row a layer keeps 16 numbers per column. Its attention keeps three more and its
-        # weights, with heads of documents as lanes. Parameters lie there with their transposes.
+        # Of every row a layer keeps 16 numbers per column; its attention keeps q, k, v once more
+        # and the weights, one lane for a head of a document. Of parameters there are transposes.
         row = 16 * layers * width + 2 * width + 2 * vocab_size
         heads = max(documents * model.n_head, LANES)
         lanes = layers * heads * block * (3 * width // model.n_head + block)
