@@ -87,7 +87,7 @@ def draw(
         program,
         prompt,
         config.temperature,
-        config.top_k or program.vocab_size,
+        min(config.top_k or program.vocab_size, program.vocab_size),
         config.top_p or 1.0,
         uniforms,
         samples,

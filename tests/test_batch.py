@@ -16,7 +16,9 @@ from tapegpt.program import record
 VOCABULARY = 5
 DOCUMENTS = 6  # a sweep holds so many
 MODELS = {
-    block: ModelConfig(n_layer=2, n_embd=6, n_head=2, block_size=block) for block in (1, 3, 8)
+    block: ModelConfig(n_layer=2, n_embd=n_embd, n_head=n_head, block_size=block)
+    # Heads of 3, 4 and 2 columns, rows with and without padding, 12 to 30 heads in a position.
+    for block, n_embd, n_head in ((1, 6, 2), (3, 16, 4), (8, 10, 5))
 }
 SHARE = 0.25
 

@@ -164,7 +164,8 @@ def next_of(logits, temperature=1.0, top_k=VOCABULARY, top_p=1.0, uniform=0.5):
     program = next_of.recording.program
     first = int(program.logits[0])
     program.machine.values[first : first + VOCABULARY] = logits
-    return next_token(program, first, temperature, top_k, top_p, uniform)
+    values, work = program.machine.values, program.probabilities
+    return next_token(values, first, temperature, top_k, top_p, uniform, work)
 
 
 next_of.recording = record(MODEL, VOCABULARY, "vector", "float64", 1)
@@ -341,6 +342,16 @@ def test_limits_that_exclude_nothing():
     run = trained()
     assert texts_of(run, top_k=VOCABULARY) == texts_of(run, top_k=2**31 - 1) == texts_of(run)
     assert texts_of(run, top_p=1) == texts_of(run)
+
+
+def test_top_k_is_at_most_the_vocabulary(monkeypatch):
+    """Where rounding keeps the shares of all tokens below top_p, it alone ends the search."""
+    given = []
+    monkeypatch.setattr(sampling, "generate", lambda *arguments: given.append(arguments[3]))
+    for top_k in (None, 3, VOCABULARY, 2**31 - 1):
+        config = SampleConfig(top_k=top_k, top_p=1 - 2**-53)
+        list(draw(loaded(random_weights(0)), NO_PROMPT, config, np.zeros((1, MODEL.block_size))))
+    assert given == [VOCABULARY, 3, VOCABULARY, VOCABULARY]
 
 
 @pytest.mark.parametrize("prompt", ["a", "gg", "abcdef"])

@@ -67,8 +67,8 @@ panels = []
 for element in (types.float32, types.float64):
     floats, integer = types.Array(element, 1, "C"), types.int64
     for panel, columns in ((narrow_panel, 1), (wide_panel, TILE_COLUMNS)):
-        a, b, start = (floats, *[integer] * 3), (floats, *[integer] * 2), (floats, integer)
-        signature = (*a, *b, *start, floats, *[integer] * 4)
+        a, b, out = (floats, *[integer] * 3), (floats, *[integer] * 2), (floats, *[integer] * 5)
+        signature = (*a, *b, *out)
         panel.compile(signature)
         assembly = panel.inspect_asm(signature)
         panels.append([str(element), TILE_ROWS * columns, assembly])

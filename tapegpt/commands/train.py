@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import FrameType
 from typing import IO, TYPE_CHECKING
 
@@ -122,9 +123,11 @@ def _make_folder(out: Path) -> None:
     """Find out before training, not after it, that a run cannot be saved there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
     except OSError as error:
         raise TapegptError(
-            f"cannot make --out {str(out)!r}: {error.strerror}: choose another folder"
+            f"cannot write --out {str(out)!r}: {error.strerror}: choose another folder"
         ) from error
 
 
