@@ -1,6 +1,7 @@
 """Hypothesis profiles. No deadline: the first call of a kernel compiles it."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,13 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 # For test_vector_widths.py, which runs other files again as another machine.
 settings.register_profile("other-machine", settings.get_profile("ci"), max_examples=10)
 settings.load_profile("ci" if os.environ.get("CI") else "tapegpt")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Have processes that tests start hear SIGINT, which a shell in the background ignores."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

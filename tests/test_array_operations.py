@@ -13,6 +13,9 @@ import references
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tapegpt.kernels.dispatch import BACKWARD
+from tapegpt.kernels.sweep import reverse_sweep
+from tapegpt.program import DIFFERENTIABLE, mark_overwritten
 from tapegpt.tape import Tape
 
 DTYPES = ["float32", "float64"]
@@ -321,6 +324,29 @@ def test_replay_with_other_values_is_a_new_recording(operation, data, seed):
     recorded = Recorded(Case(others, case.record, case.reference), "float64")
     for actual, expected in zip(replayed.gradients(), recorded.gradients(), strict=True):
         np.testing.assert_array_equal(actual, expected)
+
+
+@every_operation
+@given(data=st.data())
+@few_examples
+def test_first_gradient_of_an_array_may_overwrite(operation, data):
+    """As in a recorded model, where nothing clears gradients between steps."""
+    recorded = Recorded(data.draw(operation()), "float64")
+    tape, expected = recorded.tape, recorded.gradients()
+    machine = tape.machine((BACKWARD,))
+    mark_overwritten(machine, 0)
+    machine.grads[:] = 0
+    machine.grads[recorded.root] = 1
+    for opcode, _, at, fresh in machine.records.tolist():
+        for bit, place in enumerate(DIFFERENTIABLE.get(opcode, ())):
+            if fresh >> bit & 1:
+                node = int(machine.operands[at + place])
+                rows, width = tape.shape(node)
+                stale = machine.grads[node : node + rows * tape.stride(width)]
+                stale.reshape(rows, -1)[:, :width] = 1e9
+    reverse_sweep(machine, 0, len(machine.records), (0, 0, 0, 0))
+    for actual, gradient in zip(recorded.gradients(), expected, strict=True):
+        np.testing.assert_array_equal(actual, gradient)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

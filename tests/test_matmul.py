@@ -30,11 +30,17 @@ def products(draw):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("start", ["none", "other", "itself"])
-@given(sizes=products(), guard=st.integers(0, 9), gap=st.integers(0, 9), seed=st.integers(0, 99))
+@given(
+    sizes=products(),
+    guard=st.integers(0, 9),
+    gaps=st.tuples(*[st.integers(0, 9)] * 3),
+    seed=st.integers(0, 99),
+)
 def test_product_is_exact_and_nothing_else_is_written(
-    dtype, transposed, start, sizes, guard, gap, seed
+    dtype, transposed, start, sizes, guard, gaps, seed
 ):
     rows, depth, vectors = sizes
+    a_gap, b_gap, out_gap = gaps
     lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
     columns = vectors * lanes
     rng = np.random.default_rng(seed)
@@ -43,37 +49,39 @@ def test_product_is_exact_and_nothing_else_is_written(
         # Small ones: every sum is exact, in any order.
         return rng.integers(-9, 10, shape).astype(dtype)
 
-    def with_gaps(block):
+    def with_gaps(block, gap):
         # Padding between rows is not for reading: NaN would spread.
         return np.pad(block, ((0, 0), (0, gap)), constant_values=np.nan)
 
-    a, b, begin = (
-        whole_numbers(rows, depth),
-        whole_numbers(depth, columns),
-        whole_numbers(rows, columns),
-    )
-    a_row, a_step = (1, rows + gap) if transposed else (depth + gap, 1)
+    a, b = whole_numbers(rows, depth), whole_numbers(depth, columns)
+    begin = whole_numbers(rows, columns)
     out = begin if start == "itself" else np.full((rows, columns), 77, dtype)
 
-    a_flat = guarded(with_gaps(a.T if transposed else a), guard)
+    a_flat = guarded(with_gaps(a.T if transposed else a, a_gap), guard)
+    a_row, a_step = (1, rows + a_gap) if transposed else (depth + a_gap, 1)
+    # Packing reads whole panels, and so beyond the last row of B.
+    b_block = guarded(with_gaps(b, b_gap), guard + TILE_COLUMNS * lanes)
     room = np.zeros(PANEL_DEPTH * TILE_COLUMNS * lanes, dtype)
-    b_flat = np.concatenate([guarded(with_gaps(b), guard + lanes), room])
-    out_block, begin_block = guarded(with_gaps(out), guard), guarded(with_gaps(begin), guard)
+    b_flat = np.concatenate([b_block, guarded(room, guard)])
+    packed = len(b_block) + guard
+    out_block = guarded(with_gaps(out, out_gap), guard)
+    begin_block = guarded(with_gaps(begin, out_gap), guard)
     out_flat = np.concatenate([out_block, begin_block])
     start0 = {"none": -1, "itself": guard, "other": len(out_block) + guard}[start]
-    before = a_flat.copy(), b_flat[: -len(room)].copy()
+    a_before, b_before = a_flat.copy(), b_flat.copy()
     matmul(
         a_flat, guard, a_row, a_step,
-        b_flat, guard + lanes, columns + gap, len(b_flat) - len(room),
-        out_flat, guard, columns + gap, start0,
+        b_flat, guard + TILE_COLUMNS * lanes, columns + b_gap, packed,
+        out_flat, guard, columns + out_gap, start0,
         rows, depth, columns,
     )  # fmt: skip
 
     expected = (a @ b + (0 if start == "none" else begin)).astype(dtype)
-    expected_flat = np.concatenate([guarded(with_gaps(expected), guard), begin_block])
-    np.testing.assert_array_equal(out_flat, expected_flat)
-    np.testing.assert_array_equal(a_flat, before[0])
-    np.testing.assert_array_equal(b_flat[: -len(room)], before[1])
+    expected_block = guarded(with_gaps(expected, out_gap), guard)
+    np.testing.assert_array_equal(out_flat, np.concatenate([expected_block, begin_block]))
+    np.testing.assert_array_equal(a_flat, a_before)
+    b_flat[packed : packed + len(room)] = 0
+    np.testing.assert_array_equal(b_flat, b_before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
