@@ -263,6 +263,7 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, granularity, dtype):
     through, stopped = make(**kind), make(**kind)
     losses = through.advance(9)
     first = stopped.advance(4)
+    assert through.rng.random() == stopped.rng.random()  # samples drawn on the way
     save(stopped.snapshot(), tmp_path)
     resumed = Trainer.resumed(load(tmp_path), DOCUMENTS)
     assert resumed.step == 4
@@ -314,6 +315,23 @@ def test_sizes_that_only_memory_holds_are_refused(monkeypatch):
     monkeypatch.setattr(training, "bytes_available", lambda: math.inf)
     with pytest.raises(UsageError, match=r"needs about .* nodes, a tape holds 2\.1e\+09.*--n-embd"):
         make(ModelConfig(n_embd=2**16))
+
+
+def test_memory_is_wanted_for_the_documents_of_a_sweep(monkeypatch):
+    vocab_size = make().tokenizer.vocab_size
+    monkeypatch.setattr(training, "DOCUMENTS_PER_SWEEP", 4)
+    for documents, fits, too_many in ((1, 1, 2), (3, 3, 4), (4, 100, None)):
+        needed = bytes_needed(MODEL, vocab_size, "vector", "float64", documents)
+        monkeypatch.setattr(training, "bytes_available", lambda needed=needed: needed)
+        nodes = nodes_needed(MODEL, vocab_size, "vector", documents)
+        monkeypatch.setattr(training, "LARGEST_TAPE", nodes)
+        make(batch_size=fits)
+        if too_many is not None:
+            with pytest.raises(UsageError, match="GB"):
+                make(batch_size=too_many)
+            monkeypatch.setattr(training, "bytes_available", lambda: math.inf)
+            with pytest.raises(UsageError, match="nodes"):
+                make(batch_size=too_many)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
