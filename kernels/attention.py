@@ -6,200 +6,203 @@ For every document, position p and head, over the same document's positions s <=
 
 Rows are position-major: the rows of position p lie from inputs[starts + p] up to
 inputs[starts + p + 1], documents in one order, so document i's row at an earlier position s is
-inputs[starts + s] + i. The keys and values of earlier positions are read from where they already
-lie: the tape is the KV cache.
+inputs[starts + s] + i.
 
-Every head of every document is a problem of its own, and problems are the lanes. A vector holds
-one column of q, k or v for as many problems, document after document, head after head:
-
-    row of document 0:    h0c0 h0c1 | h1c0 h1c1        vector of column 0:  h0c0 h1c0 h0c0 h1c0
-    row of document 1:    h0c0 h0c1 | h1c0 h1c1        vector of column 1:  h0c1 h1c1 h0c1 h1c1
-                          (2 heads of 2 columns)                            document 0 document 1
-
-Every step is then lane by lane, for heads of any width, without a sum across lanes. Lanes without
-a problem compute something finite that is never stored, and pass no gradient.
+Every head of every document is a problem of its own, document after document, head after head,
+and problems are the lanes (see lanes.py): as many as a vector has lanes form a group. Of a group,
+q, k, v and out are matrices of vectors, a row a position and a column a column of the head; the
+weights are one with a row for p and a column for s. Sampling comes back to one position after the
+other: the keys and values of earlier positions are still there. The tape is the KV cache.
 """
 
 import math
 
-from tapegpt.kernels.elementwise import add_to
 from tapegpt.kernels.jit import inlined, jit
-from tapegpt.kernels.records import BATCH
-from tapegpt.kernels.simd import (
-    fma,
-    group_offsets,
-    keep_first,
-    lanes,
-    load,
-    maximum,
-    row_offsets,
-    row_stride,
-    splat,
-    store,
-    tile_add,
-    tile_load,
-    tile_store,
-    tile_store_first,
-    tile_transpose,
-    tile_zeros,
+from tapegpt.kernels.lanes import (
+    LANE_COLUMNS,
+    LANE_ROWS,
+    copy_lane,
+    lane_place,
+    lane_product,
+    make_moves,
 )
-from tapegpt.kernels.vmath import exp
+from tapegpt.kernels.records import BATCH
+from tapegpt.kernels.simd import clear_tiny, fma, lanes, load, maximum, row_stride, splat, store
+from tapegpt.kernels.vmath import exp2
+
+LOG2_E = 1 / math.log(2)
 
 
 @inlined
-def problem_offsets(values, first, limit, n_head, head_dim):
-    """Where the columns of problems first, first + 1, ... begin, from a position's first row on.
+def lane_stride(values, columns):
+    """Elements from one row of vectors to the next: room for whole tiles, see lane_product."""
+    return (columns + LANE_COLUMNS - 1) // LANE_COLUMNS * LANE_COLUMNS * lanes(values)
 
-    From `limit` on they repeat problem limit - 1.
-    """
+
+@inlined
+def geometry(values, operands, inputs, at, window):
+    """How heads lie in rows and in lanes, and the positions that are to be computed."""
+    n_head, head_dim, starts, block = (
+        operands[at + 1], operands[at + 2], operands[at + 6], operands[at + 7],
+    )  # fmt: skip
     row = row_stride(values, n_head * head_dim)
-    if row == n_head * head_dim:
-        return row_offsets(first, limit, head_dim, lanes(values))
-    return group_offsets(first, limit, head_dim, n_head, row, lanes(values))
-
-
-@inlined
-def rows_to_lanes(source, x, offsets, head_dim, target, out):
-    """Turn the columns of the problems at x + offsets into head_dim vectors from out on."""
-    size = lanes(source)
-    empty = tile_zeros(source, lanes(source), 1)
-    for c in range(0, head_dim, size):
-        tile = tile_transpose(tile_load(empty, source, x + c, offsets))
-        vectors = row_offsets(0, head_dim - c, size, lanes(source))
-        tile_store(target, out + c * size, vectors, tile, head_dim - c)
-
-
-@inlined
-def lanes_to_rows(source, x, head_dim, target, out, offsets, count, fresh):
-    """Turn head_dim vectors from x on into the columns of `count` problems at out + offsets.
-
-    Adds to them if they are not fresh.
-    """
-    size = lanes(source)
-    empty = tile_zeros(source, lanes(source), 1)
-    for c in range(0, head_dim, size):
-        vectors = row_offsets(0, head_dim - c, size, lanes(source))
-        tile = tile_transpose(tile_load(empty, source, x + c * size, vectors))
-        if not fresh:
-            tile = tile_add(tile, tile_load(tile, target, out + c, offsets))
-        tile_store_first(target, out + c, offsets, tile, count, head_dim - c)
-
-
-@inlined
-def dot_lanes(a, a0, b, b0, count):
-    """The sum of a[i] * b[i] over `count` vectors from a0 and b0 on."""
-    total = load(a, a0) * load(b, b0)
-    for i in range(lanes(a), count * lanes(a), lanes(a)):
-        total = fma(load(a, a0 + i), load(b, b0 + i), total)
-    return total
-
-
-# operands: rows, n_head, head_dim, q, k, v, slot of the starts, block, groups (of problems), then
-# q, k and v in lanes (block x groups x head_dim vectors each), the weights (block x groups x block
-# vectors) and room to work in (head_dim + block vectors)
-@jit
-def attention_forward(values, operands, inputs, out, at, window):
-    n_head, head_dim, starts, block, groups, size, row, scale, first, last = geometry(
-        values, operands, at, window
-    )
-    queries, keys, contents = operands[at + 9], operands[at + 10], operands[at + 11]
-    weights, work = operands[at + 12], operands[at + 13]
-    head = head_dim * size
-    for p in range(first, last):
-        rows = inputs[starts + p] * row
-        problems = (inputs[starts + p + 1] - inputs[starts + p]) * n_head
-        for i in range(0, problems, size):
-            group = i // size
-            here = (p * groups + group) * head
-            offsets = problem_offsets(values, i, problems, n_head, head_dim)
-            for j in range(3):
-                source, lane = operands[at + 3 + j] + rows, operands[at + 9 + j] + here
-                rows_to_lanes(values, source, offsets, head_dim, values, lane)
-
-            saved = weights + (p * groups + group) * block * size
-            largest = splat(values, -math.inf)
-            for s in range(p + 1):
-                key = keys + (s * groups + group) * head
-                score = dot_lanes(values, queries + here, values, key, head_dim) * scale
-                store(values, saved + s * size, score)
-                largest = maximum(largest, score)
-            total = splat(values, 0)
-            for s in range(p + 1):
-                e = exp(load(values, saved + s * size) - largest)
-                store(values, saved + s * size, e)
-                total = total + e
-            inverse = 1.0 / total
-            for s in range(p + 1):
-                weight = load(values, saved + s * size) * inverse
-                store(values, saved + s * size, weight)
-                content = contents + (s * groups + group) * head
-                for c in range(0, head, size):
-                    term = weight * load(values, content + c)
-                    store(values, work + c, term if s == 0 else load(values, work + c) + term)
-            count = problems - i
-            lanes_to_rows(values, work, head_dim, values, out + rows, offsets, count, True)
-
-
-# With w the weights: dv_s += w_s dout; ds_s = w_s (dw_s - sum(w dw)) / sqrt(head_dim), where
-# dw_s = dout . v_s; dq = sum of ds_s k_s; dk_s += ds_s q. In lanes, dq, dk and dv lie in the
-# gradients of the queries, keys and contents; from the last position down, those of a position are
-# whole once its own query has been dealt with.
-@jit
-def attention_backward(values, grads, operands, inputs, out, at, fresh, window):
-    n_head, head_dim, starts, block, groups, size, row, scale, first, last = geometry(
-        values, operands, at, window
-    )
-    queries, keys, contents = operands[at + 9], operands[at + 10], operands[at + 11]
-    weights, dout = operands[at + 12], operands[at + 13]
-    head = head_dim * size
-    dweights = dout + head
-    for p in range(last - 1, first - 1, -1):
-        rows = inputs[starts + p] * row
-        problems = (inputs[starts + p + 1] - inputs[starts + p]) * n_head
-        longer = 0 if p + 1 == last else inputs[starts + p + 2] - inputs[starts + p + 1]
-        for i in range(0, problems, size):
-            group = i // size
-            here = (p * groups + group) * head
-            offsets = problem_offsets(values, i, problems, n_head, head_dim)
-            rows_to_lanes(grads, out + rows, offsets, head_dim, grads, dout)
-            for c in range(dout, dout + head, size):
-                zero = values.dtype.type(0)
-                store(grads, c, keep_first(load(grads, c), problems - i, zero))
-
-            saved = weights + (p * groups + group) * block * size
-            mean = splat(values, 0)
-            for s in range(p + 1):
-                content = contents + (s * groups + group) * head
-                dweight = dot_lanes(grads, dout, values, content, head_dim)
-                store(grads, dweights + s * size, dweight)
-                mean = fma(dweight, load(values, saved + s * size), mean)
-            # Where no document of the group goes on, this is the first gradient of all its keys.
-            new = longer * n_head <= i
-            for s in range(p + 1):
-                earlier = (s * groups + group) * head
-                weight = load(values, saved + s * size)
-                dscore = weight * (load(grads, dweights + s * size) - mean) * scale
-                for c in range(0, head, size):
-                    add_to(grads, contents + earlier + c, weight * load(grads, dout + c), new)
-                    query = load(values, queries + here + c)
-                    add_to(grads, keys + earlier + c, dscore * query, new)
-                    key = load(values, keys + earlier + c)
-                    add_to(grads, queries + here + c, dscore * key, s == 0)
-            count = problems - i
-            for j in range(3):
-                lane, target = operands[at + 9 + j] + here, operands[at + 3 + j] + rows
-                overwrite = fresh & 1 << j
-                lanes_to_rows(grads, lane, head_dim, grads, target, offsets, count, overwrite)
-
-
-@inlined
-def geometry(values, operands, at, window):
-    """Sizes that both directions need, and the first position and the one after the last."""
-    n_head, head_dim = operands[at + 1], operands[at + 2]
-    starts, block, groups = operands[at + 6], operands[at + 7], operands[at + 8]
-    size, row = lanes(values), row_stride(values, n_head * head_dim)
-    scale = values.dtype.type(1 / math.sqrt(head_dim))
+    stride, span = lane_stride(values, head_dim), lane_stride(values, block)
+    heads = (inputs, starts, operands, at + 14, n_head, head_dim, row, stride, operands[at + 8])
     first, last = window[0], window[1]
     if operands[at] != BATCH:
         first, last = 0 * block, block
-    return n_head, head_dim, starts, block, groups, size, row, scale, first, last
+    return heads, block, stride, span, first, last
+
+
+@inlined
+def problems_at(inputs, starts, p, n_head):
+    """Heads of documents that go on to position p."""
+    return (inputs[starts + p + 1] - inputs[starts + p]) * n_head
+
+
+@inlined
+def last_position(inputs, starts, n_head, problem, first, last):
+    """One past the last position to which `problem` goes on."""
+    end = first + 1
+    while end < last and problems_at(inputs, starts, end, n_head) > problem:
+        end += 1
+    return end
+
+
+@jit
+def softmax_lanes(values, scores, count, room, scale):
+    """`count` vectors of scores become weights, lane by lane; those up to `room` become 0."""
+    size = lanes(values)
+    factor = values.dtype.type(scale * LOG2_E)
+    largest = load(values, scores)
+    for i in range(scores + size, scores + count * size, size):
+        largest = maximum(largest, load(values, i))
+    total = splat(values, 0)
+    for i in range(scores, scores + count * size, size):
+        e = exp2((load(values, i) - largest) * factor)
+        store(values, i, e)
+        total = total + e
+    inverse = 1.0 / total
+    for i in range(scores, scores + count * size, size):
+        store(values, i, load(values, i) * inverse)
+    for i in range(scores + count * size, scores + room * size, size):
+        store(values, i, splat(values, 0))
+
+
+# ds = w (dw - sum(w dw)) scale, over dw
+@jit
+def softmax_lanes_backward(values, grads, scores, count, scale):
+    size = lanes(values)
+    mean = splat(values, 0)
+    for i in range(scores, scores + count * size, size):
+        mean = fma(load(values, i), load(grads, i), mean)
+    for i in range(scores, scores + count * size, size):
+        store(grads, i, clear_tiny(load(values, i) * (load(grads, i) - mean) * scale))
+
+
+def make_attention(size):
+    """The two kernels for heads whose columns move in squares of `size`."""
+    rows_to_lanes, lanes_to_rows = make_moves(size)
+
+    # operands: rows, n_head, head_dim, q, k, v, slot of the starts, block, whether vectors are
+    # whole, then in lanes q, k and v (groups x block rows of `stride`), the weights (groups x
+    # block rows of `span`), out (block rows of `stride`), and then the offset of every problem
+    @jit
+    def attention_forward(values, operands, inputs, out, at, window):
+        heads, block, stride, span, first, last = geometry(values, operands, inputs, at, window)
+        starts, n_head, head_dim = heads[1], heads[4], heads[5]
+        size = lanes(values)
+        scale = values.dtype.type(1 / math.sqrt(head_dim))
+        for problem in range(0, problems_at(inputs, starts, first, n_head), size):
+            group = problem // size * block
+            end = last_position(inputs, starts, n_head, problem, first, last)
+            for j in range(3):
+                target = operands[at + 9 + j] + group * stride
+                rows_to_lanes(
+                    values, operands[at + 3 + j], heads, problem, first, end, values, target
+                )
+            q, k, v = (
+                operands[at + 9] + group * stride,
+                operands[at + 10] + group * stride,
+                operands[at + 11] + group * stride,
+            )
+            weights, result = operands[at + 12] + group * span, operands[at + 13]
+            for p in range(first, end, LANE_ROWS):
+                upper = min(end, p + LANE_ROWS)
+                row = weights + p * span
+                lane_product(
+                    values, q + p * stride, stride, size, values, k, stride, size,
+                    values, row, span, upper - p, upper, head_dim,
+                )  # fmt: skip
+                for i in range(p, upper):
+                    softmax_lanes(values, weights + i * span, i + 1, upper, scale)
+                lane_product(
+                    values, row, span, size, values, v, size, stride,
+                    values, result + p * stride, stride, upper - p, head_dim, upper,
+                )  # fmt: skip
+            lanes_to_rows(values, result, heads, problem, first, end, values, out, True)
+
+    # dw = dout v^T, dv = w^T dout, dq = ds k, dk = ds^T q. In lanes, dq, dk and dv lie in the
+    # gradients of q, k and v, and dw and ds in those of the weights.
+    @jit
+    def attention_backward(values, grads, operands, inputs, out, at, fresh, window):
+        heads, block, stride, span, first, last = geometry(values, operands, inputs, at, window)
+        starts, n_head, head_dim = heads[1], heads[4], heads[5]
+        size = lanes(values)
+        scale = values.dtype.type(1 / math.sqrt(head_dim))
+        for problem in range(0, problems_at(inputs, starts, first, n_head), size):
+            group = problem // size * block
+            end = last_position(inputs, starts, n_head, problem, first, last)
+            q, k, v = (
+                operands[at + 9] + group * stride,
+                operands[at + 10] + group * stride,
+                operands[at + 11] + group * stride,
+            )
+            weights, dout = operands[at + 12] + group * span, operands[at + 13]
+            rows_to_lanes(grads, out, heads, problem, first, end, grads, dout)
+            for p in range(first, end, LANE_ROWS):
+                upper = min(end, p + LANE_ROWS)
+                row = weights + p * span
+                lane_product(
+                    grads, dout + p * stride, stride, size, values, v, stride, size,
+                    grads, row, span, upper - p, upper, head_dim,
+                )  # fmt: skip
+                for i in range(p, upper):
+                    softmax_lanes_backward(values, grads, weights + i * span, upper, scale)
+                lane_product(
+                    grads, row, span, size, values, k, size, stride,
+                    grads, q + p * stride, stride, upper - p, head_dim, upper,
+                )  # fmt: skip
+            # Every position passes a gradient to the keys and values of those before it.
+            for s in range(first, end, LANE_ROWS):
+                count = min(end - s, LANE_ROWS)
+                corner = weights + s * span + s * size
+                lane_product(
+                    grads, corner, size, span, values, q + s * stride, size, stride,
+                    grads, k + s * stride, stride, count, head_dim, end - s,
+                )  # fmt: skip
+                lane_product(
+                    values, corner, size, span, grads, dout + s * stride, size, stride,
+                    grads, v + s * stride, stride, count, head_dim, end - s,
+                )  # fmt: skip
+            for j in range(3):
+                source = operands[at + 9 + j] + group * stride
+                target, overwrite = operands[at + 3 + j], fresh & 1 << j != 0
+                lanes_to_rows(grads, source, heads, problem, first, end, grads, target, overwrite)
+
+    return attention_forward, attention_backward
+
+
+@jit
+def move_document(values, operands, at, power, source, target, positions):
+    """Give document `target` the keys and values that `source` has at the first `positions`.
+
+    For the attention whose squares are 2 ** power columns wide.
+    """
+    n_head, head_dim, block = operands[at + 1], operands[at + 2], operands[at + 7]
+    stride = lane_stride(values, head_dim)
+    for head in range(n_head):
+        x = lane_place(values, source * n_head + head, power, block * stride)
+        out = lane_place(values, target * n_head + head, power, block * stride)
+        for lane in (operands[at + 10], operands[at + 11]):
+            copy_lane(values, lane + x, lane + out, positions * stride)

@@ -1,7 +1,5 @@
 """Packing documents into the inputs of a program."""
 
-import numpy as np
-
 from tapegpt.kernels.jit import jit
 
 
@@ -50,5 +48,4 @@ def pack_batch(program, tokens, offsets, first, count, share):
             inputs[program.positions + row] = p
             inputs[program.targets + row] = tokens[offsets[d] + p + 1]
             program.machine.values[program.weights + row] = share / n
-    zero = np.int64(0)  # not a literal: Numba would compile the sweeps twice
-    return zero, longest, zero, inputs[starts + longest]
+    return 0, longest, 0, inputs[starts + longest]

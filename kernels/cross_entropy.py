@@ -4,7 +4,7 @@ from tapegpt.kernels.elementwise import add_to
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.rows import row_range
 from tapegpt.kernels.simd import keep_first, lanes, load, row_stride, splat, sum_lanes
-from tapegpt.kernels.softmax import softmax_row
+from tapegpt.kernels.softmax import padding, softmax_row
 from tapegpt.kernels.vmath import log
 
 
@@ -18,8 +18,9 @@ def cross_entropy_forward(values, operands, inputs, out, at, window):
     )  # fmt: skip
     row = row_stride(values, width)
     first, last = row_range(operands[at], window)
+    end, outside = padding(values, width)
     for r in range(first, last):
-        largest, total = softmax_row(values, logits + r * row, exponentials + r * row, width)
+        largest, total = softmax_row(values, logits + r * row, exponentials + r * row, end, outside)
         values[totals + r] = total
         values[margins + r] = largest - values[logits + r * row + inputs[slot + r]]
     loss = splat(values, 0)

@@ -2,120 +2,170 @@
 
 import math
 
-from tapegpt.kernels.jit import jit
+from tapegpt.kernels import records as op
+from tapegpt.kernels.attention import move_document
+from tapegpt.kernels.dispatch import read_record
+from tapegpt.kernels.jit import inlined, jit
+from tapegpt.kernels.simd import (
+    count_at_most,
+    keep_first,
+    lanes,
+    load,
+    max_lanes,
+    maximum,
+    padded,
+    relu,
+    running_sums,
+    splat,
+    store,
+    sum_lanes,
+)
 from tapegpt.kernels.steps import update_constants
 from tapegpt.kernels.sweep import forward_sweep
+from tapegpt.kernels.vmath import exp
 
 
-@jit
-def weigh(logits, first, temperature, probabilities):
-    """probabilities = e^((logit - largest) / temperature); returns their sum."""
-    largest = logits[first]
-    for i in range(len(probabilities)):
-        largest = max(largest, logits[first + i])
-    total = 0.0
-    for i in range(len(probabilities)):
-        probabilities[i] = math.exp((logits[first + i] - largest) / temperature)
-        total += probabilities[i]
-    return total
+@inlined
+def largest(array, first, count):
+    """The largest of `count` elements from `first` on."""
+    lowest = array.dtype.type(-math.inf)
+    maxima = splat(array, lowest)
+    for i in range(0, count, lanes(array)):
+        maxima = maximum(maxima, keep_first(load(array, first + i), count - i, lowest))
+    return max_lanes(maxima)
 
 
-@jit
-def largest_index(array, first, count):
-    """Index, from `first` on, of the largest of `count` elements; the first of equals."""
-    best = 0
-    for i in range(1, count):
-        if array[first + i] > array[first + best]:
-            best = i
-    return best
+@inlined
+def weigh(logits, first, count, inverse_temperature, weights):
+    """weights = e^((logit - largest) / temperature), and 0 in the padding."""
+    top = largest(logits, first, count)
+    zero = weights.dtype.type(0)
+    for i in range(0, count, lanes(weights)):
+        weight = exp((load(logits, first + i) - top) * inverse_temperature)
+        store(weights, i, keep_first(weight, count - i, zero))
 
 
-@jit
-def keep_likeliest(probabilities, total, top_k, top_p):
+@inlined
+def keep_likeliest(weights, count, top_k, top_p):
     """Zero all but the top_k largest, and all that the likeliest of share top_p do not need."""
-    # A probability that stays is marked by its sign while the next largest is looked for.
+    total = splat(weights, 0)
+    for i in range(0, count, lanes(weights)):
+        total = total + load(weights, i)
+    needed = top_p * sum_lanes(total)
+    # A weight that stays is marked by its sign while the next largest is looked for.
     kept, mass = 0, 0.0
-    while kept < top_k and mass < top_p * total:
-        best = largest_index(probabilities, 0, len(probabilities))
-        mass += probabilities[best]
-        probabilities[best] = -probabilities[best]
+    while kept < top_k and mass < needed:
+        top = largest(weights, 0, count)
+        best = 0
+        while weights[best] < top:
+            best += 1
+        mass += top
+        weights[best] = -top
         kept += 1
-    for i in range(len(probabilities)):
-        probabilities[i] = max(0.0, -probabilities[i])
-    return mass
+    for i in range(0, count, lanes(weights)):
+        store(weights, i, relu(load(weights, i) * -1.0))
 
 
-@jit
-def choose(probabilities, total, uniform):
-    """The first index whose cumulative share exceeds `uniform`, as Python's random.choices."""
-    cumulative = 0.0
-    likely = 0
-    for i in range(len(probabilities)):
-        cumulative += probabilities[i]
-        if cumulative > uniform * total:
-            return i
-        if probabilities[i] > 0:
-            likely = i
-    return likely
+@inlined
+def choose(weights, count, uniform):
+    """The first index whose cumulative share exceeds `uniform`, as Python's random.choices.
 
-
-@jit
-def next_token(values, first, temperature, top_k, top_p, uniform, probabilities):
-    """Draw a token from the logits that start at node `first`; temperature 0 takes the largest.
-
-    probabilities: float64 (vocab_size,), to work in.
+    Leaves running totals beside the weights.
     """
-    if temperature == 0:
-        return largest_index(values, first, len(probabilities))
-    total = weigh(values, first, temperature, probabilities)
-    if top_k < len(probabilities) or top_p < 1:
-        total = keep_likeliest(probabilities, total, top_k, top_p)
-    return choose(probabilities, total, uniform)
+    totals, total = padded(weights, count), weights.dtype.type(0)
+    for i in range(0, count, lanes(weights)):
+        store(weights, totals + i, running_sums(load(weights, i)) + total)
+        total = weights[totals + i + lanes(weights) - 1]
+    limit = weights.dtype.type(uniform * total)
+    index = 0
+    for i in range(0, count, lanes(weights)):
+        index += count_at_most(load(weights, totals + i), limit)
+    # Rounding can lift the limit to the total, and a total where nothing is added to it.
+    index = min(index, count - 1)
+    while index > 0 and weights[index] == 0:
+        index -= 1
+    return index
 
 
 @jit
-def generate(program, prompt, temperature, top_k, top_p, uniforms, samples):
-    """Continue `prompt` once for each row of samples, at most as many as a sweep can hold.
+def next_token(logits, first, count, inverse_temperature, top_k, top_p, uniform, weights):
+    """Draw a token from the `count` logits that start at index `first`.
 
-    uniforms: float64 (count, block) in [0, 1), one for every token that may be drawn.
+    weights: floats like the logits, twice `count` rounded up to whole vectors, to work in.
+    """
+    weigh(logits, first, count, inverse_temperature, weights)
+    if top_k < count or top_p < 1:
+        keep_likeliest(weights, count, top_k, top_p)
+    return choose(weights, count, uniform)
+
+
+@inlined
+def close_gaps(program, begin, p, alive, samples):
+    """Move documents into the places of those that end at position p; returns how many go on."""
+    machine, documents = program.machine, program.documents
+    i = 0
+    while i < alive:
+        if samples[documents[i], p] != program.vocab_size - 1:
+            i += 1
+            continue
+        alive -= 1
+        if i < alive:
+            documents[i] = documents[alive]
+            for r in range(begin, program.logit_ends[p]):
+                code, _, at, _ = read_record(machine.records, r)
+                if op.ATTENTION <= code < op.CROSS_ENTROPY:
+                    power = code - op.ATTENTION
+                    move_document(machine.values, machine.operands, at, power, alive, i, p + 1)
+    return alive
+
+
+@jit
+def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_turn, samples):
+    """Continue `prompt` once for each row of samples, as many together as a sweep can hold.
+
+    uniforms: float64 (count * block,) in [0, 1). Text i takes those from i * block on, one for
+    every token; in_turn texts are drawn one by one, and each takes what the one before left.
     samples: int64 (count, block), filled with token ids, the last one (the delimiter) included;
-    what comes after it is -1. The delimiter also starts every document.
+    what comes after it stays as it is. The delimiter also starts every text.
+    Returns how many tokens were drawn.
     """
     count, block = samples.shape
-    delimiter = program.vocab_size - 1
-    inputs, starts = program.machine.inputs, program.starts
+    inputs, documents = program.machine.inputs, program.documents
+    drawn = 0
     update_constants(program)
-    samples[:] = -1
-    inputs[starts] = 0
-    for p in range(block):
-        begin = inputs[starts + p]
-        inputs[starts + p + 1] = begin + count
-        for i in range(count):
-            inputs[program.tokens + begin + i] = delimiter if p == 0 else max(0, samples[i, p - 1])
-            inputs[program.positions + begin + i] = p
-        window = (p, p + 1, begin, begin + count)
-        forward_sweep(
-            program.machine,
-            program.ends[p if program.unrolled else 0],
-            program.logit_ends[p],
-            window,
-        )
-        alive = 0
-        for i in range(count):
-            if p > 0 and (samples[i, p - 1] == delimiter or samples[i, p - 1] < 0):
-                continue
-            if p < len(prompt):
-                samples[i, p] = prompt[p]
-            else:
-                samples[i, p] = next_token(
+    together = 1 if in_turn else len(documents)
+    for first_text in range(0, count, together):
+        alive = min(together, count - first_text)
+        for i in range(alive):
+            documents[i] = first_text + i
+        p = 0
+        while alive > 0 and p < block:
+            begin, end = program.ends[p if program.unrolled else 0], program.logit_ends[p]
+            # Attention keeps what it looks back at; other rows can make room for the next ones.
+            row = p if program.unrolled else 0
+            inputs[program.starts + p] = row
+            inputs[program.starts + p + 1] = row + alive
+            for i in range(alive):
+                last = program.vocab_size - 1 if p == 0 else samples[documents[i], p - 1]
+                inputs[program.tokens + row + i] = last
+                inputs[program.positions + row + i] = p
+            forward_sweep(program.machine, begin, end, (p, p + 1, row, row + alive))
+            for i in range(alive):
+                text = documents[i]
+                if p < len(prompt):
+                    samples[text, p] = prompt[p]
+                    continue
+                samples[text, p] = next_token(
                     program.machine.values,
-                    program.logits[p] + (begin + i) * program.logits_row,
-                    temperature,
+                    program.logits[p] + i * program.logits_row,
+                    program.vocab_size,
+                    inverse_temperature,
                     top_k,
                     top_p,
-                    uniforms[i, p],
-                    program.probabilities,
+                    uniforms[drawn if in_turn else text * block + p - len(prompt)],
+                    program.likelihoods,
                 )
-            alive += samples[i, p] != delimiter
-        if alive == 0:
-            return
+                drawn += 1
+            alive = close_gaps(program, begin, p, alive, samples)
+            p += 1
+    return drawn

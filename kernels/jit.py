@@ -33,11 +33,14 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
+from numba import types
 from numba.core import config
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.dispatcher import Dispatcher
 from numba.core.serialize import dumps
+
+from tapegpt.kernels.vector_width import VECTOR_BYTES
 
 # contract lets LLVM form fused multiply-adds; reassoc, nsz and arcp let it reorder sums, ignore
 # the sign of zero and multiply by reciprocals. nnan and ninf are left out: they would silently
@@ -157,7 +160,8 @@ class KernelCache(_Cache):
         return str(cache_directory())
 
     def load_overload(self, signature: Any, target_context: Any) -> CompileResult | None:
-        target_context.refresh()
+        # Numba's cache would refresh the context first, which imports what only compiling needs,
+        # and compiling does that itself: half the time of a start from the cache.
         with self._guarded():
             result = self._load(signature, target_context)
             if result is not None:
@@ -199,7 +203,7 @@ class KernelCache(_Cache):
 
     def _path_and_key(self, signature: Any, target_context: Any) -> tuple[Path, tuple[Any, ...]]:
         settings = [repr(getattr(config, name, None)) for name in SETTINGS]
-        cpu = target_context.codegen().magic_tuple()
+        cpu = (*target_context.codegen().magic_tuple(), VECTOR_BYTES)
         key = (_identity(self._function), signature, cpu, settings)
         digest = hashlib.sha256(repr(key).encode()).hexdigest()
         return cache_directory() / f"{self._function.__name__}-{digest[:16]}.nbc", key
@@ -239,9 +243,22 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     kernel: Callable[..., Any] = numba.njit(**FLAGS)(function)
     # With NUMBA_DISABLE_JIT the kernel is the Python function itself.
-    if isinstance(kernel, Dispatcher) and Path(function.__code__.co_filename) in SOURCES:
-        kernel._cache = KernelCache(function)
+    if isinstance(kernel, Dispatcher):
+        _take_no_literals(kernel)
+        if Path(function.__code__.co_filename) in SOURCES:
+            kernel._cache = KernelCache(function)
     return kernel
+
+
+def _take_no_literals(kernel: Dispatcher) -> None:
+    """Numba would compile a kernel once more for every constant that another one passes to it."""
+    template = kernel.get_call_template
+
+    def get_call_template(args: Iterable[Any], kws: dict[str, Any]) -> Any:
+        plain = {name: types.unliteral(kind) for name, kind in kws.items()}
+        return template(tuple(types.unliteral(kind) for kind in args), plain)
+
+    kernel.get_call_template = get_call_template
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,11 +5,9 @@ wants its transpose: one TRANSPOSE record per matrix keeps that on the tape, mad
 the parameters have changed.
 """
 
-import numpy as np
-
 from tapegpt.kernels.elementwise import pass_gradient
 from tapegpt.kernels.jit import jit
-from tapegpt.kernels.matmul import matmul
+from tapegpt.kernels.matmul import IDENTITY, RELU, WHERE_POSITIVE, matmul
 from tapegpt.kernels.records import NONE
 from tapegpt.kernels.rows import row_range
 from tapegpt.kernels.simd import (
@@ -24,8 +22,7 @@ from tapegpt.kernels.simd import (
     tile_zeros,
 )
 
-# Not a literal: Numba would compile the product once for each place it stands in.
-ADJACENT = np.int64(1)
+ADJACENT = 1
 
 
 # out = W^T; operands: n_out, n_in, W. Gradients go straight to W, in linear_backward.
@@ -43,8 +40,10 @@ def transpose_forward(values, operands, inputs, out, at, window):
             tile_store(values, out + j, out_rows, block, n_in - k)
 
 
-# operands: rows, n_in, n_out, x, W, W^T, start or NONE, room for a panel; differentiable: x, start
-# (and W, which always accumulates)
+# out = activation(start + x W^T)
+# operands: rows, n_in, n_out, x, W, W^T, start or NONE, room for a panel, activation, that of x;
+# differentiable: x, start (and W, which always accumulates)
+# An activation's gradient is the business of the record that uses its result, see passes.py.
 @jit
 def linear_forward(values, operands, inputs, out, at, window):
     n_in, n_out = operands[at + 1], operands[at + 2]
@@ -56,7 +55,7 @@ def linear_forward(values, operands, inputs, out, at, window):
         values, w_transposed, out_row, operands[at + 7],
         values, out + first * out_row, out_row,
         start if start == NONE else start + first * out_row,
-        last - first, n_in, padded(values, n_out),
+        last - first, n_in, padded(values, n_out), operands[at + 8],
     )  # fmt: skip
 
 
@@ -68,19 +67,20 @@ def linear_backward(values, grads, operands, inputs, out, at, fresh, window):
     first, last = row_range(operands[at], window)
     dx = x + first * x_row
     dout = out + first * out_row
-    # dx += dout W
+    # dx += dout W, where x, if it is the result of a ReLU, is positive
+    mask = WHERE_POSITIVE if operands[at + 9] == RELU else IDENTITY
     matmul(
         grads, dout, out_row, ADJACENT,
         values, w, x_row, operands[at + 7],
         grads, dx, x_row, NONE if fresh & 1 else dx,
-        last - first, n_out, padded(values, n_in),
+        last - first, n_out, padded(values, n_in), mask,
     )  # fmt: skip
     # dW += dout^T x
     matmul(
         grads, dout, ADJACENT, out_row,
         values, dx, x_row, operands[at + 7],
         grads, w, x_row, w,
-        n_out, last - first, padded(values, n_in),
+        n_out, last - first, padded(values, n_in), IDENTITY,
     )  # fmt: skip
     if start != NONE:
         count = (last - first) * out_row

@@ -5,50 +5,94 @@ a0 + r * a_row + k * a_step. Rows of B and of out are whole padded rows, B's `b_
 apart.
 """
 
-from tapegpt.kernels.jit import jit
+from tapegpt.kernels.jit import inlined, jit
 from tapegpt.kernels.simd import (
-    TILE_COLUMNS,
-    TILE_ROWS,
+    PAIR_TILE,
+    SINGLE_TILE,
+    TAIL_ROWS,
+    WIDE_TILE,
+    advance,
     lanes,
     load,
     row_offsets,
+    row_pointers,
     store,
+    tail_pointers,
     tile_fma,
     tile_load,
+    tile_relu,
     tile_store,
+    tile_where_positive,
     tile_zeros,
 )
 
 # A panel of B, this many rows of it at a time, stays in the first-level cache.
-PANEL_DEPTH = 128
+PANEL_DEPTH = 96
+
+# Where rows of B lie so many bytes apart, a panel would touch more pages than the processor keeps
+# the addresses of. It is copied without the gaps if as many rows of A as this go over it.
+PACKED_BYTES, PACKED_ROWS = 1024, 100
+
+# What becomes of start + A B before it is stored: nothing; max(0, of it); 0 except where b holds
+# positive numbers, at the same indices as out.
+IDENTITY, RELU, WHERE_POSITIVE = 0, 1, 2
 
 
-def make_panel(columns):
+@inlined
+def product(
+    tile, left, a_step, b, b0, b_row, out, out0, start0, out_rows, depth, activation, count
+):
+    """One tile: out = start + (the rows of A that `left` points to) B, its first `count` rows."""
+    if start0 >= 0:
+        tile = tile_load(tile, out, start0, out_rows)
+    for k in range(depth):
+        tile = tile_fma(tile, left, b, b0 + k * b_row)
+        left = advance(left, a_step)
+    if activation == RELU:
+        tile = tile_relu(tile)
+    elif activation == WHERE_POSITIVE:
+        tile = tile_where_positive(tile_load(tile, b, out0, out_rows), tile)
+    tile_store(out, out0, out_rows, tile, count)
+
+
+def make_panel(tile_rows, columns):
     """The product for one panel of `columns` vectors of B and out."""
 
     @jit
-    def panel(a, a0, a_row, a_step, b, b0, b_row, out, out0, out_row, start0, rows, depth):
-        for row in range(0, rows, TILE_ROWS):
-            a_offsets = row_offsets(row, rows, a_row, TILE_ROWS)
-            out_offsets = row_offsets(row, rows, out_row, TILE_ROWS)
-            tile = tile_zeros(out, TILE_ROWS, columns)
-            if start0 >= 0:
-                tile = tile_load(tile, out, start0, out_offsets)
-            for k in range(depth):
-                tile = tile_fma(tile, a, a0 + k * a_step, a_offsets, b, b0 + k * b_row)
-            tile_store(out, out0, out_offsets, tile, rows - row)
+    def panel(
+        a, a0, a_row, a_step, b, b0, b_row, out, out0, out_row, start0, rows, depth, activation
+    ):
+        whole = rows - rows % tile_rows
+        for row in range(0, whole, tile_rows):
+            product(
+                tile_zeros(out, tile_rows, columns),
+                row_pointers(a, a0 + row * a_row, a_row, tile_rows),
+                a_step, b, b0, b_row,
+                out, out0 + row * out_row, start0 if start0 < 0 else start0 + row * out_row,
+                row_offsets(0, tile_rows, out_row, tile_rows),
+                depth, activation, tile_rows,
+            )  # fmt: skip
+        for row in range(whole, rows, TAIL_ROWS):
+            product(
+                tile_zeros(out, TAIL_ROWS, columns),
+                tail_pointers(a, a0, row_offsets(row, rows, a_row, TAIL_ROWS)),
+                a_step, b, b0, b_row,
+                out, out0, start0,
+                row_offsets(row, rows, out_row, TAIL_ROWS),
+                depth, activation, rows - row,
+            )  # fmt: skip
 
     return panel
 
 
-wide_panel = make_panel(TILE_COLUMNS)
-narrow_panel = make_panel(1)
+PANELS = {tile: make_panel(*tile) for tile in (WIDE_TILE, PAIR_TILE, SINGLE_TILE)}
+wide_panel, pair_panel, single_panel = PANELS[WIDE_TILE], PANELS[PAIR_TILE], PANELS[SINGLE_TILE]
+WIDE, PAIR = WIDE_TILE[1], PAIR_TILE[1]
 
 
 @jit
-def pack(b, b0, b_row, depth, target):
-    """Copy a panel of `depth` rows to b[target], one after the other."""
-    width = TILE_COLUMNS * lanes(b)
+def pack(b, b0, b_row, depth, width, target):
+    """Copy a panel of `depth` rows of b to b[target], one after the other."""
     for k in range(depth):
         for c in range(0, width, lanes(b)):
             store(b, target + k * width + c, load(b, b0 + k * b_row + c))
@@ -56,35 +100,45 @@ def pack(b, b0, b_row, depth, target):
 
 @jit
 def matmul(
-    a, a0, a_row, a_step, b, b0, b_row, packed, out, out0, out_row, start0, rows, depth, columns
-):
-    """out = start + A B, where A is rows x depth, and out is rows x columns, whole vectors.
+    a, a0, a_row, a_step, b, b0, b_row, packed, out, out0, out_row, start0, rows, depth, columns,
+    activation,
+):  # fmt: skip
+    """out = activation(start + A B), where A is rows x depth, out rows x columns, whole vectors.
 
     start0 is the index in the array out of the start, laid out as out is: out0 to accumulate, -1
     to start from zero. packed is the index in b of room for a panel.
     """
-    width = TILE_COLUMNS * lanes(out)
-    # A panel that many tiles go over is worth a copy without the gaps between its rows.
-    packing = b_row > width and rows > 2 * TILE_ROWS
-    for column in range(0, columns, width):
-        for k in range(0, max(1, depth), PANEL_DEPTH):
-            count = min(PANEL_DEPTH, depth - k)
-            left = a0 + k * a_step
+    packing = b_row * b.itemsize >= PACKED_BYTES and rows >= PACKED_ROWS
+    for k in range(0, max(1, depth), PANEL_DEPTH):
+        count = min(PANEL_DEPTH, depth - k)
+        left = a0 + k * a_step
+        last = activation if k + count == depth else IDENTITY
+        column = 0
+        while column < columns:
+            vectors = min(WIDE, (columns - column) // lanes(out))
+            if vectors < WIDE:
+                vectors = PAIR if vectors >= PAIR else 1
+            width = vectors * lanes(out)
             right, right_row = b0 + k * b_row + column, b_row
             if packing:
-                pack(b, right, b_row, count, packed)
+                pack(b, right, b_row, count, width, packed)
                 right, right_row = packed, width
             begin = start0 if k == 0 else out0
             if begin >= 0:
                 begin += column
-            if column + width <= columns:
+            if vectors == WIDE:
                 wide_panel(
                     a, left, a_row, a_step, b, right, right_row,
-                    out, out0 + column, out_row, begin, rows, count,
+                    out, out0 + column, out_row, begin, rows, count, last,
+                )  # fmt: skip
+            elif vectors == PAIR:
+                pair_panel(
+                    a, left, a_row, a_step, b, right, right_row,
+                    out, out0 + column, out_row, begin, rows, count, last,
                 )  # fmt: skip
             else:
-                for c in range(0, columns - column, lanes(out)):
-                    narrow_panel(
-                        a, left, a_row, a_step, b, right + c, right_row,
-                        out, out0 + column + c, out_row, begin + c, rows, count,
-                    )  # fmt: skip
+                single_panel(
+                    a, left, a_row, a_step, b, right, right_row,
+                    out, out0 + column, out_row, begin, rows, count, last,
+                )  # fmt: skip
+            column += width

@@ -1,7 +1,7 @@
 """Parameter updates, over the whole prefix of parameters at once."""
 
 from tapegpt.kernels.jit import jit
-from tapegpt.kernels.simd import lanes, load, splat, sqrt, store
+from tapegpt.kernels.simd import clear_tiny, fma, lanes, load, quick_root, splat, store, tiny
 
 
 @jit
@@ -12,13 +12,15 @@ def adam(values, grads, m, v, count, step, learning_rate, beta1, beta2, epsilon)
     """
     rate = learning_rate / (1 - beta1**step)
     correction = 1 / (1 - beta2**step)
+    old, new = splat(values, beta2), splat(values, 1 - beta2)
     zero = splat(values, 0)
     for i in range(0, count, lanes(values)):
         g = load(grads, i)
-        mean = load(m, i) * beta1 + g * (1 - beta1)
-        square = load(v, i) * beta2 + g * g * (1 - beta2)
+        # Without a gradient the moments decay, but not into the subnormal numbers.
+        mean = clear_tiny(load(m, i) * beta1 + g * (1 - beta1))
+        square = fma(g * new, g, fma(load(v, i), old, tiny(values)))
         store(m, i, mean)
         store(v, i, square)
-        root = sqrt(square * correction) + epsilon
+        root = quick_root(square * correction) + epsilon
         store(values, i, load(values, i) - mean * rate / root)
         store(grads, i, zero)

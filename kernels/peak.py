@@ -2,14 +2,15 @@
 
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.simd import (
-    TILE_COLUMNS,
-    TILE_ROWS,
+    PAIR_TILE,
     lanes,
     splat,
     tile_grow,
     tile_total,
     tile_zeros,
 )
+
+ROWS, COLUMNS = PAIR_TILE
 
 
 @jit
@@ -19,8 +20,8 @@ def multiply_add(array, rounds):
     array: float (1,), a factor below 1, overwritten with a result that depends on all of them.
     """
     factor = splat(array, array[0])
-    tile = tile_zeros(array, TILE_ROWS, TILE_COLUMNS)
+    tile = tile_zeros(array, ROWS, COLUMNS)
     for _ in range(rounds):
         tile = tile_grow(tile, factor)
     array[0] = tile_total(tile)
-    return 2 * rounds * TILE_ROWS * TILE_COLUMNS * lanes(array)
+    return 2 * rounds * ROWS * COLUMNS * lanes(array)

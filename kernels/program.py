@@ -50,4 +50,6 @@ class Program(NamedTuple):
     starts: int  # block + 1 of them
 
     placed: NDArray[np.int64]  # (block + 1,): scratch for packing
-    probabilities: NDArray[np.float64]  # (vocab_size,): scratch for sampling
+    # Scratch for sampling: which text each document of a sweep is, and how likely tokens are.
+    documents: NDArray[np.int64]  # (documents,)
+    likelihoods: NDArray[np.floating]  # (2 * vocab_size,), whole vectors

@@ -53,14 +53,14 @@ TRANSPOSE = 18
 EMBED = 19
 LINEAR = 20
 RMSNORM = 21
-ATTENTION = 22
-CROSS_ENTROPY = 23
-ARRAY_SOFTMAX = 24
-ARRAY_RELU = 25
-ARRAY_ADD = 26
-ARRAY_SCALE = 27
-ARRAY_MEAN = 28
+ATTENTION = 22  # to 26: for squares of 1, 2, 4, 8 and 16 columns, see lanes.py
+CROSS_ENTROPY = 27
+ARRAY_SOFTMAX = 28
+ARRAY_RELU = 29
+ARRAY_ADD = 30
+ARRAY_SCALE = 31
+ARRAY_MEAN = 32
 
 # Rows of the table of addresses: one for every opcode, and one for stretches of scalar records.
-SCALARS = 29
-COUNT = 30
+SCALARS = 33
+COUNT = 34

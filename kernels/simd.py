@@ -5,39 +5,37 @@ accumulators of a matrix product. Neither crosses into Python. Loads and stores 
 an element index; `+ - * /` work lane by lane and take a scalar on either side.
 
 The lane count is what one vector register of the host holds: 64 bytes with AVX-512, 32 with AVX,
-16 with SSE and NEON. Arrays on the tape pad their rows to whole vectors (`padded`), so kernels
-have no tails.
+16 with SSE and NEON, 32 or 64 with SVE registers that long. Arrays on the tape pad their rows to
+whole vectors (`padded`), so kernels have no tails.
 """
 
 import operator
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
-from numba.core.codegen import get_host_cpu_features
+from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from tapegpt.kernels.jit import inlined
+from tapegpt.kernels.vector_width import VECTOR_BYTES, VECTOR_REGISTERS
 
+# Rows and columns of the tiles of accumulators: enough independent chains to cover the latency of
+# an FMA, few enough that they and their operands fit the register file. One that spills is three
+# times slower.
+WIDE_TILE, PAIR_TILE, SINGLE_TILE = (6, 2), (6, 2), (12, 1)
+if VECTOR_REGISTERS == 32:
+    WIDE_TILE, PAIR_TILE, SINGLE_TILE = (6, 4), (12, 2), (12, 1)
 
-def host_vector_bytes() -> int:
-    """Bytes in one vector register of the machine that the kernels are compiled for."""
-    features = config.CPU_FEATURES
-    if features is None:
-        features = get_host_cpu_features()
-    enabled = {name[1:] for name in features.split(",") if name.startswith("+")}
-    if "avx512f" in enabled:
-        return 64
-    return 32 if "avx" in enabled else 16
+# The same where both operands are vectors, see lanes.py.
+LANE_TILE = (4, 4) if VECTOR_REGISTERS == 32 else (2, 4)
 
+# Rows of the tiles for the remainder.
+TAIL_ROWS = 4
 
-VECTOR_BYTES = host_vector_bytes()
-
-# A tile is TILE_ROWS x TILE_COLUMNS accumulators: enough independent chains to cover the latency
-# of an FMA, few enough that they and their operands fit the register file (32 with AVX-512, else
-# 16). One that spills is three times slower.
-TILE_ROWS, TILE_COLUMNS = (12, 2) if VECTOR_BYTES == 64 else (6, 2)
+# A tile keeps the address of every third row of its left operand. With a stride in a register the
+# two rows after it are one address mode of x86 away, so twelve rows take five registers.
+SPACING = 3
 
 
 # Vectors in a row from which on it is better that their number is odd: 256 bytes.
@@ -61,6 +59,17 @@ class Tile(types.Type):
         self.rows = rows
         self.columns = columns
         super().__init__(name=f"Tile({rows} x {columns} {self.vector})")
+
+
+class RowPointers(types.Type):
+    """Where every `spacing`-th of `rows` rows begins, and the elements from row to row."""
+
+    def __init__(self, dtype: types.Float, rows: int, spacing: int):
+        self.dtype = dtype
+        self.rows = rows
+        self.spacing = spacing
+        self.count = -(-rows // spacing)
+        super().__init__(name=f"RowPointers({rows} x {dtype}, every {spacing})")
 
 
 class RowOffsets(types.Type):
@@ -102,6 +111,13 @@ class RowOffsetsModel(models.PrimitiveModel):
         super().__init__(manager, offsets, ir.ArrayType(ir.IntType(64), offsets.rows))
 
 
+@register_model(RowPointers)
+class RowPointersModel(models.StructModel):
+    def __init__(self, manager, pointers):
+        starts = types.UniTuple(types.CPointer(pointers.dtype), pointers.count)
+        super().__init__(manager, pointers, [("starts", starts), ("stride", types.intp)])
+
+
 def constant(vector, value):
     llvm = llvm_vector(vector)
     return ir.Constant(llvm, [value] * vector.lanes)
@@ -131,14 +147,14 @@ def multiply_add(builder, vector, a, b, c):
     return call_intrinsic(builder, "fmuladd", vector, [a, b, c])
 
 
-def first_lanes(builder, vector, count):
-    """A mask of lanes 0 to count - 1, for an LLVM count that may exceed the lanes."""
+def lanes_below(builder, vector, numbers, count):
+    """A mask of the lanes whose number is below an LLVM count."""
     wide = ir.VectorType(ir.IntType(32), vector.lanes)
     undefined = ir.Constant(wide, ir.Undefined)
     narrow = builder.trunc(count, ir.IntType(32))
     limit = builder.insert_element(undefined, narrow, ir.Constant(ir.IntType(32), 0))
     limit = builder.shuffle_vector(limit, undefined, ir.Constant(wide, [0] * vector.lanes))
-    return builder.icmp_signed("<", ir.Constant(wide, list(range(vector.lanes))), limit)
+    return builder.icmp_signed("<", ir.Constant(wide, list(numbers)), limit)
 
 
 def add_lanes(builder, vector, value):
@@ -176,31 +192,33 @@ def store_vector(context, builder, array_type, array, index, vector, value):
     builder.store(value, pointer, align=array_type.dtype.bitwidth // 8)
 
 
-def store_lanes(context, builder, array_type, array, index, vector, value, count):
-    """Store the first `count` lanes, or all if there are fewer: halves, quarters, ... of them."""
+def store_first(context, builder, array_type, array, index, value, count):
+    """Store the first `count` elements of an LLVM vector, or all: halves, quarters, ... of them."""
     integer = ir.IntType(64)
-    whole = builder.icmp_signed(">=", count, ir.Constant(integer, vector.lanes))
-    with builder.if_else(whole) as (all_lanes, some_lanes):
-        with all_lanes:
-            store_vector(context, builder, array_type, array, index, vector, value)
-        with some_lanes:
-            part = vector.lanes // 2
+    size = value.type.count
+    undefined = ir.Constant(value.type, ir.Undefined)
+
+    def store_part(part):
+        pointer = element_pointer(context, builder, array_type, array, index)
+        pointer = builder.bitcast(pointer, part.type.as_pointer())
+        builder.store(part, pointer, align=array_type.dtype.bitwidth // 8)
+
+    whole = builder.icmp_signed(">=", count, ir.Constant(integer, size))
+    with builder.if_else(whole) as (all_elements, some_elements):
+        with all_elements:
+            store_part(value)
+        with some_elements:
+            part = size // 2
             while part > 0:
-                llvm = ir.VectorType(llvm_float(vector.dtype), part)
                 has = builder.icmp_signed(
                     "!=", builder.and_(count, ir.Constant(integer, part)), ir.Constant(integer, 0)
                 )
                 with builder.if_then(has):
                     mask = ir.Constant(ir.VectorType(ir.IntType(32), part), list(range(part)))
-                    first = builder.shuffle_vector(
-                        value, ir.Constant(value.type, ir.Undefined), mask
-                    )
-                    pointer = element_pointer(context, builder, array_type, array, index)
-                    pointer = builder.bitcast(pointer, llvm.as_pointer())
-                    builder.store(first, pointer, align=vector.dtype.bitwidth // 8)
-                lanes_left = [min(i + part, vector.lanes - 1) for i in range(vector.lanes)]
-                mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), lanes_left)
-                rest = builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
+                    store_part(builder.shuffle_vector(value, undefined, mask))
+                left = [min(i + part, size - 1) for i in range(size)]
+                mask = ir.Constant(ir.VectorType(ir.IntType(32), size), left)
+                rest = builder.shuffle_vector(value, undefined, mask)
                 value = builder.select(has, rest, value)
                 index = builder.select(has, builder.add(index, ir.Constant(integer, part)), index)
                 part //= 2
@@ -341,28 +359,55 @@ def keep_first(typing_context, value, count, other):
     """Lanes 0 to count - 1 of `value`, then the number `other` (count may exceed the lanes)."""
 
     def codegen(context, builder, sig, args):
-        kept = first_lanes(builder, value, args[1])
+        kept = lanes_below(builder, value, range(value.lanes), args[1])
         return builder.select(kept, args[0], broadcast(builder, value, args[2]))
 
     return value(value, types.intp, value.dtype), codegen
 
 
+# Far below all that matters, far above the subnormal numbers, with which arithmetic takes a hundred
+# times as long.
+TINY = {types.float32: 1e-30, types.float64: 1e-290}
+
+
 @intrinsic
-def sqrt(typing_context, a):
-    """Square roots, lane by lane."""
+def clear_tiny(typing_context, a):
+    """0 in the lanes where the size of a is below TINY, else a."""
 
     def codegen(context, builder, sig, args):
-        return call_intrinsic(builder, "sqrt", a, args)
+        size = call_intrinsic(builder, "fabs", a, args)
+        near = builder.fcmp_ordered("<", size, constant(a, TINY[a.dtype]))
+        return builder.select(near, constant(a, 0.0), args[0])
 
     return a(a), codegen
 
 
 @intrinsic
-def floor(typing_context, a):
-    """The largest whole numbers not above, lane by lane."""
+def tiny(typing_context, array):
+    """TINY in every lane of a vector of the array's element type."""
+    vector = Vector(array.dtype)
 
     def codegen(context, builder, sig, args):
-        return call_intrinsic(builder, "floor", a, args)
+        return constant(vector, TINY[vector.dtype])
+
+    return vector(array), codegen
+
+
+@intrinsic
+def quick_root(typing_context, a):
+    """sqrt(a), lane by lane: exact in float64, in float32 within a few units in the last place.
+
+    LLVM may take the machine's estimate of 1 / sqrt(a) and refine it, in half the time.
+    """
+
+    def codegen(context, builder, sig, args):
+        if a.dtype == types.float64:
+            return call_intrinsic(builder, "sqrt", a, args)
+        estimates = ("afn", "arcp", "nsz")
+        above = builder.fadd(args[0], constant(a, TINY[a.dtype]))  # 1 / sqrt(0) is infinite
+        root = call_intrinsic(builder, "sqrt", a, [above], fastmath=estimates)
+        inverse = builder.fdiv(constant(a, 1.0), root, flags=estimates)
+        return builder.fmul(args[0], inverse)
 
     return a(a), codegen
 
@@ -389,6 +434,37 @@ def max_lanes(typing_context, a):
     return a.dtype(a), codegen
 
 
+@intrinsic
+def running_sums(typing_context, a):
+    """The sum of lanes 0 to i, for every lane i."""
+
+    def codegen(context, builder, sig, args):
+        zeros = constant(a, 0.0)
+        mask = ir.VectorType(ir.IntType(32), a.lanes)
+        total = args[0]
+        distance = 1
+        while distance < a.lanes:
+            # Lane numbers below `lanes` are of the zeros, the others are of the total.
+            before = ir.Constant(mask, [a.lanes + i - distance for i in range(a.lanes)])
+            total = builder.fadd(total, builder.shuffle_vector(zeros, total, before))
+            distance *= 2
+        return total
+
+    return a(a), codegen
+
+
+@intrinsic
+def count_at_most(typing_context, a, limit):
+    """How many lanes are at most the number `limit`."""
+
+    def codegen(context, builder, sig, args):
+        counted = builder.fcmp_ordered("<=", args[0], broadcast(builder, a, args[1]))
+        bits = builder.bitcast(counted, ir.IntType(a.lanes))
+        return builder.zext(builder.ctpop(bits), ir.IntType(64))
+
+    return types.intp(a, a.dtype), codegen
+
+
 @intrinsic(prefer_literal=True)
 def row_offsets(typing_context, first, limit, stride, rows):
     """Offsets of rows first, first + 1, ..., `rows` of them, `stride` elements apart.
@@ -412,28 +488,25 @@ def row_offsets(typing_context, first, limit, stride, rows):
 
 
 @intrinsic(prefer_literal=True)
-def group_offsets(typing_context, first, limit, width, per_row, stride, rows):
-    """Offsets of groups of `width` columns, numbered row after row, per_row of them to a row.
+def listed_offsets(typing_context, integers, index, first, limit, every, rows):
+    """The offsets integers[index + i] for i = first, first + every, ..., `rows` of them.
 
-    As row_offsets, from group `limit` on they repeat group limit - 1.
+    i beyond limit - every repeats that one.
     """
     offsets = RowOffsets(rows.literal_value)
 
     def codegen(context, builder, sig, args):
-        first, limit, width, per_row, stride, _ = args
-        last = builder.sub(limit, ir.Constant(ir.IntType(64), 1))
+        array, index, first, limit, every, _ = args
+        last = builder.sub(limit, every)
         result = ir.Constant(ir.ArrayType(ir.IntType(64), offsets.rows), ir.Undefined)
         for r in range(offsets.rows):
-            group = builder.add(first, ir.Constant(ir.IntType(64), r))
-            group = builder.select(builder.icmp_signed("<", group, last), group, last)
-            row = builder.udiv(group, per_row)
-            column = builder.sub(group, builder.mul(row, per_row))
-            offset = builder.add(builder.mul(row, stride), builder.mul(column, width))
-            result = builder.insert_value(result, offset, r)
+            i = builder.add(first, builder.mul(every, ir.Constant(ir.IntType(64), r)))
+            i = builder.select(builder.icmp_signed("<", i, last), i, last)
+            at = element_pointer(context, builder, sig.args[0], array, builder.add(index, i))
+            result = builder.insert_value(result, builder.load(at), r)
         return result
 
-    integers = [types.intp] * 5
-    return offsets(*integers, rows), codegen
+    return offsets(integers, *[types.intp] * 4, rows), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -447,40 +520,158 @@ def tile_zeros(typing_context, array, rows, columns):
     return tile(array, rows, columns), codegen
 
 
+def load_pieces(context, builder, array_type, array, starts, vector):
+    """A vector out of consecutive elements from each of the LLVM indices `starts`."""
+    width = vector.lanes // len(starts)
+    piece = ir.VectorType(llvm_float(vector.dtype), width)
+    parts = []
+    for start in starts:
+        pointer = element_pointer(context, builder, array_type, array, start)
+        pointer = builder.bitcast(pointer, piece.as_pointer())
+        parts.append(builder.load(pointer, align=vector.dtype.bitwidth // 8))
+    while len(parts) > 1:
+        width *= 2
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(width)))
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [builder.shuffle_vector(low, high, mask) for low, high in pairs]
+    return parts[0]
+
+
 @intrinsic
 def tile_load(typing_context, tile, array, index, offsets):
-    """A tile like `tile` from array[index + offset of each row], consecutive vectors of a row."""
+    """A tile like `tile` from array[index + offset of each row], consecutive vectors of a row.
+
+    With several offsets a row, the rows of a tile of one column are put together from pieces.
+    """
+    pieces = offsets.rows // tile.rows
 
     def codegen(context, builder, sig, args):
         _, array_value, index, offsets_value = args
         vector = tile.vector
         result = ir.Constant(context.get_value_type(tile), ir.Undefined)
+        starts = [
+            builder.add(index, builder.extract_value(offsets_value, i)) for i in range(offsets.rows)
+        ]
         for r in range(tile.rows):
-            start = builder.add(index, builder.extract_value(offsets_value, r))
             for c in range(tile.columns):
-                at = builder.add(start, ir.Constant(ir.IntType(64), c * vector.lanes))
-                value = load_vector(context, builder, array, array_value, at, vector)
+                column = ir.Constant(ir.IntType(64), c * vector.lanes)
+                begins = [
+                    builder.add(start, column) for start in starts[r * pieces : (r + 1) * pieces]
+                ]
+                value = load_pieces(context, builder, array, array_value, begins, vector)
                 result = builder.insert_value(result, value, r * tile.columns + c)
         return result
 
     return tile(tile, array, types.intp, offsets), codegen
 
 
-@intrinsic
-def tile_fma(typing_context, tile, a, a_index, offsets, b, b_index):
-    """tile[r, c] + a[a_index + offsets[r]] * (vector c of b from b_index on)"""
+def opaque(builder, pointer):
+    """The same pointer, of which the optimizer knows nothing.
+
+    Left to itself it keeps an address for every row, more than there are registers.
+    """
+    function_type = ir.FunctionType(pointer.type, [pointer.type])
+    return builder.asm(function_type, "", "=r,0", [pointer], side_effect=False)
+
+
+def make_pointers(context, builder, pointers, starts, stride):
+    value = cgutils.create_struct_proxy(pointers)(context, builder)
+    starts = [opaque(builder, start) for start in starts]
+    value.starts = cgutils.pack_array(builder, starts)
+    value.stride = stride
+    return value._getvalue()
+
+
+@intrinsic(prefer_literal=True)
+def row_pointers(typing_context, array, index, stride, rows):
+    """Pointers to `rows` rows of an array, the first at `index`, `stride` elements apart."""
+    pointers = RowPointers(array.dtype, rows.literal_value, SPACING)
 
     def codegen(context, builder, sig, args):
-        result, a_value, a_index, offsets_value, b_value, b_index = args
+        first = element_pointer(context, builder, sig.args[0], args[0], args[1])
+        apart = builder.mul(args[2], ir.Constant(ir.IntType(64), SPACING))
+        starts = [first]
+        while len(starts) < pointers.count:
+            starts.append(builder.gep(starts[-1], [apart]))
+        return make_pointers(context, builder, pointers, starts, args[2])
+
+    return pointers(array, types.intp, types.intp, rows), codegen
+
+
+@intrinsic
+def tail_pointers(typing_context, array, index, offsets):
+    """Pointers to the rows of an array at index + offsets."""
+    pointers = RowPointers(array.dtype, offsets.rows, 1)
+
+    def codegen(context, builder, sig, args):
+        first = element_pointer(context, builder, sig.args[0], args[0], args[1])
+        starts = [
+            builder.gep(first, [builder.extract_value(args[2], r)]) for r in range(offsets.rows)
+        ]
+        return make_pointers(context, builder, pointers, starts, ir.Constant(ir.IntType(64), 0))
+
+    return pointers(array, types.intp, offsets), codegen
+
+
+@intrinsic
+def advance(typing_context, pointers, step):
+    """The same rows, `step` elements further on."""
+
+    def codegen(context, builder, sig, args):
+        value = cgutils.create_struct_proxy(pointers)(context, builder, args[0])
+        starts = [
+            builder.gep(start, [args[1]])
+            for start in cgutils.unpack_tuple(builder, value.starts, pointers.count)
+        ]
+        return make_pointers(context, builder, pointers, starts, value.stride)
+
+    return pointers(pointers, types.intp), codegen
+
+
+@intrinsic
+def tile_fma(typing_context, tile, pointers, b, b_index):
+    """tile[r, c] + (element of row r that is pointed to) * (vector c of b from b_index on)"""
+
+    def codegen(context, builder, sig, args):
+        result, left, b_value, b_index = args
         vector = tile.vector
+        left = cgutils.create_struct_proxy(pointers)(context, builder, left)
         right = []
         for c in range(tile.columns):
             at = builder.add(b_index, ir.Constant(ir.IntType(64), c * vector.lanes))
             right.append(load_vector(context, builder, b, b_value, at, vector))
+        distances = [
+            builder.mul(left.stride, ir.Constant(ir.IntType(64), i))
+            for i in range(pointers.spacing)
+        ]
         for r in range(tile.rows):
-            at = builder.add(a_index, builder.extract_value(offsets_value, r))
-            scalar = builder.load(element_pointer(context, builder, a, a_value, at))
-            left = broadcast(builder, vector, scalar)
+            pointer = builder.extract_value(left.starts, r // pointers.spacing)
+            pointer = builder.gep(pointer, [distances[r % pointers.spacing]])
+            element = broadcast(builder, vector, builder.load(pointer))
+            for c in range(tile.columns):
+                i = r * tile.columns + c
+                accumulator = builder.extract_value(result, i)
+                accumulator = multiply_add(builder, vector, element, right[c], accumulator)
+                result = builder.insert_value(result, accumulator, i)
+        return result
+
+    return tile(tile, pointers, b, types.intp), codegen
+
+
+@intrinsic
+def tile_outer(typing_context, tile, a, a_index, a_offsets, b, b_index, b_offsets):
+    """tile[r, c] + (vector of a at a_index + a_offsets[r]) * (of b at b_index + b_offsets[c])"""
+
+    def codegen(context, builder, sig, args):
+        result, a_value, a_index, a_rows, b_value, b_index, b_columns = args
+        vector = tile.vector
+        right = []
+        for c in range(tile.columns):
+            at = builder.add(b_index, builder.extract_value(b_columns, c))
+            right.append(load_vector(context, builder, b, b_value, at, vector))
+        for r in range(tile.rows):
+            at = builder.add(a_index, builder.extract_value(a_rows, r))
+            left = load_vector(context, builder, a, a_value, at, vector)
             for c in range(tile.columns):
                 i = r * tile.columns + c
                 accumulator = builder.extract_value(result, i)
@@ -488,7 +679,39 @@ def tile_fma(typing_context, tile, a, a_index, offsets, b, b_index):
                 result = builder.insert_value(result, accumulator, i)
         return result
 
-    return tile(tile, a, types.intp, offsets, b, types.intp), codegen
+    return tile(tile, a, types.intp, a_offsets, b, types.intp, b_offsets), codegen
+
+
+@intrinsic
+def tile_relu(typing_context, tile):
+    """max(0, tile), element by element; NaN stays NaN."""
+
+    def codegen(context, builder, sig, args):
+        zero = constant(tile.vector, 0.0)
+        result = args[0]
+        for i in range(tile.rows * tile.columns):
+            value = builder.extract_value(result, i)
+            value = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
+            result = builder.insert_value(result, value, i)
+        return result
+
+    return tile(tile), codegen
+
+
+@intrinsic
+def tile_where_positive(typing_context, condition, tile):
+    """The elements of the tile where those of `condition` are positive, else 0."""
+
+    def codegen(context, builder, sig, args):
+        condition_value, result = args
+        zero = constant(tile.vector, 0.0)
+        for i in range(tile.rows * tile.columns):
+            positive = builder.fcmp_ordered(">", builder.extract_value(condition_value, i), zero)
+            kept = builder.select(positive, builder.extract_value(result, i), zero)
+            result = builder.insert_value(result, kept, i)
+        return result
+
+    return tile(condition, tile), codegen
 
 
 @intrinsic
@@ -507,36 +730,48 @@ def tile_add(typing_context, a, b):
 
 @intrinsic
 def tile_transpose(typing_context, tile):
-    """The transpose of a tile of one column that has as many rows as a vector has lanes.
+    """The transposes of the squares that a tile of one column is made of, side by side.
 
-    Blocks of 1, 2, 4, ... lanes change places between rows that are as far apart.
+    It has as many rows as a square has lanes: 1, 2, 4, ..., at most those of a vector. Blocks of
+    1, 2, 4, ... lanes change places between rows that are as far apart.
     """
     vector = tile.vector
     size = vector.lanes
 
     def codegen(context, builder, sig, args):
         mask = ir.VectorType(ir.IntType(32), size)
-        rows = [builder.extract_value(args[0], r) for r in range(size)]
+        rows = [builder.extract_value(args[0], r) for r in range(tile.rows)]
         distance = 1
-        while distance < size:
+        while distance < tile.rows:
             # A lane number below `size` is of the upper row, the others are of the lower one.
             upper, lower = [], []
             for i in range(size):
                 upper.append(size + i - distance if i & distance else i)
                 lower.append(size + i if i & distance else i + distance)
             upper, lower = ir.Constant(mask, upper), ir.Constant(mask, lower)
-            for r in range(size):
+            for r in range(tile.rows):
                 if not r & distance:
                     pair = rows[r], rows[r + distance]
                     rows[r] = builder.shuffle_vector(*pair, upper)
                     rows[r + distance] = builder.shuffle_vector(*pair, lower)
             distance *= 2
         result = args[0]
-        for r in range(size):
+        for r in range(tile.rows):
             result = builder.insert_value(result, rows[r], r)
         return result
 
     return tile(tile), codegen
+
+
+def keep_lanes(builder, tile, value, numbers, count):
+    """The tile with zeros in the lanes whose number is not below an LLVM count."""
+    kept = lanes_below(builder, tile.vector, numbers, count)
+    for i in range(tile.rows * tile.columns):
+        lanes_kept = builder.select(
+            kept, builder.extract_value(value, i), constant(tile.vector, 0.0)
+        )
+        value = builder.insert_value(value, lanes_kept, i)
+    return value
 
 
 @intrinsic
@@ -544,14 +779,22 @@ def tile_keep_first(typing_context, tile, count):
     """Lanes 0 to count - 1 of every vector, zeros beyond."""
 
     def codegen(context, builder, sig, args):
-        zero = ir.Constant(llvm_float(tile.vector.dtype), 0.0)
-        kept = first_lanes(builder, tile.vector, args[1])
-        result = args[0]
-        for i in range(tile.rows * tile.columns):
-            value = builder.extract_value(result, i)
-            value = builder.select(kept, value, broadcast(builder, tile.vector, zero))
-            result = builder.insert_value(result, value, i)
-        return result
+        return keep_lanes(builder, tile, args[0], range(tile.vector.lanes), args[1])
+
+    return tile(tile, types.intp), codegen
+
+
+@intrinsic
+def tile_keep_pieces(typing_context, tile, count):
+    """Of a tile transposed after it was loaded in pieces: zeros where piece `count` and later are.
+
+    Pieces are as wide as the tile has rows, and numbered row after row.
+    """
+    pieces = tile.vector.lanes // tile.rows
+    numbers = [i % tile.rows * pieces + i // tile.rows for i in range(tile.vector.lanes)]
+
+    def codegen(context, builder, sig, args):
+        return keep_lanes(builder, tile, args[0], numbers, args[1])
 
     return tile(tile, types.intp), codegen
 
@@ -585,27 +828,20 @@ def tile_total(typing_context, tile):
     return vector.dtype(tile), codegen
 
 
-@intrinsic
-def tile_store_first(typing_context, array, index, offsets, tile, count, columns):
-    """The first `columns` lanes of the first `count` rows of a tile of one column, likewise."""
-    vector = tile.vector
+def in_turn(builder, store_one, available, count):
+    """Emit store_one(0), store_one(1), ..., of which only the first LLVM `count` are carried out.
 
-    def codegen(context, builder, sig, args):
-        array_value, index, offsets_value, tile_value, count, columns = args
-        done = builder.append_basic_block("tile_stored")
-        for r in range(tile.rows):
-            start = builder.add(index, builder.extract_value(offsets_value, r))
-            value = builder.extract_value(tile_value, r)
-            store_lanes(context, builder, array, array_value, start, vector, value, columns)
-            following = builder.append_basic_block(f"tile_row_{r + 1}")
-            more = builder.icmp_signed(">", count, ir.Constant(ir.IntType(64), r + 1))
-            builder.cbranch(more, following, done)
-            builder.position_at_end(following)
-        builder.branch(done)
-        builder.position_at_end(done)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, offsets, tile, types.intp, types.intp), codegen
+    At least one is; `available` are emitted.
+    """
+    done = builder.append_basic_block("stored")
+    for i in range(available):
+        store_one(i)
+        following = builder.append_basic_block(f"store_{i + 1}")
+        more = builder.icmp_signed(">", count, ir.Constant(ir.IntType(64), i + 1))
+        builder.cbranch(more, following, done)
+        builder.position_at_end(following)
+    builder.branch(done)
+    builder.position_at_end(done)
 
 
 @intrinsic
@@ -615,22 +851,44 @@ def tile_store(typing_context, array, index, offsets, tile, count):
     def codegen(context, builder, sig, args):
         array_value, index, offsets_value, tile_value, count = args
         vector = tile.vector
-        done = builder.append_basic_block("tile_stored")
-        for r in range(tile.rows):
+
+        def store_row(r):
             start = builder.add(index, builder.extract_value(offsets_value, r))
             for c in range(tile.columns):
                 at = builder.add(start, ir.Constant(ir.IntType(64), c * vector.lanes))
                 value = builder.extract_value(tile_value, r * tile.columns + c)
                 store_vector(context, builder, array, array_value, at, vector, value)
-            following = builder.append_basic_block(f"tile_row_{r + 1}")
-            more = builder.icmp_signed(">", count, ir.Constant(ir.IntType(64), r + 1))
-            builder.cbranch(more, following, done)
-            builder.position_at_end(following)
-        builder.branch(done)
-        builder.position_at_end(done)
+
+        in_turn(builder, store_row, tile.rows, count)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, offsets, tile, types.intp), codegen
+
+
+@intrinsic
+def tile_store_pieces(typing_context, array, index, offsets, tile, count, columns):
+    """Store a tile of one column as `tile_load` loads it in pieces: the first `count` pieces,
+    `columns` elements of each, or all if there are fewer.
+    """
+    pieces = offsets.rows // tile.rows
+
+    def codegen(context, builder, sig, args):
+        array_value, index, offsets_value, tile_value, count, columns = args
+        width = tile.vector.lanes // pieces
+
+        def store_piece(i):
+            row = builder.extract_value(tile_value, i // pieces)
+            first = i % pieces * width
+            mask = ir.VectorType(ir.IntType(32), width)
+            mask = ir.Constant(mask, list(range(first, first + width)))
+            piece = builder.shuffle_vector(row, ir.Constant(row.type, ir.Undefined), mask)
+            start = builder.add(index, builder.extract_value(offsets_value, i))
+            store_first(context, builder, array, array_value, start, piece, columns)
+
+        in_turn(builder, store_piece, offsets.rows, count)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, offsets, tile, types.intp, types.intp), codegen
 
 
 @inlined

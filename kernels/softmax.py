@@ -3,7 +3,7 @@
 import math
 
 from tapegpt.kernels.elementwise import add_to
-from tapegpt.kernels.jit import jit
+from tapegpt.kernels.jit import inlined, jit
 from tapegpt.kernels.rows import row_range
 from tapegpt.kernels.simd import (
     fma,
@@ -17,21 +17,30 @@ from tapegpt.kernels.simd import (
     store,
     sum_lanes,
 )
-from tapegpt.kernels.vmath import exp
+from tapegpt.kernels.vmath import exp2
+
+LOG2_E = 1 / math.log(2)
 
 
-@jit
-def softmax_row(values, x, out, width):
+@inlined
+def padding(values, width):
+    """Where the last vector of a row begins; -inf in its lanes that are padding, 0 in others."""
+    last = (width - 1) // lanes(values) * lanes(values)
+    return last, keep_first(splat(values, 0), width - last, values.dtype.type(-math.inf))
+
+
+@inlined
+def softmax_row(values, x, out, last, outside):
     """Write e^(x - max) of one row to out, 0 into its padding; return (max, their sum)."""
-    row = row_stride(values, width)
-    lowest = values.dtype.type(-math.inf)
-    maxima = splat(values, lowest)
-    for i in range(0, row, lanes(values)):
-        maxima = maximum(maxima, keep_first(load(values, x + i), width - i, lowest))
+    end = load(values, x + last) + outside
+    maxima = end
+    for i in range(0, last, lanes(values)):
+        maxima = maximum(maxima, load(values, x + i))
     largest = max_lanes(maxima)
-    total = splat(values, 0)
-    for i in range(0, row, lanes(values)):
-        e = keep_first(exp(load(values, x + i) - largest), width - i, values.dtype.type(0))
+    total = exp2((end - largest) * LOG2_E)
+    store(values, out + last, total)
+    for i in range(0, last, lanes(values)):
+        e = exp2((load(values, x + i) - largest) * LOG2_E)
         store(values, out + i, e)
         total = total + e
     return largest, sum_lanes(total)
@@ -43,8 +52,9 @@ def array_softmax_forward(values, operands, inputs, out, at, window):
     width, x = operands[at + 1], operands[at + 2]
     row = row_stride(values, width)
     first, last = row_range(operands[at], window)
+    end, outside = padding(values, width)
     for r in range(first, last):
-        _, total = softmax_row(values, x + r * row, out + r * row, width)
+        _, total = softmax_row(values, x + r * row, out + r * row, end, outside)
         for i in range(r * row, (r + 1) * row, lanes(values)):
             store(values, out + i, load(values, out + i) / total)
 

@@ -2,8 +2,6 @@
 
 import math
 
-import numpy as np
-
 from tapegpt.kernels.batch import pack_batch
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.optimizers import adam
@@ -13,9 +11,7 @@ from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
 @jit
 def update_constants(program):
     """Recompute what depends on parameters alone, after they have changed."""
-    # Not literal zeros: Numba would compile another sweep for them.
-    zero = np.int64(0)
-    forward_sweep(program.machine, zero, program.ends[0], (zero, zero, zero, zero))
+    forward_sweep(program.machine, 0, program.ends[0], (0, 0, 0, 0))
 
 
 @jit

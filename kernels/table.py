@@ -6,7 +6,7 @@ from numba.np.numpy_support import from_dtype
 from numpy.typing import NDArray
 
 from tapegpt.kernels import records as op
-from tapegpt.kernels.attention import attention_backward, attention_forward
+from tapegpt.kernels.attention import make_attention
 from tapegpt.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from tapegpt.kernels.dispatch import backward_signature, forward_signature, scalars_signature
 from tapegpt.kernels.elementwise import (
@@ -32,7 +32,7 @@ KERNELS = {
     op.EMBED: (embed_forward, embed_backward),
     op.LINEAR: (linear_forward, linear_backward),
     op.RMSNORM: (rmsnorm_forward, rmsnorm_backward),
-    op.ATTENTION: (attention_forward, attention_backward),
+    **{op.ATTENTION + i: make_attention(2**i) for i in range(5)},
     op.CROSS_ENTROPY: (cross_entropy_forward, cross_entropy_backward),
     op.ARRAY_SOFTMAX: (array_softmax_forward, array_softmax_backward),
     op.ARRAY_RELU: (array_relu_forward, array_relu_backward),

@@ -5,10 +5,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from llvmlite.binding import llvm_version_info
 from numba.core import config
+from numba.core.codegen import get_host_cpu_features
 
 from tapegpt.kernels.peak import multiply_add
-from tapegpt.kernels.simd import VECTOR_BYTES
+from tapegpt.kernels.vector_width import VECTOR_BYTES
 
 ROUNDS = 1_000_000  # multiply-adds on every register: some 10 ms
 
@@ -28,6 +30,23 @@ def vector_name() -> str:
     """The vectors that kernels are compiled for."""
     target = f", compiled for {config.CPU_NAME}" if config.CPU_NAME else ""
     return f"{8 * VECTOR_BYTES} bit, {VECTOR_BYTES // 4} x float32{target}"
+
+
+def lanes() -> int:
+    """float32 numbers in one vector."""
+    return VECTOR_BYTES // 4
+
+
+def vector_features() -> list[str]:
+    """The vector instructions that kernels may use, as LLVM names them."""
+    features = config.CPU_FEATURES or get_host_cpu_features()
+    names = (name[1:] for name in features.split(",") if name.startswith("+"))
+    return sorted(name for name in names if name.startswith(("sse4", "avx", "fma", "neon", "sve")))
+
+
+def llvm_version() -> str:
+    """The LLVM that Numba compiles kernels with."""
+    return ".".join(map(str, llvm_version_info))
 
 
 def peak_gflops() -> float:

@@ -1,5 +1,6 @@
 """A model recorded and made ready for replay: from a configuration to a `Program`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,26 +10,13 @@ from tapegpt.config import ModelConfig
 from tapegpt.granularity import Dot, Scalar, Vector
 from tapegpt.kernels import records as op
 from tapegpt.kernels.dispatch import BACKWARD, FORWARD
-from tapegpt.kernels.program import Machine, Program
+from tapegpt.kernels.program import Program
+from tapegpt.kernels.table import load_kernels
 from tapegpt.models import gpt, parameter_shapes
+from tapegpt.passes import fuse_relu, hoist_constants, mark_overwritten
 from tapegpt.tape import Tape
 
 Floats = NDArray[np.floating]
-BOTH = (FORWARD, BACKWARD)
-
-# The array operands that an operation passes a gradient to, as places in its argument list. The
-# kernel can overwrite those gradients; it always adds to the gradients of weights and tables.
-DIFFERENTIABLE = {
-    op.LINEAR: (3, 6),
-    op.RMSNORM: (2,),
-    op.ATTENTION: (3, 4, 5),
-    op.CROSS_ENTROPY: (2,),
-    op.ARRAY_SOFTMAX: (2,),
-    op.ARRAY_RELU: (2,),
-    op.ARRAY_ADD: (2, 3),
-    op.ARRAY_SCALE: (2,),
-    op.ARRAY_MEAN: (2,),
-}
 
 
 @dataclass(frozen=True)
@@ -57,17 +45,28 @@ class Recording:
 
 
 def record(
-    model: ModelConfig, vocab_size: int, granularity: str, dtype: str, documents_per_sweep: int
+    model: ModelConfig,
+    vocab_size: int,
+    granularity: str,
+    dtype: str,
+    documents_per_sweep: int,
+    directions: Sequence[int] = (FORWARD, BACKWARD),
 ) -> Recording:
     """Record a model for batches of documents; its parameters are zero at first.
 
-    scalar and dot take one document at a time, whatever documents_per_sweep says.
+    scalar and dot take one document at a time, whatever documents_per_sweep says. directions:
+    the sweeps that will be made, whose kernels are loaded or compiled here.
     """
     shapes = parameter_shapes(model, vocab_size)
     if granularity == "vector":
-        return _record_vector(model, shapes, dtype, documents_per_sweep)
-    kind = {"scalar": Scalar, "dot": Dot}[granularity]
-    return _record_unrolled(kind, model, shapes, dtype)
+        recording = _record_vector(model, shapes, dtype, documents_per_sweep)
+    else:
+        kind = {"scalar": Scalar, "dot": Dot}[granularity]
+        recording = _record_unrolled(kind, model, shapes, dtype)
+    machine = recording.program.machine
+    for direction in directions:
+        load_kernels(machine.kernels, machine.values.dtype, machine.records, direction)
+    return recording
 
 
 def _record_vector(
@@ -79,25 +78,20 @@ def _record_vector(
     batch = tape.batch(documents, model.block_size, vocab_size)
     net = Vector(tape, weights, batch)
     logits = gpt(net, model)
-    logit_end = tape.mark().records
     root = net.cross_entropy(logits)
 
-    # Transposes depend on parameters alone: they move to the front, to be done once an update.
-    machine = tape.machine(BOTH)
-    constant = machine.records[:, 0] == op.TRANSPOSE
-    machine.records[:] = machine.records[np.argsort(~constant, kind="stable")]
-    logit_end += int(constant[logit_end:].sum())
-    mark_overwritten(machine, tape.num_params)
+    machine, constants = hoist_constants(tape.machine())
+    machine = mark_overwritten(fuse_relu(machine), tape.num_params)
     block = model.block_size
     ends = np.full(block + 1, len(machine.records))
-    ends[0] = constant.sum()
+    ends[0] = constants
     program = Program(
         machine=machine,
         num_params=tape.num_params,
         vocab_size=vocab_size,
         unrolled=False,
         ends=ends,
-        logit_ends=np.full(block, logit_end),
+        logit_ends=np.full(block, len(machine.records) - 1),  # all but the loss
         roots=np.full(block + 1, root),
         tops=np.full(block + 1, len(tape)),
         logits=np.full(block, logits),
@@ -109,7 +103,8 @@ def _record_vector(
         targets=batch.targets.slot,
         starts=batch.starts,
         placed=np.zeros(block + 1, np.int64),
-        probabilities=np.zeros(vocab_size),
+        documents=np.zeros(documents, np.int64),
+        likelihoods=np.zeros(2 * tape.stride(vocab_size), dtype),
     )
     return Recording(program, documents, {name: tape.view(node) for name, node in weights.items()})
 
@@ -137,7 +132,7 @@ def _record_unrolled(
         ends.append(tape.mark().records)
         tops.append(len(tape))
     program = Program(
-        machine=tape.machine(BOTH),
+        machine=tape.machine(),
         num_params=tape.num_params,
         vocab_size=vocab_size,
         unrolled=True,
@@ -154,26 +149,11 @@ def _record_unrolled(
         targets=batch.targets.slot,
         starts=batch.starts,
         placed=np.zeros(model.block_size + 1, np.int64),
-        probabilities=np.zeros(vocab_size),
+        documents=np.zeros(1, np.int64),
+        likelihoods=np.zeros(2 * tape.stride(vocab_size), dtype),
     )
     views = {
         name: program.machine.values[nodes[0, 0] : nodes[-1, -1] + 1].reshape(nodes.shape)
         for name, nodes in weights.items()
     }
     return Recording(program, 1, views)
-
-
-def mark_overwritten(machine: Machine, num_params: int) -> None:
-    """Set the bits of `fresh` in every record that is the last to use an array.
-
-    The last record to use an array is the first to pass it a gradient. Only for programs in which
-    every array but the parameters is used by array operations, and none twice by one record.
-    """
-    used: set[int] = set()
-    for record in machine.records[::-1]:
-        opcode, at = int(record[0]), int(record[2])
-        for bit, place in enumerate(DIFFERENTIABLE.get(opcode, ())):
-            node = int(machine.operands[at + place])
-            if node >= num_params and node not in used:
-                record[3] |= 1 << bit
-                used.add(node)

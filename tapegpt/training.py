@@ -23,7 +23,7 @@ TABLES = ("wte", "wpe")  # parameters that are looked up, not multiplied with
 
 # More documents than this are packed and swept in turns, and their gradients added up, so that a
 # sweep's arrays stay in the cache.
-DOCUMENTS_PER_SWEEP = 64
+DOCUMENTS_PER_SWEEP = 16
 
 
 class Trainer:

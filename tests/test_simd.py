@@ -6,38 +6,50 @@ import numpy as np
 import pytest
 from numba.core import config
 
-from tapegpt.kernels import simd
+from tapegpt.kernels import vector_width
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.peak import multiply_add
 from tapegpt.kernels.simd import (
+    LANE_TILE,
+    PAIR_TILE,
+    SINGLE_TILE,
     VECTOR_BYTES,
+    WIDE_TILE,
+    advance,
     clamp,
-    floor,
+    clear_tiny,
     fma,
-    group_offsets,
     keep_first,
     lanes,
+    listed_offsets,
     load,
     max_lanes,
     maximum,
     padded,
+    quick_root,
     relu,
     row_offsets,
+    row_pointers,
     row_stride,
     splat,
-    sqrt,
     store,
     sum_lanes,
+    tail_pointers,
     tile_add,
     tile_fma,
     tile_grow,
     tile_keep_first,
+    tile_keep_pieces,
     tile_load,
+    tile_outer,
+    tile_relu,
     tile_store,
-    tile_store_first,
+    tile_store_pieces,
     tile_total,
     tile_transpose,
+    tile_where_positive,
     tile_zeros,
+    tiny,
     where_positive,
 )
 
@@ -69,13 +81,23 @@ def cycle(dtype, *values):
 @pytest.mark.parametrize("features", FEATURES)
 def test_vectors_are_as_wide_as_the_registers(monkeypatch, features):
     monkeypatch.setattr(config, "CPU_FEATURES", features)
-    assert simd.host_vector_bytes() == FEATURES[features]
+    assert vector_width.host_vector_bytes() == FEATURES[features]
 
 
 def test_vectors_are_narrow_where_numba_has_avx_switched_off(monkeypatch):
     monkeypatch.setattr(config, "CPU_FEATURES", None)
     monkeypatch.setattr(config, "ENABLE_AVX", 0)
-    assert simd.host_vector_bytes() == 16
+    monkeypatch.setattr(vector_width, "sve_bytes", lambda: 0)
+    assert vector_width.host_vector_bytes() == 16
+
+
+@pytest.mark.parametrize(
+    ("registers", "vector"), [(0, 16), (16, 16), (32, 32), (64, 64), (128, 16), (256, 16)]
+)
+def test_vectors_are_as_wide_as_those_of_sve_if_kernels_can_be(monkeypatch, registers, vector):
+    monkeypatch.setattr(config, "CPU_FEATURES", "+neon,+sve,+sve2")
+    monkeypatch.setattr(vector_width, "sve_bytes", lambda: registers)
+    assert vector_width.host_vector_bytes() == vector
 
 
 @jit
@@ -249,18 +271,43 @@ def test_keep_first(dtype):
 
 
 @jit
-def round_and_root(out, a):
-    store(out, 0, floor(load(a, 0)))
-    store(out, lanes(out), sqrt(load(a, 0)))
+def clear(out, a):
+    store(out, 0, clear_tiny(load(a, 0)))
+    store(out, lanes(out), tiny(out))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_floor_and_sqrt(dtype):
-    for a in (10 * vectors(dtype), cycle(dtype, 4, -0.5, 0, np.inf), cycle(dtype, np.nan, 1e-30)):
-        out = np.zeros(2 * len(a), dtype)
-        round_and_root(out, a)
+def test_tiny_numbers_are_cleared(dtype):
+    info = np.finfo(dtype)
+    limit = {"float32": 1e-30, "float64": 1e-290}[dtype]
+    sizes = [0, info.smallest_subnormal, info.tiny, 0.99 * limit, 1.01 * limit, info.max, np.inf]
+    for number in [*sizes, *np.negative(sizes), np.nan]:
+        out = np.zeros(2 * lane_count(dtype), dtype)
+        clear(out, cycle(dtype, number, 1))
+        expected = cycle(dtype, 0 if abs(number) < limit else number, 1)
+        np.testing.assert_array_equal(out, [*expected, *cycle(dtype, limit)])
+
+
+@jit
+def root(out, a):
+    for i in range(0, len(a), lanes(a)):
+        store(out, i, quick_root(load(a, i)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_quick_root(dtype):
+    lane = lane_count(dtype)
+    a = (10 ** np.random.default_rng(0).uniform(-22, 38, 100_000 * lane)).astype(dtype)
+    out = np.zeros_like(a)
+    root(out, a)
+    # SSE and AVX refine an estimate of 12 bits: within 2.6 units of the root.
+    rtol = 3 * np.finfo(dtype).eps if dtype == "float32" else 0
+    np.testing.assert_allclose(out, np.sqrt(a.astype(np.float64)), rtol=rtol)
+    for number in (0, 1, 4, np.nan, -1):
+        a, out = cycle(dtype, number, 9), np.zeros(lane, dtype)
+        root(out, a)
         with np.errstate(invalid="ignore"):
-            np.testing.assert_array_equal(out, [*np.floor(a), *np.sqrt(a)])
+            np.testing.assert_allclose(out, np.sqrt(a), rtol=rtol)
 
 
 @jit
@@ -315,18 +362,27 @@ def test_tile_rows_stop_at_the_limit(dtype, rows, columns):
 def make_tile_product(rows, columns):
     @jit
     def product(a, a0, a_row, a_step, b, b0, b_row, depth, out, out0, limit):
-        a_offsets = row_offsets(0, limit, a_row, rows)
         out_offsets = row_offsets(0, limit, columns * lanes(out), rows)
         tile = tile_zeros(out, rows, columns)
-        for k in range(depth):
-            tile = tile_fma(tile, a, a0 + k * a_step, a_offsets, b, b0 + k * b_row)
+        if limit == rows:
+            left = row_pointers(a, a0, a_row, rows)
+            for k in range(depth):
+                tile = tile_fma(tile, left, b, b0 + k * b_row)
+                left = advance(left, a_step)
+        else:
+            some = tail_pointers(a, a0, row_offsets(0, limit, a_row, rows))
+            for k in range(depth):
+                tile = tile_fma(tile, some, b, b0 + k * b_row)
+                some = advance(some, a_step)
         tile_store(out, out0, out_offsets, tile, limit)
 
     return product
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (6, 2), (4, 3)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), sorted({(1, 1), (4, 3), WIDE_TILE, PAIR_TILE, SINGLE_TILE})
+)
 def test_tile_fma_is_a_matrix_product(dtype, rows, columns):
     product = make_tile_product(rows, columns)
     width, depth, guard = columns * lane_count(dtype), 5, 3
@@ -344,6 +400,104 @@ def test_tile_fma_is_a_matrix_product(dtype, rows, columns):
                 shifted, 1, a_row, a_step, b.reshape(-1), 0, width, depth, out, guard, limit
             )  # fmt: skip
             np.testing.assert_array_equal(out, expected)
+
+
+LANE_ROWS, LANE_COLUMNS = LANE_TILE
+
+
+@jit
+def outer(a, a0, a_row, a_limit, b, b0, b_column, b_limit, rounds, out):
+    a_offsets = row_offsets(0, a_limit, a_row, LANE_ROWS)
+    b_offsets = row_offsets(0, b_limit, b_column, LANE_COLUMNS)
+    tile = tile_zeros(out, LANE_ROWS, LANE_COLUMNS)
+    for _ in range(rounds):
+        tile = tile_outer(tile, a, a0, a_offsets, b, b0, b_offsets)
+    out_offsets = row_offsets(0, LANE_ROWS, LANE_COLUMNS * lanes(out), LANE_ROWS)
+    tile_store(out, 0, out_offsets, tile, LANE_ROWS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tile_outer_multiplies_every_vector_with_every_other(dtype):
+    lane, rounds = lane_count(dtype), 2
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-9, 10, 99 * lane).astype(dtype) for _ in range(2))
+    a0, b0, a_row, b_column = 1, 2, 2 * lane + 1, lane + 3
+    for a_limit in range(1, LANE_ROWS + 1):
+        for b_limit in range(1, LANE_COLUMNS + 1):
+            out = np.zeros((LANE_ROWS, LANE_COLUMNS, lane), dtype)
+            outer(a, a0, a_row, a_limit, b, b0, b_column, b_limit, rounds, out.reshape(-1))
+            for r, c in np.ndindex(LANE_ROWS, LANE_COLUMNS):
+                i, j = a0 + min(r, a_limit - 1) * a_row, b0 + min(c, b_limit - 1) * b_column
+                np.testing.assert_array_equal(out[r, c], rounds * a[i : i + lane] * b[j : j + lane])
+
+
+@jit
+def gather_listed(source, listed, index, first, limit, every, target):
+    offsets = listed_offsets(listed, index, first, limit, every, 5)
+    tile = tile_load(tile_zeros(source, 5, 1), source, 3, offsets)
+    tile_store(target, 0, row_offsets(0, 5, lanes(source), 5), tile, 5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_listed_offsets_stop_at_the_limit(dtype):
+    lane, index = lane_count(dtype), 2
+    source = np.arange(300, dtype=dtype)
+    listed = np.random.default_rng(0).permutation(200)
+    for every in (1, 2, 4):
+        for first in range(0, 4 * every, every):
+            for limit in range(first + every, 12 * every, every):
+                target = np.zeros((5, lane), dtype)
+                gather_listed(source, listed, index, first, limit, every, target.reshape(-1))
+                numbers = [min(first + r * every, limit - every) for r in range(5)]
+                starts = [3 + listed[index + i] for i in numbers]
+                np.testing.assert_array_equal(target, np.add.outer(starts, np.arange(lane)))
+
+
+def make_pieces(size):
+    @jit
+    def pieces(source, listed, keep, out, target, count, columns):
+        """out: as loaded, transposed, and with `keep` pieces; target: what is stored in pieces."""
+        places = listed_offsets(listed, 0, 0, lanes(source), 1, lanes(source))
+        rows = row_offsets(0, size, lanes(source), size)
+        tile = tile_load(tile_zeros(source, size, 1), source, 0, places)
+        transposed = tile_transpose(tile)
+        extent = size * lanes(source)
+        tile_store(out, 0, rows, tile, size)
+        tile_store(out, extent, rows, transposed, size)
+        tile_store(out, 2 * extent, rows, tile_keep_pieces(transposed, keep), size)
+        tile_store_pieces(target, 0, places, tile, count, columns)
+
+    return pieces
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(dtype, size) for dtype in DTYPES for size in (1, 2, 4, 8, 16) if size <= lane_count(dtype)],
+)
+def test_tiles_in_pieces(dtype, size):
+    """A tile of `size` rows, each in pieces of `size` elements from anywhere."""
+    lane = lane_count(dtype)
+    kernel = make_pieces(size)
+    rng = np.random.default_rng(0)
+    source = rng.permutation(lane * (size + 3)).astype(dtype)
+    # Pieces do not overlap: every one has gaps around it.
+    listed = rng.permutation(lane) * (size + 2) + 1
+    scattered = np.add.outer(listed, np.arange(size))  # (pieces, elements of each)
+    loaded = source[scattered].reshape(size, lane // size, size)  # (rows, pieces of a row, lanes)
+    numbers = np.arange(lane).reshape(size, -1)
+    for keep in range(1, lane + 2):
+        columns = 1 + keep % (size + 2)
+        out = np.zeros((3, size, lane), dtype)
+        target = np.full(len(source), -7, dtype)
+        kernel(source, listed, keep, out.reshape(-1), target, keep, columns)
+        # Squares side by side: the row's lane within a piece becomes the row.
+        transposed = loaded.transpose(2, 1, 0).reshape(size, lane)
+        kept = np.where(numbers.T.reshape(lane) < keep, transposed, 0)
+        np.testing.assert_array_equal(out, [loaded.reshape(size, lane), transposed, kept])
+        expected = np.full_like(target, -7)
+        stored = scattered[:keep, :columns]
+        expected[stored] = source[stored]
+        np.testing.assert_array_equal(target, expected)
 
 
 @jit
@@ -368,6 +522,26 @@ def test_tile_transpose_and_keep_first(dtype):
 
 
 @jit
+def add_and_compare(out, a, b):
+    """out: a + b, relu(a), a where b is positive."""
+    rows = row_offsets(0, 3, 2 * lanes(a), 3)
+    x = tile_load(tile_zeros(a, 3, 2), a, 0, rows)
+    y = tile_load(tile_zeros(a, 3, 2), b, 0, rows)
+    tile_store(out, 0, rows, tile_add(x, y), 3)
+    tile_store(out, 6 * lanes(a), rows, tile_relu(x), 3)
+    tile_store(out, 12 * lanes(a), rows, tile_where_positive(y, x), 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tiles_element_by_element(dtype):
+    a, b = vectors(dtype, 6, seed=1), vectors(dtype, 6, seed=2)
+    a[::5], b[::7], b[1::7] = np.nan, np.nan, 0
+    out = np.zeros((3, len(a)), dtype)
+    add_and_compare(out.reshape(-1), a, b)
+    np.testing.assert_array_equal(out, [a + b, np.maximum(a, 0), np.where(b > 0, a, 0)])
+
+
+@jit
 def grow(a, rows, factor):
     offsets = row_offsets(0, rows, 2 * lanes(a), 3)
     tile = tile_load(tile_zeros(a, 3, 2), a, 0, offsets)
@@ -381,54 +555,10 @@ def test_tile_grow_and_total(dtype):
     assert grow(a, 3, 0.5) == (a * 0.5 + 0.5).sum()
 
 
-@jit
-def add_first(source, target, stride, count, columns):
-    """target += source in the first `columns` columns of the first `count` rows."""
-    empty = tile_zeros(source, 3, 1)
-    rows = row_offsets(0, count, stride, 3)
-    tile = tile_add(tile_load(empty, source, 0, rows), tile_load(empty, target, 0, rows))
-    tile_store_first(target, 0, rows, tile, count, columns)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_tile_store_first_leaves_the_rest_alone(dtype):
-    lane = lane_count(dtype)
-    source = np.arange(1, 3 * (lane + 1) + 1, dtype=dtype).reshape(3, lane + 1)
-    for count in (1, 2, 3):
-        for columns in range(1, lane + 3):
-            target = np.full((3, lane + 1), 100, dtype)
-            add_first(source.reshape(-1), target.reshape(-1), lane + 1, count, columns)
-            expected = np.full((3, lane + 1), 100, dtype)
-            written = min(columns, lane)
-            expected[:count, :written] += source[:count, :written]
-            np.testing.assert_array_equal(target, expected)
-
-
-@jit
-def gather_groups(source, first, limit, width, per_row, stride, target):
-    offsets = group_offsets(first, limit, width, per_row, stride, 5)
-    tile = tile_load(tile_zeros(source, 5, 1), source, 0, offsets)
-    tile_store(target, 0, row_offsets(0, 5, lanes(source), 5), tile, 5)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_group_offsets_go_row_by_row_and_stop_at_the_limit(dtype):
-    lane = lane_count(dtype)
-    source = np.arange(200, dtype=dtype)
-    for width, per_row, stride in [(3, 2, 8), (1, 1, 4), (2, 5, 11)]:
-        for first in range(6):
-            for limit in range(first + 1, 10):
-                target = np.zeros((5, lane), dtype)
-                gather_groups(source, first, limit, width, per_row, stride, target.reshape(-1))
-                groups = [min(first + r, limit - 1) for r in range(5)]
-                starts = [g // per_row * stride + g % per_row * width for g in groups]
-                np.testing.assert_array_equal(target[:, 0], starts)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_peak_counts_what_it_computes(dtype):
     array = np.full(1, 0.5, dtype)
-    elements = simd.TILE_ROWS * simd.TILE_COLUMNS * lane_count(dtype)
+    elements = PAIR_TILE[0] * PAIR_TILE[1] * lane_count(dtype)
     assert multiply_add(array, 3) == 2 * 3 * elements
     # 0 -> 1/2 -> 3/4 -> 7/8 in every element.
     assert array[0] == elements * 0.875

@@ -1,4 +1,4 @@
-"""exp and log of vectors, against the C library's in extended precision."""
+"""exp, exp2 and log of vectors, against the C library's in extended precision."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.simd import VECTOR_BYTES, lanes, load, store
-from tapegpt.kernels.vmath import EXP_RANGE, exp, log
+from tapegpt.kernels.vmath import EXP2_LOWEST, EXP_RANGE, exp, exp2, log
 
 DTYPES = ["float32", "float64"]
 # Largest relative errors, as the docstring of kernels/vmath.py states them.
@@ -24,6 +24,12 @@ needs_extended = pytest.mark.skipif(
 def exp_all(out, x):
     for i in range(0, len(x), lanes(x)):
         store(out, i, exp(load(x, i)))
+
+
+@jit
+def exp2_all(out, x):
+    for i in range(0, len(x), lanes(x)):
+        store(out, i, exp2(load(x, i)))
 
 
 @jit
@@ -50,6 +56,11 @@ def exp_range(dtype):
     return next(bounds for kind, bounds in EXP_RANGE.items() if str(kind) == dtype)
 
 
+def exp2_range(dtype):
+    low = next(bound for kind, bound in EXP2_LOWEST.items() if str(kind) == dtype)
+    return low, np.finfo(dtype).maxexp - 1
+
+
 def neighbours(x, count):
     """x and the floats next to it, `count` on either side."""
     steps = np.arange(-count, count + 1)
@@ -67,6 +78,20 @@ def exp_arguments(dtype):
         np.exp2(rng.uniform(-60, 0, 10_000)),
         np.array([0.0, low, high, 4.5056252, -59.954247]),
         neighbours(halves, 4),
+    ]
+    x = np.concatenate(samples).astype(dtype)
+    return x[(x >= low) & (x <= high)]
+
+
+def exp2_arguments(dtype):
+    low, high = exp2_range(dtype)
+    rng = np.random.default_rng(0)
+    samples = [
+        np.linspace(low, high, 300_000),
+        rng.uniform(-1, 1, 300_000),
+        np.exp2(rng.uniform(-60, 0, 10_000)),
+        np.array([0.0, low, high]),
+        neighbours(np.arange(low, high) + 0.5, 4),
     ]
     x = np.concatenate(samples).astype(dtype)
     return x[(x >= low) & (x <= high)]
@@ -98,6 +123,14 @@ def test_exp_over_its_whole_domain(dtype):
 
 @needs_extended
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_exp2_over_its_whole_domain(dtype):
+    x = exp2_arguments(dtype)
+    error = relative_error(apply(exp2_all, x), np.exp2(x.astype(np.longdouble)))
+    assert error.max() <= EXP_BOUND[dtype], x[error.argmax()]
+
+
+@needs_extended
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_log_over_its_whole_domain(dtype):
     x = log_arguments(dtype)
     error = relative_error(apply(log_all, x), np.log(x.astype(np.longdouble)))
@@ -119,6 +152,16 @@ def test_exp_is_clamped_and_keeps_nan(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_exp2_of_whole_numbers_is_exact_and_0_below_its_domain(dtype):
+    low, high = exp2_range(dtype)
+    exponents = np.arange(int(low), high + 1)
+    powers = apply(exp2_all, exponents.astype(dtype))
+    np.testing.assert_array_equal(powers, np.ldexp(np.ones_like(powers), exponents))
+    x = np.array([np.nextafter(low, -np.inf, dtype=dtype), 3 * low, -1e30, -np.inf, np.nan], dtype)
+    np.testing.assert_array_equal(apply(exp2_all, x), [0, 0, 0, 0, np.nan])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_log_outside_its_domain(dtype):
     x = np.array([1, 0, -0.0, np.inf, -1e-30, -1, -np.inf, np.nan], dtype)
     expected = [0, -np.inf, -np.inf, np.inf, np.nan, np.nan, np.nan, np.nan]
@@ -126,7 +169,7 @@ def test_log_outside_its_domain(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kernel", [exp_all, log_all])
+@pytest.mark.parametrize("kernel", [exp_all, exp2_all, log_all])
 @given(data=st.data())
 def test_lanes_do_not_disturb_each_other(kernel, dtype, data):
     x = data.draw(st.floats(0.125, 50, width=32))

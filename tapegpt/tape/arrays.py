@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 
 from tapegpt.kernels import records as op
-from tapegpt.kernels.matmul import PANEL_DEPTH
-from tapegpt.kernels.simd import TILE_COLUMNS
+from tapegpt.kernels.lanes import LANE_COLUMNS
+from tapegpt.kernels.matmul import IDENTITY, PANEL_DEPTH
+from tapegpt.kernels.simd import WIDE_TILE
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.memory import all_or_nothing
 from tapegpt.tape.parts import Input, Number, TapeError
@@ -52,11 +53,10 @@ class ArrayOperations(Leaves):
             transposed = self._record_array(op.TRANSPOSE, n_in, n_out, (n_out, n_in, w))
             self._transposed[w] = transposed
         if self._panel is None:
-            self._panel = self._auxiliary(PANEL_DEPTH * TILE_COLUMNS * self.lanes)
+            self._panel = self._auxiliary(PANEL_DEPTH * WIDE_TILE[1] * self.lanes)
         start = op.NONE if plus is None else plus
-        return self._record_array(
-            op.LINEAR, rows, n_out, (rows, n_in, n_out, x, w, transposed, start, self._panel)
-        )
+        arguments = (rows, n_in, n_out, x, w, transposed, start, self._panel, IDENTITY, IDENTITY)
+        return self._record_array(op.LINEAR, rows, n_out, arguments)
 
     @all_or_nothing
     def rmsnorm(self, x: int, epsilon: float = 1e-5) -> int:
@@ -84,15 +84,27 @@ class ArrayOperations(Leaves):
             starts, block, documents = batch.starts, batch.block, batch.documents
         else:
             starts, block = self.input(range(shape.rows + 1), shape.rows + 1).slot, shape.rows
-        groups, head_dim = -(-documents * n_head // self.lanes), shape.width // n_head
-        in_lanes = [self._auxiliary(block * groups * head_dim * self.lanes) for _ in range(3)]
-        weights = self._auxiliary(block * groups * block * self.lanes)
-        work = self._auxiliary((head_dim + block) * self.lanes)
+        head_dim = shape.width // n_head
+        # Squares of a power of two of columns; whole, where no vector of a row is shared.
+        size = min(self.lanes, 1 << (head_dim - 1).bit_length())
+        whole = head_dim % self.lanes == 0 or (head_dim == size and shape.width % self.lanes == 0)
+        rows = -(-documents * n_head // self.lanes) * block
+        stride, span = (
+            -(-n // LANE_COLUMNS) * LANE_COLUMNS * self.lanes for n in (head_dim, block)
+        )
+        in_lanes = [self._auxiliary(rows * stride) for _ in range(3)]
+        weights, result = self._auxiliary(rows * span), self._auxiliary(block * stride)
+        offsets = [
+            document * shape.stride + head * head_dim
+            for document in range(documents)
+            for head in range(n_head)
+        ]
         arguments = (
-            shape.rows, n_head, head_dim, q, k, v, starts, block, groups,
-            *in_lanes, weights, work,
+            shape.rows, n_head, head_dim, q, k, v, starts, block, int(whole),
+            *in_lanes, weights, result, *offsets,
         )  # fmt: skip
-        return self._record_array(op.ATTENTION, shape.rows, shape.width, arguments)
+        opcode = op.ATTENTION + size.bit_length() - 1
+        return self._record_array(opcode, shape.rows, shape.width, arguments)
 
     @all_or_nothing
     def cross_entropy(self, logits: int, targets: Input | Iterable[int]) -> int:

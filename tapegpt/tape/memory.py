@@ -11,9 +11,10 @@ import numpy as np
 from tapegpt.kernels import records as op
 from tapegpt.kernels.dispatch import BACKWARD, FORWARD
 from tapegpt.kernels.program import Machine
-from tapegpt.kernels.simd import LONG_ROW, VECTOR_BYTES
+from tapegpt.kernels.simd import LONG_ROW
 from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
 from tapegpt.kernels.table import load_kernels
+from tapegpt.kernels.vector_width import VECTOR_BYTES
 from tapegpt.tape.parts import Batch, Floats, Input, Mark, Shape, TapeError
 
 Window = tuple[int, int, int, int]  # see kernels/rows.py
@@ -125,13 +126,11 @@ class Memory:
         self._load(BACKWARD)
         reverse_sweep(machine, 0, end, self._window())
 
-    def machine(self, directions: tuple[int, ...]) -> Machine:
+    def machine(self) -> Machine:
         """A copy of the program, for replay on this tape's values and gradients.
 
-        directions: FORWARD, BACKWARD: which kernels to have ready.
+        Its kernels are those that the tape itself has needed so far, see kernels/table.py.
         """
-        for direction in directions:
-            self._load(direction)
         live = self._machine()
         return live._replace(
             records=live.records.copy(), operands=live.operands.copy(), inputs=live.inputs.copy()

@@ -1,0 +1,51 @@
+"""How wide vector registers are, and how many, on the machine that the kernels are compiled for.
+
+The CPU's features tell it, except for SVE on AArch64, whose registers are as long as the machine
+has them: 16 bytes on Neoverse N2 and V2, 32 on V1, 64 on A64FX.
+"""
+
+import ctypes
+import sys
+
+from llvmlite import binding
+from numba.core import config
+from numba.core.codegen import get_host_cpu_features
+
+# From Linux's <sys/prctl.h>.
+PR_SVE_GET_VL, PR_SVE_VL_LEN_MASK = 51, 0xFFFF
+
+
+def sve_bytes() -> int:
+    """Bytes in an SVE register, as Linux has set them for this process; 0 without SVE."""
+    if sys.platform != "linux":
+        return 0
+    answer: int = ctypes.CDLL(None).prctl(PR_SVE_GET_VL)
+    return answer & PR_SVE_VL_LEN_MASK if answer > 0 else 0
+
+
+def host_vector_bytes() -> int:
+    """Bytes in one vector register of the machine that the kernels are compiled for."""
+    features = config.CPU_FEATURES
+    if features is None:
+        features = get_host_cpu_features()
+    enabled = {name[1:] for name in features.split(",") if name.startswith("+")}
+    if "avx512f" in enabled:
+        return 64
+    if "avx" in enabled:
+        return 32
+    # Every CPU with SVE has NEON, whose 16 bytes do for any other length.
+    if "sve" in enabled and sve_bytes() in (32, 64):
+        return sve_bytes()
+    return 16
+
+
+VECTOR_BYTES = host_vector_bytes()
+
+# Vector registers: AVX-512 and AArch64 have twice as many as older x86.
+AARCH64 = binding.get_process_triple().startswith(("aarch64", "arm64"))
+VECTOR_REGISTERS = 32 if VECTOR_BYTES == 64 or AARCH64 else 16
+
+if VECTOR_BYTES == sve_bytes() > 16:
+    # LLVM puts vectors of a fixed length into SVE registers only if it is told theirs.
+    for bound in ("min", "max"):
+        binding.set_option("tapegpt", f"-aarch64-sve-vector-bits-{bound}={8 * VECTOR_BYTES}")

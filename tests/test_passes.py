@@ -1,0 +1,190 @@
+"""Passes over a recorded program: what they change in it, and that its results stay."""
+
+import numpy as np
+import pytest
+from gradients import loss_and_gradients
+
+from tapegpt import program
+from tapegpt.config import DTYPES, ModelConfig
+from tapegpt.corpus import Tokenizer, tokenize
+from tapegpt.kernels import records as op
+from tapegpt.kernels.matmul import IDENTITY, RELU
+from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
+from tapegpt.passes import (
+    ACTIVATION,
+    ACTIVATION_OF_X,
+    fuse_relu,
+    hoist_constants,
+    mark_overwritten,
+)
+from tapegpt.tape import Tape
+
+MODEL = ModelConfig(n_layer=2, n_embd=10, n_head=5, block_size=6)
+DOCUMENTS = ["ab", "b", "abcab", "cabbage", "a", "bca"]
+NO_WINDOW = (0, 0, 0, 0)
+
+
+def parameters(tape, *shapes):
+    rng = np.random.default_rng(0)
+    return [tape.parameter(rng.normal(size=shape)) for shape in shapes]
+
+
+def opcodes(machine):
+    return machine.records[:, 0].tolist()
+
+
+def as_bytes(machine):
+    return [array.tobytes() for array in machine]
+
+
+def activations(machine):
+    """(that of the result, that of x) of every linear."""
+    return [
+        tuple(machine.operands[[at + ACTIVATION, at + ACTIVATION_OF_X]].tolist())
+        for opcode, _, at, _ in machine.records
+        if opcode == op.LINEAR
+    ]
+
+
+def perceptron(dtype="float64", extra=None):
+    """A tape with linear, relu, linear, what `extra` records between and the mean of it all."""
+    tape = Tape(dtype)
+    w, u = parameters(tape, (40, 7), (7, 40))
+    x = tape.array(np.random.default_rng(1).normal(size=(5, 7)))
+    hidden = tape.linear(x, w)
+    active = tape.relu(hidden)
+    out = tape.linear(active, u, plus=x)
+    if extra is not None:
+        out = tape.add(out, extra(tape, x, hidden, active, u))
+    root = tape.mean(out)
+    tape.backward(root)
+    return tape, x, root
+
+
+def replayed(tape, x, root, machine):
+    """The root, the parameters' gradients and dx; other gradients are not to be read first."""
+    machine.values[root] = np.nan
+    machine.grads[:] = 1e9
+    machine.grads[: tape.num_params] = 0
+    machine.grads[root] = 1
+    # Rows and columns end in zeros, in gradients as in values.
+    for node, shape in tape._shapes.items():
+        rows = machine.grads[node : node + shape.rows * shape.stride].reshape(shape.rows, -1)
+        rows[:, shape.width :] = 0
+    forward_sweep(machine, 0, len(machine.records), NO_WINDOW)
+    reverse_sweep(machine, 0, len(machine.records), NO_WINDOW)
+    return machine.values[root], machine.grads[: tape.num_params].copy(), tape.grad(x)
+
+
+def test_transposes_of_parameters_come_first():
+    tape = Tape()
+    w, u = parameters(tape, (4, 3), (3, 4))
+    x = tape.array(np.ones((2, 3)))
+    tape.linear(tape.linear(tape.linear(x, w), u), w)
+    machine = tape.machine()
+    before = as_bytes(machine)
+    hoisted, count = hoist_constants(machine)
+    assert count == 2
+    assert opcodes(hoisted) == [op.TRANSPOSE, op.TRANSPOSE, op.LINEAR, op.LINEAR, op.LINEAR]
+    # Each kind keeps its order, and nothing is lost.
+    results = hoisted.records[:, 1].tolist()
+    assert results[:2] == sorted(results[:2])
+    assert results[2:] == sorted(results[2:])
+    assert sorted(hoisted.records.tolist()) == sorted(machine.records.tolist())
+    assert as_bytes(machine) == before
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_relu_between_linears_becomes_part_of_them(dtype):
+    tape, x, root = perceptron(dtype)
+    machine = mark_overwritten(tape.machine(), tape.num_params)
+    before = as_bytes(machine)
+    fused = mark_overwritten(fuse_relu(tape.machine()), tape.num_params)
+    assert opcodes(fused) == [opcode for opcode in opcodes(machine) if opcode != op.ARRAY_RELU]
+    assert activations(machine) == [(IDENTITY, IDENTITY)] * 2
+    assert activations(fused) == [(RELU, IDENTITY), (IDENTITY, RELU)]
+    assert as_bytes(machine) == before
+    for plain, other in zip(
+        replayed(tape, x, root, machine), replayed(tape, x, root, fused), strict=True
+    ):
+        np.testing.assert_array_equal(plain, other)
+        assert np.abs(plain).max() > 1e-3
+
+
+OTHER_USES = {
+    "of the linear": lambda tape, x, hidden, active, u: tape.linear(hidden, u),
+    "of the linear, added": lambda tape, x, hidden, active, u: tape.linear(
+        tape.add(hidden, hidden), u
+    ),
+    "of the relu": lambda tape, x, hidden, active, u: tape.linear(tape.scale(active, 2), u),
+    "of the relu, by a linear": lambda tape, x, hidden, active, u: tape.linear(active, u),
+    "another relu": lambda tape, x, hidden, active, u: tape.linear(tape.relu(hidden), u),
+}
+
+
+@pytest.mark.parametrize("extra", OTHER_USES.values(), ids=OTHER_USES)
+def test_a_relu_stays_where_somebody_else_listens(extra):
+    tape, *_ = perceptron(extra=extra)
+    machine = tape.machine()
+    assert as_bytes(fuse_relu(machine)) == as_bytes(machine)
+
+
+def test_a_relu_stays_where_no_linear_follows_or_precedes():
+    tape = Tape()
+    w, u = parameters(tape, (7, 7), (7, 7))
+    x = tape.array(np.ones((5, 7)))
+    tape.mean(tape.add(tape.relu(tape.linear(x, w)), tape.linear(tape.relu(x), u)))
+    machine = tape.machine()
+    assert as_bytes(fuse_relu(machine)) == as_bytes(machine)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_model_is_the_same_with_relus_fused(dtype, monkeypatch):
+    tokenizer = Tokenizer.from_documents(DOCUMENTS)
+    corpus = tokenize(DOCUMENTS, tokenizer)
+    results = []
+    for fuse in (fuse_relu, lambda machine: machine):
+        monkeypatch.setattr(program, "fuse_relu", fuse)
+        recording = program.record(MODEL, tokenizer.vocab_size, "vector", dtype, len(DOCUMENTS))
+        rng = np.random.default_rng(0)
+        for weight in recording.weights.values():
+            weight[:] = rng.normal(size=weight.shape) * 0.5
+        codes = opcodes(recording.program.machine)
+        results.append((codes, *loss_and_gradients(recording, corpus, 0, len(DOCUMENTS))))
+    (fused_codes, fused_loss, fused_gradients), (codes, loss, gradients) = results
+    assert codes.count(op.ARRAY_RELU) == MODEL.n_layer
+    assert fused_codes == [code for code in codes if code != op.ARRAY_RELU]
+    assert fused_loss == loss
+    for name, gradient in gradients.items():
+        np.testing.assert_array_equal(fused_gradients[name], gradient)
+
+
+def test_the_last_to_use_an_array_overwrites_its_gradient():
+    tape = Tape()
+    (w,) = parameters(tape, (3, 3))
+    x = tape.array(np.ones((2, 3)))
+    h = tape.linear(x, w, plus=x)
+    a = tape.scale(h, 2.0)
+    b = tape.add(a, h)
+    tape.mean(tape.attention(b, h, a, 3))
+    machine = tape.machine()
+    before = as_bytes(machine)
+    marked = mark_overwritten(machine, tape.num_params)
+    assert as_bytes(machine) == before
+    fresh = {int(record[0]): int(record[3]) for record in marked.records}
+    # a and h are used last, and b alone, by attention; x twice by the linear, which adds the
+    # second time.
+    assert fresh == {
+        op.TRANSPOSE: 0, op.LINEAR: 0b01, op.ARRAY_SCALE: 0, op.ARRAY_ADD: 0,
+        op.ATTENTION: 0b111, op.ARRAY_MEAN: 0b1,
+    }  # fmt: skip
+    assert (marked.records[:, :3] == machine.records[:, :3]).all()
+
+
+def test_gradients_of_parameters_are_always_added_to():
+    tape = Tape()
+    (w,) = parameters(tape, (3, 3))
+    tape.mean(tape.add(tape.relu(w), w))
+    marked = mark_overwritten(tape.machine(), tape.num_params)
+    fresh = {int(record[0]): int(record[3]) for record in marked.records}
+    assert fresh == {op.ARRAY_RELU: 0, op.ARRAY_ADD: 0b01, op.ARRAY_MEAN: 0b1}
