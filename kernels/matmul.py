@@ -27,7 +27,7 @@ from tapegpt.kernels.simd import (
 )
 
 # A panel of B, this many rows of it at a time, stays in the first-level cache.
-PANEL_DEPTH = 96
+PANEL_DEPTH = 128
 
 # Where rows of B lie so many bytes apart, a panel would touch more pages than the processor keeps
 # the addresses of. It is copied without the gaps if as many rows of A as this go over it.

@@ -21,9 +21,9 @@ INITIAL_DEVIATION = 0.08  # of the weights, as in microgpt
 
 TABLES = ("wte", "wpe")  # parameters that are looked up, not multiplied with
 
-# More documents than this are packed and swept in turns, and their gradients added up, so that a
-# sweep's arrays stay in the cache.
-DOCUMENTS_PER_SWEEP = 16
+# A batch that may have more rows than this is packed and swept in turns, and their gradients are
+# added up, so that what a sweep writes is still in the cache when it is read.
+ROWS_PER_SWEEP = 256
 
 
 class Trainer:
@@ -49,7 +49,7 @@ class Trainer:
             self.tokenizer.vocab_size,
             training.granularity,
             training.dtype,
-            min(training.batch_size, DOCUMENTS_PER_SWEEP),
+            _documents_per_sweep(model, training),
         )
         self._moments = {"adam.m": self.recording.moment(), "adam.v": self.recording.moment()}
         for weights in self.recording.weights.values():
@@ -149,9 +149,13 @@ class Trainer:
         )
 
 
+def _documents_per_sweep(model: ModelConfig, training: TrainConfig) -> int:
+    return min(training.batch_size, max(1, ROWS_PER_SWEEP // model.block_size))
+
+
 def _check_memory(model: ModelConfig, training: TrainConfig, vocab_size: int) -> None:
     """Refuse sizes that this machine cannot hold, before anything is allocated."""
-    documents = min(training.batch_size, DOCUMENTS_PER_SWEEP)
+    documents = _documents_per_sweep(model, training)
     needed = bytes_needed(model, vocab_size, training.granularity, training.dtype, documents)
     nodes = nodes_needed(model, vocab_size, training.granularity, documents)
     available = bytes_available()

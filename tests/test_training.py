@@ -212,7 +212,7 @@ def test_chunks_of_steps_make_no_difference(granularity, dtype, chunks):
 @pytest.mark.parametrize(("at_once", "batch_size"), [(3, 8), (4, 8), (1, 2), (8, 9)])
 def test_gradients_of_a_large_batch_add_up(monkeypatch, granularity, at_once, batch_size):
     whole = make(batch_size=batch_size)
-    monkeypatch.setattr(training, "DOCUMENTS_PER_SWEEP", at_once)
+    monkeypatch.setattr(training, "ROWS_PER_SWEEP", at_once * MODEL.block_size)
     parts = make(batch_size=batch_size, granularity=granularity)
     assert parts.recording.documents_per_sweep == (at_once if granularity == "vector" else 1)
     for _ in range(5):
@@ -355,7 +355,7 @@ def test_sizes_that_only_memory_holds_are_refused(monkeypatch):
 
 def test_memory_is_wanted_for_the_documents_of_a_sweep(monkeypatch):
     vocab_size = make().tokenizer.vocab_size
-    monkeypatch.setattr(training, "DOCUMENTS_PER_SWEEP", 4)
+    monkeypatch.setattr(training, "ROWS_PER_SWEEP", 4 * MODEL.block_size)
     for documents, fits, too_many in ((1, 1, 2), (3, 3, 4), (4, 100, None)):
         needed = bytes_needed(MODEL, vocab_size, "vector", "float64", documents)
         monkeypatch.setattr(training, "bytes_available", lambda needed=needed: needed)

@@ -1,0 +1,81 @@
+"""What all benchmarks share: one thread, the machine's description, a figure for every record."""
+
+import os
+import sys
+
+import pytest
+
+# Read by OpenBLAS, OpenMP, MKL and XLA when they are loaded, so before any of them is imported.
+ONE_THREAD = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+}
+if "numpy" in sys.modules and any(name not in os.environ for name in ONE_THREAD):
+    raise pytest.UsageError(
+        f"a plugin imported NumPy before the benchmarks could limit it to one thread: "
+        f"set {' '.join(f'{name}={value!r}' for name, value in ONE_THREAD.items())}"
+    )
+os.environ.update(ONE_THREAD)
+
+import numba  # noqa: E402
+from table import tables  # noqa: E402
+
+from tapegpt.machine import (  # noqa: E402
+    cpu_name,
+    lanes,
+    llvm_version,
+    peak_gflops,
+    vector_features,
+    vector_name,
+)
+
+
+@pytest.fixture(scope="session")
+def machine():
+    """What the figures depend on, for every record of a JSON file."""
+    return {
+        "cpu": cpu_name(),
+        "vectors": vector_name(),
+        "features": vector_features(),
+        "lanes": lanes(),
+        "numba": numba.__version__,
+        "llvm": llvm_version(),
+        "threads": 1,
+        "peak_gflops": peak_gflops(),
+    }
+
+
+@pytest.fixture
+def measure(benchmark, machine):
+    """measure(function, ...) times it and keeps the figure that counts in the record."""
+
+    def run(function, *, table, row, column, unit, scale, flops=0, rounds=7, warmup=1):
+        """The figure is the median of `rounds` times in seconds, multiplied with scale.
+
+        `warmup` more calls go first and are not timed. flops: of one call.
+        """
+        benchmark.group = table
+        benchmark.extra_info.update(machine, table=table, row=row, column=column, unit=unit)
+        benchmark.pedantic(function, rounds=rounds, warmup_rounds=warmup)
+        if benchmark.stats is None:  # --benchmark-disable
+            return
+        median = benchmark.stats.stats.median
+        benchmark.extra_info["figure"] = median * scale
+        if flops:
+            gflops = flops / median / 1e9
+            benchmark.extra_info["gflops"] = gflops
+            benchmark.extra_info["share_of_peak"] = gflops / machine["peak_gflops"]
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    records = [
+        vars(benchmark) for benchmark in config._benchmarksession.benchmarks if benchmark.extra_info
+    ]
+    if records:
+        terminalreporter.section("tables")
+        for line in tables([records]):
+            terminalreporter.write_line(line)

@@ -1,0 +1,174 @@
+"""Each operation on arrays, forward and backward: one record of a tape, replayed many times.
+
+Gradients are added to what is there; a recorded model overwrites them where it can.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from numba import njit
+
+from tapegpt.config import ModelConfig
+from tapegpt.kernels.optimizers import adam
+from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
+from tapegpt.program import record
+from tapegpt.tape import Tape
+
+VOCAB_SIZE = 27
+SECONDS = 0.02  # of replays in one round
+
+SMALL = (16, 7)  # documents and their positions
+LARGE = (12, 64)  # of nanoGPT's size on a CPU
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    batch: tuple[int, int]
+    width: int  # of the arrays x, y and z, and of the weights
+    operation: Callable  # (tape, batch, weights, x, y, z)
+    flops: int = 0  # of forward; backward has twice as many
+    outputs: int = VOCAB_SIZE  # rows of the weights
+
+    @property
+    def rows(self) -> int:
+        return self.batch[0] * self.batch[1]
+
+
+def linear(n_in: int, n_out: int, batch: tuple[int, int]) -> Case:
+    rows = batch[0] * batch[1]
+    return Case(
+        f"linear {n_in} x {n_out}, {rows} rows", batch, n_in,
+        lambda tape, batch, w, x, y, z: tape.linear(x, w), 2 * rows * n_in * n_out, n_out,
+    )  # fmt: skip
+
+
+def attention(width: int, batch: tuple[int, int]) -> Case:
+    documents, positions = batch
+    return Case(
+        f"attention {width} wide, {documents} documents of {positions}", batch, width,
+        lambda tape, batch, w, x, y, z: tape.attention(x, y, z, 4),
+        4 * width * documents * positions * (positions + 1) // 2,
+    )  # fmt: skip
+
+
+def rowwise(name: str, width: int, batch: tuple[int, int], operation: Callable) -> Case:
+    return Case(f"{name} {width} wide, {batch[0] * batch[1]} rows", batch, width, operation)
+
+
+CASES = [
+    *(linear(*shape, SMALL) for shape in [(16, 16), (16, 64), (64, 16), (16, 27), (64, 256)]),
+    linear(128, 512, LARGE),
+    linear(512, 128, LARGE),
+    attention(16, SMALL),
+    attention(64, SMALL),
+    attention(128, LARGE),
+    rowwise("rmsnorm", 16, SMALL, lambda tape, batch, w, x, y, z: tape.rmsnorm(x)),
+    rowwise("rmsnorm", 128, LARGE, lambda tape, batch, w, x, y, z: tape.rmsnorm(x)),
+    rowwise("relu", 64, SMALL, lambda tape, batch, w, x, y, z: tape.relu(x)),
+    rowwise("softmax", 27, SMALL, lambda tape, batch, w, x, y, z: tape.softmax(x)),
+    rowwise(
+        "cross_entropy", 27, SMALL,
+        lambda tape, batch, w, x, y, z: tape.cross_entropy(x, batch.targets),
+    ),
+    rowwise(
+        "embed", 16, SMALL,
+        lambda tape, batch, w, x, y, z: tape.embed((w, batch.tokens), (w, batch.tokens)),
+    ),
+]  # fmt: skip
+
+
+@njit
+def replay_forward(machine, begin, end, window, count):
+    for _ in range(count):
+        forward_sweep(machine, begin, end, window)
+
+
+@njit
+def replay_backward(machine, begin, end, window, count):
+    for _ in range(count):
+        reverse_sweep(machine, begin, end, window)
+
+
+@njit
+def replay_adam(values, grads, m, v, count):
+    for step in range(count):
+        adam(values, grads, m, v, len(m), step + 1, 1e-3, 0.85, 0.99, 1e-8)
+
+
+def repeats(replay: Callable[[int], object]) -> int:
+    """How many replays one round has."""
+    replay(1)
+    begin = time.perf_counter()
+    replay(100)
+    return max(1, round(100 * SECONDS / (time.perf_counter() - begin)))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_operation(measure, case, direction):
+    machine, begin, end, window = recorded(case)
+    replay = {"forward": replay_forward, "backward": replay_backward}[direction]
+    count = repeats(lambda count: replay(machine, begin, end, window, count))
+    flops = case.flops * (1 if direction == "forward" else 2)
+    measure(
+        lambda: replay(machine, begin, end, window, count),
+        table="kernel",
+        row=case.name,
+        column=direction,
+        unit="µs" if flops else "ns a row",
+        scale=1e6 / count if flops else 1e9 / count / case.rows,
+        flops=flops * count,
+    )
+
+
+def test_adam(measure):
+    recording = record(ModelConfig(), VOCAB_SIZE, "vector", "float32", 1)
+    machine, m, v = recording.program.machine, recording.moment(), recording.moment()
+    machine.grads[: len(m)] = 1
+    count = repeats(lambda count: replay_adam(machine.values, machine.grads, m, v, count))
+    measure(
+        lambda: replay_adam(machine.values, machine.grads, m, v, count),
+        table="kernel",
+        row=f"adam, {len(m)} parameters",
+        column="forward",
+        unit="ns for 1000 of them",
+        scale=1e12 / count / len(m),
+    )
+
+
+def recorded(case: Case):
+    """The machine, the records of one operation in it, and the window of a full batch.
+
+    All values and gradients that the records read are there.
+    """
+    rng = np.random.default_rng(1)
+    documents, positions = case.batch
+    tape = Tape("float32")
+    tables = [tape.parameter(rng.normal(size=(VOCAB_SIZE, case.width))) for _ in range(3)]
+    weights = tape.parameter(rng.normal(size=(case.outputs, case.width)))
+    batch = tape.batch(documents, positions, VOCAB_SIZE)
+    inputs = [tape.embed((table, batch.tokens)) for table in tables]
+
+    case.operation(tape, batch, weights, *inputs)  # also what is shared, such as transposes
+    begin = tape.mark().records
+    out = case.operation(tape, batch, weights, *inputs)
+    end = tape.mark().records
+    root = out if tape.shape(out) == () else tape.mean(tape.relu(out))
+    tape.backward(root)  # of no rows: it only loads the kernels
+
+    machine, rows = tape.machine(), case.rows
+    starts = slice(batch.starts, batch.starts + positions + 1)
+    machine.inputs[starts] = documents * np.arange(positions + 1)
+    for numbers in (batch.tokens, batch.targets):
+        machine.inputs[numbers.slot : numbers.slot + rows] = rng.integers(VOCAB_SIZE, size=rows)
+    machine.values[batch.weights : batch.weights + rows] = 1 / rows
+    window = (0, positions, 0, rows)
+    replay_forward(machine, 0, len(machine.records), window, 1)
+    machine.grads[:] = 0
+    machine.grads[root] = 1
+    replay_backward(machine, 0, len(machine.records), window, 1)
+    return machine, begin, end, window
