@@ -25,7 +25,7 @@ from tapegpt.kernels.vector_width import VECTOR_BYTES, VECTOR_REGISTERS
 # times slower.
 WIDE_TILE, PAIR_TILE, SINGLE_TILE = (6, 2), (6, 2), (12, 1)
 if VECTOR_REGISTERS == 32:
-    WIDE_TILE, PAIR_TILE, SINGLE_TILE = (6, 4), (12, 2), (12, 1)
+    WIDE_TILE, PAIR_TILE, SINGLE_TILE = (6, 4), (12, 2), (16, 1)
 
 # The same where both operands are vectors, see lanes.py.
 LANE_TILE = (4, 4) if VECTOR_REGISTERS == 32 else (2, 4)

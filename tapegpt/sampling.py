@@ -11,10 +11,12 @@ from tapegpt.config import SampleConfig
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import UsageError
 from tapegpt.footprint import bytes_available, bytes_needed
+from tapegpt.kernels.dispatch import FORWARD
 from tapegpt.kernels.generate import generate
 from tapegpt.program import Recording, record
 
-SAMPLES_PER_SWEEP = 64
+SAMPLES_PER_SWEEP = 128  # the keys and values of more leave the nearest caches
+SAMPLES_PER_CALL = 512  # of the kernel, which goes by itself from one sweep to the next
 
 
 def sample(run: Run, config: SampleConfig) -> Iterator[str]:
@@ -23,17 +25,19 @@ def sample(run: Run, config: SampleConfig) -> Iterator[str]:
     The same seed draws the same texts; without one the run's own seed is used.
     """
     tokenizer = Tokenizer(run.characters)
-    prompt = encode_prompt(config.prompt, tokenizer, run.model.block_size)
+    block = run.model.block_size
+    prompt = encode_prompt(config.prompt, tokenizer, block)
     together = _fitting(run, tokenizer.vocab_size, min(config.num_samples, SAMPLES_PER_SWEEP))
-    recording = record(run.model, tokenizer.vocab_size, "vector", run.training.dtype, together)
+    recording = record(
+        run.model, tokenizer.vocab_size, "vector", run.training.dtype, together, [FORWARD]
+    )
     for name, weights in recording.weights.items():
         weights[:] = run.tensors[name]
     rng = np.random.default_rng(run.training.seed if config.seed is None else config.seed)
-    for first in range(0, config.num_samples, together):
-        count = min(together, config.num_samples - first)
-        uniforms = rng.random((count, run.model.block_size))
-        for tokens in draw(recording, prompt, config, uniforms):
-            yield tokenizer.decode(tokens)
+    for first in range(0, config.num_samples, SAMPLES_PER_CALL):
+        count = min(SAMPLES_PER_CALL, config.num_samples - first)
+        samples, _ = draw(recording, prompt, config, rng.random((count, block)))
+        yield from decode(samples, run.characters)
 
 
 def _fitting(run: Run, vocab_size: int, count: int) -> int:
@@ -51,16 +55,24 @@ def sample_in_turn(
     """Draw texts one by one with microgpt's random numbers: one for every token, the last too."""
     block = len(recording.program.logits)
     prompt = encode_prompt(config.prompt, tokenizer, block)
-    for _ in range(config.num_samples):
-        state = rng.getstate()
-        uniforms = np.array([[rng.random() for _ in range(block)]])
-        uniforms[0, len(prompt) :] = uniforms[0, : block - len(prompt)].copy()
-        (tokens,) = draw(recording, prompt, config, uniforms)
-        rng.setstate(state)
-        drawn = min(len(tokens) + 1, block) - len(prompt)
+    for first in range(0, config.num_samples, SAMPLES_PER_CALL):
+        count = min(SAMPLES_PER_CALL, config.num_samples - first)
+        uniforms = _copy(rng).random((count, block))
+        samples, drawn = draw(recording, prompt, config, uniforms, in_turn=True)
         for _ in range(drawn):
             rng.random()
-        yield tokenizer.decode(tokens)
+        yield from decode(samples, tokenizer.characters)
+
+
+def _copy(rng: random.Random) -> np.random.Generator:
+    """NumPy's generator of the same numbers, from where this one stands."""
+    _, (*key, position), _ = rng.getstate()
+    bits = np.random.MT19937()
+    bits.state = {
+        "bit_generator": "MT19937",
+        "state": {"key": np.array(key, np.uint32), "pos": position},
+    }
+    return np.random.Generator(bits)
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer, block_size: int) -> NDArray[np.int64]:
@@ -79,20 +91,33 @@ def draw(
     prompt: NDArray[np.int64],
     config: SampleConfig,
     uniforms: NDArray[np.float64],
-) -> Iterator[list[int]]:
-    """Token ids of one text for every row of uniforms (count, block), without delimiters."""
+    in_turn: bool = False,
+) -> tuple[NDArray[np.int64], int]:
+    """Token ids of as many texts as uniforms has rows, int64 like it, and how many were drawn.
+
+    A row is the prompt, what follows, the delimiter if there is room, and then -1. A text uses
+    its row of uniforms from the start, or in_turn what the texts before left of all of them.
+    """
     program = recording.program
-    samples = np.empty(uniforms.shape, np.int64)
-    generate(
-        program,
-        prompt,
-        config.temperature,
-        min(config.top_k or program.vocab_size, program.vocab_size),
-        config.top_p or 1.0,
-        uniforms,
-        samples,
-    )
-    delimiter = program.vocab_size - 1
-    for row in map(list, samples):
-        end = next((i for i, token in enumerate(row) if token in (delimiter, -1)), len(row))
-        yield row[:end]
+    samples = np.full(uniforms.shape, -1, np.int64)
+    limits = kernel_limits(config, program.vocab_size, program.likelihoods.dtype)
+    drawn = generate(program, prompt, *limits, uniforms.ravel(), in_turn, samples)
+    return samples, drawn
+
+
+def kernel_limits(
+    config: SampleConfig, vocab_size: int, dtype: np.dtype[np.floating]
+) -> tuple[float, int, float]:
+    """The inverse of the temperature, top_k and top_p as the kernel takes them: finite numbers."""
+    top_k = min(config.top_k or vocab_size, vocab_size) if config.temperature > 0 else 1
+    coldest = float(np.finfo(dtype).max)
+    inverse = min(1 / config.temperature, coldest) if config.temperature > 0 else coldest
+    return inverse, top_k, float(config.top_p or 1)
+
+
+def decode(samples: NDArray[np.int64], characters: str) -> list[str]:
+    """The texts of rows that end at the delimiter, at -1, or with the row."""
+    # A NumPy string ends before its padding of NULs, which the last two ids stand for.
+    alphabet = np.array([characters + "\0\0"]).view("U1")
+    texts: list[str] = alphabet[samples].view(f"U{samples.shape[1]}")[:, 0].tolist()
+    return texts

@@ -202,7 +202,7 @@ def samples(recording: Recording, uniforms: NDArray[np.float64]) -> list[list[in
     result = np.zeros(uniforms.shape, np.int64)
     program = recording.program
     prompt = np.zeros(0, np.int64)
-    generate(program, prompt, 0.5, program.vocab_size, 1.0, uniforms, result)
+    generate(program, prompt, 2.0, program.vocab_size, 1.0, uniforms.ravel(), False, result)
     return result.tolist()
 
 

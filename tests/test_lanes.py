@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapegpt.kernels.lanes import LANE_COLUMNS, LANE_ROWS, lane_product, make_moves
+from tapegpt.kernels.jit import jit
+from tapegpt.kernels.lanes import (
+    LANE_COLUMNS,
+    LANE_ROWS,
+    copy_lane,
+    lane_place,
+    lane_product,
+    make_moves,
+)
 from tapegpt.kernels.simd import VECTOR_BYTES
 
 DTYPES = ["float32", "float64"]
@@ -75,6 +83,12 @@ def test_lane_product_is_a_product_in_every_lane(
     assert (out == UNTOUCHED).all()
 
 
+def lane_order(lanes, size):
+    """The lane of the n-th of a group of problems, see tile_keep_pieces."""
+    every = lanes // size
+    return [n % every * size + n // every for n in range(lanes)]
+
+
 class Layout:
     """Heads of a packed batch, and where they lie in rows and in vectors."""
 
@@ -101,9 +115,7 @@ class Layout:
         self.heads = (
             inputs, slot, offsets, table, n_head, head_dim, self.row, self.stride, int(whole),
         )  # fmt: skip
-        # The lane of the n-th of a group of problems, see tile_keep_pieces.
-        every = lanes // size
-        self.order = [n % every * size + n // every for n in range(lanes)]
+        self.order = lane_order(lanes, size)
 
     def rows_length(self):
         # Pieces may look a vector beyond the last row.
@@ -194,3 +206,26 @@ def test_lanes_become_rows_again(dtype, size, fresh, data, seed):
             between, layout.out, layout.heads, problem, begin, end, found, layout.first, fresh
         )  # fmt: skip
     np.testing.assert_array_equal(found, expected)
+
+
+@jit
+def copy_problem(vectors, start, problem, other, power, group, span):
+    """Let `other` be what `problem` is."""
+    x = start + lane_place(vectors, problem, power, group)
+    copy_lane(vectors, x, start + lane_place(vectors, other, power, group), span)
+
+
+@every_size
+def test_a_lane_is_copied_to_another(dtype, size):
+    lanes, start, positions, groups = lane_count(dtype), 3, 2, 3
+    rng = np.random.default_rng(0)
+    lane_of = [group * lanes + lane for group in range(groups) for lane in lane_order(lanes, size)]
+    for problem, other in rng.integers(0, groups * lanes, (50, 2)):
+        # One group after the other has room for a position more than is copied.
+        vectors = rng.normal(size=(groups, positions + 1, lanes)).astype(dtype)
+        flat = np.concatenate([np.zeros(start, dtype), vectors.ravel()])
+        group, power = vectors[0].size, size.bit_length() - 1
+        copy_problem(flat, start, problem, other, power, group, positions * lanes)
+        (i, lane), (j, to) = divmod(lane_of[problem], lanes), divmod(lane_of[other], lanes)
+        vectors[j, :positions, to] = vectors[i, :positions, lane]
+        np.testing.assert_array_equal(flat[start:], vectors.ravel())

@@ -15,10 +15,21 @@ from hypothesis import strategies as st
 
 from tapegpt import sampling
 from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.corpus import Tokenizer
 from tapegpt.errors import TapegptError, UsageError
+from tapegpt.kernels.dispatch import FORWARD
 from tapegpt.kernels.generate import choose, generate, next_token
 from tapegpt.program import record
-from tapegpt.sampling import SAMPLES_PER_SWEEP, draw, encode_prompt, sample, sample_in_turn
+from tapegpt.sampling import (
+    SAMPLES_PER_CALL,
+    SAMPLES_PER_SWEEP,
+    decode,
+    draw,
+    encode_prompt,
+    kernel_limits,
+    sample,
+    sample_in_turn,
+)
 from tapegpt.training import Trainer
 
 CHARACTERS = "abcdefg"
@@ -88,11 +99,23 @@ def numpy_text(weights, config, uniforms, prompt=()):
             token = prompt[p]
         else:
             logits = references.gpt_logits(weights, MODEL.n_layer, MODEL.n_head, tokens)[-1]
-            token = numpy_token(logits, config, uniforms[p])
+            token = numpy_token(logits, config, uniforms[p - len(prompt)])
         if token == BOS:
             break
         tokens.append(int(token))
     return tokens[1:]
+
+
+def texts_by_id(samples):
+    """Token ids of every row, without the delimiter and what comes after it."""
+    return [
+        list(itertools.takewhile(lambda token: 0 <= token < BOS, row)) for row in samples.tolist()
+    ]
+
+
+def drawn(recording, config, uniforms, prompt=NO_PROMPT, **options):
+    samples, _ = draw(recording, prompt, config, uniforms, **options)
+    return texts_by_id(samples)
 
 
 CONFIGS = [
@@ -112,57 +135,93 @@ def test_texts_are_those_of_the_plain_network(config, granularity, prompt):
     for seed in range(3):
         weights = random_weights(seed)
         recording = loaded(weights, granularity)
-        uniforms = np.random.default_rng(seed).random((8, MODEL.block_size))
-        # One text at a time is all that an unrolled program can hold.
-        batches = [uniforms] if granularity == "vector" else uniforms[:, None]
-        drawn = [
-            text
-            for batch in batches
-            for text in draw(recording, np.array(prompt, np.int64), config, batch)
-        ]
-        assert drawn == [numpy_text(weights, config, row, prompt) for row in uniforms]
+        uniforms = np.random.default_rng(seed).random((9, MODEL.block_size))
+        expected = [numpy_text(weights, config, row, prompt) for row in uniforms]
+        assert drawn(recording, config, uniforms, np.array(prompt, np.int64)) == expected
 
 
 def test_float32_draws_the_same_texts():
     weights = random_weights(0)
     uniforms = np.random.default_rng(0).random((8, MODEL.block_size))
-    drawn = list(draw(loaded(weights, dtype="float32"), NO_PROMPT, SampleConfig(), uniforms))
-    assert drawn == [numpy_text(weights, SampleConfig(), row) for row in uniforms]
+    expected = [numpy_text(weights, SampleConfig(), row) for row in uniforms]
+    assert drawn(loaded(weights, dtype="float32"), SampleConfig(), uniforms) == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_texts_do_not_depend_on_how_many_are_drawn_together(dtype):
+@pytest.mark.parametrize("prompt", [(), (3, 3)])
+def test_texts_do_not_depend_on_how_many_are_drawn_together(dtype, prompt):
+    """Texts end one after the other, and those that go on take their places."""
     weights = random_weights(1)
-    uniforms = np.random.default_rng(1).random((19, MODEL.block_size))
-    config = SampleConfig(temperature=1)
+    uniforms = np.random.default_rng(1).random((40, MODEL.block_size))
 
     def by(together):
         recording = loaded(weights, dtype=dtype, documents=together)
-        return [
-            text
-            for first in range(0, len(uniforms), together)
-            for text in draw(recording, NO_PROMPT, config, uniforms[first : first + together])
-        ]
+        config, ids = SampleConfig(temperature=1), np.array(prompt, np.int64)
+        return drawn(recording, config, uniforms, ids)
 
-    assert by(1) == by(5) == by(8) == by(19)
+    one_by_one = by(1)
+    assert len(set(map(len, one_by_one))) > 3
+    assert one_by_one == by(5) == by(8) == by(40)
 
 
-def test_tokens_after_the_delimiter_are_marked():
-    weights = random_weights(2)
-    samples = np.full((8, MODEL.block_size), 99)
-    uniforms = np.random.default_rng(2).random(samples.shape)
-    generate(loaded(weights).program, NO_PROMPT, 9.0, VOCABULARY, 1.0, uniforms, samples)
+@pytest.mark.parametrize("n_head", [1, 3, 4])
+@pytest.mark.parametrize("head_dim", [1, 2, 4, 7, 16, 24])
+def test_keys_and_values_of_every_width_move(head_dim, n_head):
+    model = replace(MODEL, n_head=n_head, n_embd=n_head * head_dim)
+    uniforms = np.random.default_rng(1).random((40, MODEL.block_size))
+
+    def by(together):
+        recording = record(model, VOCABULARY, "vector", "float64", together, [FORWARD])
+        rng = np.random.default_rng(2)
+        for weights in recording.weights.values():
+            weights[:] = rng.normal(size=weights.shape) / math.sqrt(model.n_embd)
+        return drawn(recording, SampleConfig(temperature=3), uniforms)
+
+    one_by_one = by(1)
+    assert len(set(map(len, one_by_one))) > 3
+    assert by(40) == one_by_one
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_texts_in_turn_use_what_is_left_of_the_numbers(granularity):
+    recording, config = loaded(random_weights(1), granularity), SampleConfig(temperature=1)
+    uniforms = np.random.default_rng(2).random((40, MODEL.block_size))
+    prompt = np.array([3, 3])
+    samples, count = draw(recording, prompt, config, uniforms, in_turn=True)
+    begin = 0
+    for row in samples:
+        alone = np.resize(uniforms.ravel()[begin:], (1, MODEL.block_size))
+        expected, used = draw(recording, prompt, config, alone)
+        assert row.tolist() == expected[0].tolist()
+        begin += used
+    assert begin == count < uniforms.size
+
+
+def test_what_comes_after_the_delimiter_is_left_alone():
+    recording = loaded(random_weights(2))
+    samples = np.full((20, MODEL.block_size), 99)
+    uniforms = np.random.default_rng(2).random(samples.size)
+    limits = kernel_limits(SampleConfig(temperature=9), VOCABULARY, np.dtype(np.float64))
+    count = generate(recording.program, NO_PROMPT, *limits, uniforms, False, samples)
     ends = [row.index(BOS) if BOS in row else MODEL.block_size for row in samples.tolist()]
     assert min(ends) < MODEL.block_size
+    assert count == sum(min(end + 1, MODEL.block_size) for end in ends)
     for row, end in zip(samples.tolist(), ends, strict=True):
         assert all(0 <= token < BOS for token in row[:end])
-        assert all(token == -1 for token in row[end + 1 :])
+        assert all(token == 99 for token in row[end + 1 :])
 
 
-def next_of(logits, temperature=1.0, top_k=VOCABULARY, top_p=1.0, uniform=0.5):
+def next_of(logits, uniform=0.5, **options):
     """What follows these logits, by the kernel alone; they lie between others."""
-    values = np.array([9.0, *logits, 9.0])
-    return next_token(values, 1, temperature, top_k, top_p, uniform, np.empty(VOCABULARY))
+    config = SampleConfig(**{"temperature": 1, **options})
+    values = np.array([9.0, *logits, *[9.0] * 64])
+    limits = kernel_limits(config, len(logits), values.dtype)
+    return next_token(values, 1, len(logits), *limits, uniform, room_for(len(logits)))
+
+
+def room_for(count, dtype="float64"):
+    """Weights and their running totals, whole vectors."""
+    return np.zeros(2 * (count + 64), dtype)
 
 
 # Whole numbers, so that some are equal.
@@ -171,7 +230,7 @@ some_logits = st.lists(st.integers(-3, 3), min_size=VOCABULARY, max_size=VOCABUL
 
 @given(some_logits)
 def test_greedy_takes_the_first_of_the_largest(logits):
-    assert next_of(logits, temperature=0.0) == logits.index(max(logits))
+    assert next_of(logits, temperature=0) == logits.index(max(logits))
 
 
 @given(some_logits, st.integers(1, VOCABULARY), st.sampled_from([0.0, 0.25, 0.5, 1 - 2**-53]))
@@ -211,20 +270,20 @@ def test_temperature_is_a_power():
     # At 1/2 the shares are squared: 4/6, 1/6, 1/6. At 2 they are the roots.
     root = math.sqrt(2) / (math.sqrt(2) + 2)
     for temperature, share in [(1.0, 0.5), (0.5, 4 / 6), (2.0, root)]:
-        assert next_of(logits, temperature, uniform=share - 1e-9) == 0
-        assert next_of(logits, temperature, uniform=share + 1e-9) == 1
+        assert next_of(logits, share - 1e-9, temperature=temperature) == 0
+        assert next_of(logits, share + 1e-9, temperature=temperature) == 1
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6])
 def test_very_cold_is_greedy(temperature):
-    assert next_of([0, 1, 5, 2, 4, 4.9, 0, 0], temperature, uniform=0.999) == 2
+    assert next_of([0, 1, 5, 2, 4, 4.9, 0, 0], 0.999, temperature=temperature) == 2
 
 
 @pytest.mark.parametrize("temperature", [1e6, 1.7e308])
 def test_very_hot_is_fair(temperature):
     for token in range(VOCABULARY):
         middle = (token + 0.5) / VOCABULARY
-        assert next_of([0, 1, 5, 2, 4, 4, -50, 80], temperature, uniform=middle) == token
+        assert next_of([0, 1, 5, 2, 4, 4, -50, 80], middle, temperature=temperature) == token
 
 
 @given(
@@ -238,24 +297,38 @@ def test_choices_are_those_of_random_choices(logits, uniform, temperature):
     edges = np.cumsum(weights) / sum(weights)
     if np.abs(edges - uniform).min() > 1e-12:
         expected = Fixed(uniform).choices(range(VOCABULARY), weights)[0]
-        assert next_of(logits, temperature, uniform=uniform) == expected
+        assert next_of(logits, uniform, temperature=temperature) == expected
 
 
+def choice(weights, uniform, dtype="float64"):
+    room = room_for(len(weights), dtype)
+    room[: len(weights)] = weights
+    return choose(room, len(weights), uniform)
+
+
+# Halves and quarters add up without rounding.
+@pytest.mark.parametrize("dtype", DTYPES)
 @given(
-    st.lists(st.sampled_from([0.0, 0.1, 0.25, 1.0, 3.0]), min_size=1, max_size=9).filter(any),
-    st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1 - 2**-53]),
+    st.lists(st.sampled_from([0.0, 0.125, 0.25, 1.0, 3.0]), min_size=1, max_size=40).filter(any),
+    st.sampled_from([0.0, 0.125, 0.25, 0.5, 0.75, 1 - 2**-53]),
 )
-def test_choose_is_random_choices_at_the_edges(weights, uniform):
+def test_choose_is_random_choices_at_the_edges(dtype, weights, uniform):
     expected = Fixed(uniform).choices(range(len(weights)), weights)[0]
-    total = list(itertools.accumulate(weights))[-1]
-    chosen = choose(np.array(weights), total, uniform)
-    assert chosen == expected
-    assert weights[chosen] > 0
+    assert choice(weights, uniform, dtype) == expected
+    assert weights[expected] > 0
 
 
-def test_choose_never_takes_what_is_left_out():
-    """Where rounding makes the total larger than the sum, the last likely one is taken."""
-    assert choose(np.array([0.25, 0.5, 0.0]), 1.0, 1 - 2**-53) == 1
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(
+    st.lists(st.sampled_from([0.0, 0.0, 0.1, 0.3, 0.7]), min_size=1, max_size=40).filter(any),
+    st.data(),
+)
+def test_choose_never_takes_what_is_left_out(dtype, weights, data):
+    """Not even where a total is rounded up, or the last number below 1 to 1."""
+    shares = np.cumsum(weights, dtype=dtype) / np.sum(weights, dtype=dtype)
+    edges = [*shares[shares < 1].tolist(), 0.0, 1 - 2**-53]
+    uniform = data.draw(st.sampled_from(edges))
+    assert weights[choice(weights, uniform, dtype)] > 0
 
 
 def in_turn(granularity="vector", seed=5, dtype="float64", **options):
@@ -288,6 +361,23 @@ def test_samples_in_turn_use_one_random_number_a_token(granularity, prompt):
     assert {len(text) for text in texts} >= {MODEL.block_size}
 
 
+def test_samples_in_turn_at_several_calls(monkeypatch):
+    texts, after = in_turn(temperature=1)
+    monkeypatch.setattr(sampling, "SAMPLES_PER_CALL", 7)
+    again, state = in_turn(temperature=1)
+    assert again == texts
+    assert state.getstate() == after.getstate()
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0"), max_size=5), min_size=1))
+def test_decoding_undoes_encoding(texts):
+    tokenizer = Tokenizer.from_documents([*texts, "a"])
+    samples = np.full((len(texts), 5), -1)
+    for row, text in zip(samples, texts, strict=True):
+        row[: len(text) + 1] = [*tokenizer.encode(text), tokenizer.bos][:5]
+    assert decode(samples, tokenizer.characters) == texts
+
+
 def test_no_text_is_longer_than_the_block():
     run = trained()
     run.tensors["lm_head"][BOS] = 0
@@ -310,10 +400,10 @@ def test_a_seed_draws_the_same_texts(dtype):
     assert texts_of(run) == texts_of(run, seed=11)
 
 
-@pytest.mark.parametrize("count", [1, 2, SAMPLES_PER_SWEEP, SAMPLES_PER_SWEEP + 1, 150])
+@pytest.mark.parametrize("count", [1, 2, SAMPLES_PER_SWEEP, SAMPLES_PER_CALL + 1, 600])
 def test_more_samples_begin_with_the_same(count):
     run = trained()
-    texts = texts_of(run, num_samples=150, temperature=1)
+    texts = texts_of(run, num_samples=600, temperature=1)
     assert len(set(texts)) > 50
     assert texts_of(run, num_samples=count, temperature=1) == texts[:count]
 
@@ -339,14 +429,16 @@ def test_limits_that_exclude_nothing():
     assert texts_of(run, top_p=1) == texts_of(run)
 
 
-def test_top_k_is_at_most_the_vocabulary(monkeypatch):
+def test_top_k_is_at_most_the_vocabulary():
     """Where rounding keeps the shares of all tokens below top_p, it alone ends the search."""
-    given = []
-    monkeypatch.setattr(sampling, "generate", lambda *arguments: given.append(arguments[3]))
-    for top_k in (None, 3, VOCABULARY, 2**31 - 1):
+    for top_k, kept in [
+        (None, VOCABULARY),
+        (3, 3),
+        (VOCABULARY, VOCABULARY),
+        (2**31 - 1, VOCABULARY),
+    ]:
         config = SampleConfig(top_k=top_k, top_p=1 - 2**-53)
-        list(draw(loaded(random_weights(0)), NO_PROMPT, config, np.zeros((1, MODEL.block_size))))
-    assert given == [VOCABULARY, 3, VOCABULARY, VOCABULARY]
+        assert kernel_limits(config, VOCABULARY, np.dtype(np.float64))[1:] == (kept, 1 - 2**-53)
 
 
 @pytest.mark.parametrize("prompt", ["a", "gg", "abcdef"])
@@ -374,9 +466,9 @@ def test_little_memory_draws_fewer_together(monkeypatch):
     expected = texts_of(run, num_samples=30)
     counts = []
 
-    def counting(model, vocab_size, granularity, dtype, documents):
+    def counting(model, vocab_size, granularity, dtype, documents, directions):
         counts.append(documents)
-        return record(model, vocab_size, granularity, dtype, documents)
+        return record(model, vocab_size, granularity, dtype, documents, directions)
 
     monkeypatch.setattr(sampling, "record", counting)
     one, two = (

@@ -18,6 +18,7 @@ from tapegpt.kernels.simd import (
     advance,
     clamp,
     clear_tiny,
+    count_at_most,
     fma,
     keep_first,
     lanes,
@@ -31,6 +32,7 @@ from tapegpt.kernels.simd import (
     row_offsets,
     row_pointers,
     row_stride,
+    running_sums,
     splat,
     store,
     sum_lanes,
@@ -327,6 +329,25 @@ def test_sum_and_max_of_lanes(dtype):
     assert reduced(a) == (-np.inf, -np.inf)
     a[-1] = -3
     assert reduced(a) == (-np.inf, -3)
+
+
+@jit
+def accumulate(out, a, limit):
+    store(out, 0, running_sums(load(a, 0)))
+    return count_at_most(load(a, 0), limit)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_running_sums_and_counts(dtype):
+    count = lane_count(dtype)
+    a = np.random.default_rng(0).integers(-9, 10, count).astype(dtype)
+    out = np.zeros_like(a)
+    for limit in range(-10, 11):
+        assert accumulate(out, a, limit) == (a <= limit).sum()
+        np.testing.assert_array_equal(out, np.cumsum(a))
+    a[count // 2] = np.nan
+    assert accumulate(out, a, np.inf) == count - 1
+    np.testing.assert_array_equal(out, np.cumsum(a))
 
 
 def make_tile_copy(rows, columns):

@@ -153,7 +153,7 @@ def start_tests(machine, cache):
     if not machine.runs_here():
         command = ["-c", PRETEND, environment["NUMBA_CPU_FEATURES"]]
         environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
-    names = ("simd", "vmath", "matmul", "lanes", "array_operations", "batch")
+    names = ("simd", "vmath", "matmul", "lanes", "attention", "array_operations", "batch")
     return subprocess.Popen(
         [
             *(sys.executable, *command, "-q", "-p", "no:cacheprovider"),

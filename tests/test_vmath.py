@@ -11,8 +11,9 @@ from tapegpt.kernels.vmath import EXP2_LOWEST, EXP_RANGE, exp, exp2, log
 
 DTYPES = ["float32", "float64"]
 # Largest relative errors, as the docstring of kernels/vmath.py states them.
-EXP_BOUND = {"float32": 1.1e-7, "float64": 2e-16}
-LOG_BOUND = {"float32": 2.5e-7, "float64": 5e-16}
+EXP_BOUND = {"float32": 1.15e-7, "float64": 2e-16}
+EXP2_BOUND = {"float32": 1.1e-7, "float64": 2e-16}
+LOG_BOUND = {"float32": 2.3e-7, "float64": 5e-16}
 
 needs_extended = pytest.mark.skipif(
     np.finfo(np.longdouble).nmant <= np.finfo(np.float64).nmant,
@@ -76,7 +77,7 @@ def exp_arguments(dtype):
         np.linspace(low, high, 300_000),
         rng.uniform(-1, 1, 300_000),
         np.exp2(rng.uniform(-60, 0, 10_000)),
-        np.array([0.0, low, high, 4.5056252, -59.954247]),
+        np.array([0.0, low, high, -46.786034, -16.2885]),
         neighbours(halves, 4),
     ]
     x = np.concatenate(samples).astype(dtype)
@@ -90,7 +91,7 @@ def exp2_arguments(dtype):
         np.linspace(low, high, 300_000),
         rng.uniform(-1, 1, 300_000),
         np.exp2(rng.uniform(-60, 0, 10_000)),
-        np.array([0.0, low, high]),
+        np.array([0.0, low, high, -0.49865904, -0.4959549]),
         neighbours(np.arange(low, high) + 0.5, 4),
     ]
     x = np.concatenate(samples).astype(dtype)
@@ -126,7 +127,7 @@ def test_exp_over_its_whole_domain(dtype):
 def test_exp2_over_its_whole_domain(dtype):
     x = exp2_arguments(dtype)
     error = relative_error(apply(exp2_all, x), np.exp2(x.astype(np.longdouble)))
-    assert error.max() <= EXP_BOUND[dtype], x[error.argmax()]
+    assert error.max() <= EXP2_BOUND[dtype], x[error.argmax()]
 
 
 @needs_extended
