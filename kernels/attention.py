@@ -28,9 +28,7 @@ from tapegpt.kernels.lanes import (
 )
 from tapegpt.kernels.records import BATCH
 from tapegpt.kernels.simd import clear_tiny, fma, lanes, load, maximum, row_stride, splat, store
-from tapegpt.kernels.vmath import exp2
-
-LOG2_E = 1 / math.log(2)
+from tapegpt.kernels.vmath import LOG2_E, exp2
 
 
 @inlined

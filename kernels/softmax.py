@@ -17,9 +17,7 @@ from tapegpt.kernels.simd import (
     store,
     sum_lanes,
 )
-from tapegpt.kernels.vmath import exp2
-
-LOG2_E = 1 / math.log(2)
+from tapegpt.kernels.vmath import LOG2_E, exp2
 
 
 @inlined

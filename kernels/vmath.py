@@ -59,7 +59,7 @@ EXP2_TERMS = {
 ROUNDING = {
     dtype: 1.5 * 2 ** FRACTION[dtype] + BIAS[dtype] for dtype in (types.float32, types.float64)
 }
-LOG2_E = dict.fromkeys((types.float32, types.float64), 1 / math.log(2))
+LOG2_E = 1 / math.log(2)
 # ln((1 + s) / (1 - s)) = 2 s (1 + s^2/3 + s^4/5 + ...) for |s| <= 3 - 2 sqrt(2): the first term
 # left out is below half a unit in the last place.
 LOG_TERMS = {
@@ -106,7 +106,7 @@ def polynomial(table):
 ln2_high = typed_constant(LN2_HIGH)
 ln2_low = typed_constant(LN2_LOW)
 rounding = typed_constant(ROUNDING)
-log2_e = typed_constant(LOG2_E)
+log2_e = typed_constant(dict.fromkeys(FRACTION, LOG2_E))
 exp_lowest = typed_constant({dtype: low for dtype, (low, _) in EXP_RANGE.items()})
 exp_highest = typed_constant({dtype: high for dtype, (_, high) in EXP_RANGE.items()})
 exp_polynomial = polynomial(EXP_TERMS)

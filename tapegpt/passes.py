@@ -1,7 +1,8 @@
 """What is done to a recorded program before it is replayed many times.
 
 Each pass takes and returns a `Machine` whose results are the same. They are for programs in which
-every array but the parameters is used by array operations, and none twice by one record.
+every array but the parameters is used by array operations, and none twice by one record; weights
+and tables are parameters.
 """
 
 from collections import defaultdict

@@ -380,7 +380,7 @@ def test_a_handle_from_before_a_reset() -> None:
 
 def state(tape: Tape) -> list[object]:
     """All that can be seen of a tape."""
-    machine = tape.machine(())
+    machine = tape.machine()
     end = len(tape)
     return [
         end,
