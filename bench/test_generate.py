@@ -1,25 +1,72 @@
-"""Sampling from a trained model, one text and many together; recording the program is included."""
+"""Drawing texts from a trained model: nanoseconds a token, the delimiter of every text included."""
 
+import random
+
+import numpy as np
 import pytest
-from contenders import trainer_of
 from workloads import step_workloads
 
-from tapegpt.config import SampleConfig
-from tapegpt.sampling import sample
+from tapegpt.config import SampleConfig, TrainConfig
+from tapegpt.kernels.dispatch import FORWARD
+from tapegpt.program import record
+from tapegpt.sampling import SAMPLES_PER_SWEEP, draw, sample, sample_in_turn
+from tapegpt.training import Trainer
+
+SMALL, LARGE = step_workloads()[:3:2]
+NO_PROMPT = np.zeros(0, np.int64)
 
 
-@pytest.mark.parametrize("count", [1, 1000])
-@pytest.mark.parametrize("workload", step_workloads()[:3:2], ids=lambda workload: workload.name)
-def test_sample(measure, workload, count):
-    trainer = trainer_of(workload)
-    trainer.advance(2 * workload.steps)
-    run, config = trainer.snapshot(), SampleConfig(num_samples=count)
-    assert len(list(sample(run, config))) == count
-    measure(
-        lambda: list(sample(run, config)),
-        table="sampling, µs a text",
-        row=workload.name,
-        column=f"{count} together",
-        unit="",
-        scale=1e6 / count,
-    )
+def trained(workload):
+    trainer = Trainer(workload.model, TrainConfig(), workload.documents)
+    trainer.advance(trainer.training.steps)
+    return trainer
+
+
+def count_tokens(texts):
+    """A text that fills the block has no delimiter."""
+    return sum(min(len(text) + 1, SMALL.model.block_size) for text in texts)
+
+
+@pytest.fixture
+def measure_tokens(measure):
+    def run(function, tokens, workload, column):
+        table, scale = "sampling, ns a token", 1e9 / tokens
+        measure(function, table=table, row=workload.name, column=column, unit="", scale=scale)
+
+    return run
+
+
+@pytest.mark.parametrize("together", [1, SAMPLES_PER_SWEEP])
+@pytest.mark.parametrize("workload", [SMALL, LARGE], ids=lambda workload: workload.name)
+def test_kernel(measure_tokens, workload, together):
+    """The random numbers are there before, the texts stay token ids."""
+    trainer, model = trained(workload), workload.model
+    vocab_size = trainer.tokenizer.vocab_size
+    recording = record(model, vocab_size, "vector", "float32", together, [FORWARD])
+    for name, weights in recording.weights.items():
+        weights[:] = trainer.recording.weights[name]
+    uniforms = np.random.default_rng(0).random((4096, model.block_size))
+
+    def run():
+        return draw(recording, NO_PROMPT, SampleConfig(), uniforms)
+
+    _, tokens = run()
+    measure_tokens(run, tokens, workload, f"kernel, {together} together")
+
+
+def test_sample(measure_tokens):
+    """From a saved run to strings."""
+    run, config = trained(SMALL).snapshot(), SampleConfig(num_samples=100_000)
+    tokens = count_tokens(sample(run, config))
+    measure_tokens(lambda: list(sample(run, config)), tokens, SMALL, "sample")
+
+
+def test_sample_in_turn(measure_tokens):
+    """One by one, with Python's random numbers."""
+    trainer, config = trained(SMALL), SampleConfig(num_samples=10_000)
+
+    def run():
+        given = trainer.recording, trainer.tokenizer, config, random.Random(0)
+        return list(sample_in_turn(*given))
+
+    measure_tokens(run, count_tokens(run()), SMALL, "sample_in_turn")
