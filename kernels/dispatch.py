@@ -2,23 +2,68 @@
 
 Linked into the sweeps, every kernel would be compiled again for each of them, whether a program
 uses it or not. Called by address it is compiled and cached once, when a program first needs it.
+
+Kernels get pointers to the first elements of the tape's arrays. An array is seven numbers, which a
+call would have to pass on one by one, and indexing it allows for negative indices.
 """
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
+from numba.core.imputils import lower_getattr
+from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic
 
 FORWARD, BACKWARD = 0, 1
 
 
-INTEGERS = types.Array(types.int64, 1, "C")
-RECORDS = types.Array(types.uint32, 2, "C")
+def handed(array):
+    """The type as which kernels get an array: itself where bounds are to be checked."""
+    return array if config.BOUNDSCHECK else types.CPointer(array.dtype)
+
+
+@infer_getattr
+class PointerAttributes(AttributeTemplate):
+    """pointer.dtype and pointer.itemsize, as arrays have them."""
+
+    key = types.CPointer
+
+    def resolve_dtype(self, pointer):
+        return types.DType(pointer.dtype)
+
+    def resolve_itemsize(self, pointer):
+        return types.intp
+
+
+@lower_getattr(types.CPointer, "dtype")
+def pointer_dtype(context, builder, pointer, value):
+    return context.get_dummy_value()
+
+
+@lower_getattr(types.CPointer, "itemsize")
+def pointer_itemsize(context, builder, pointer, value):
+    return ir.Constant(ir.IntType(64), pointer.dtype.bitwidth // 8)
+
+
+@intrinsic
+def hand(typing_context, array):
+    """An array as kernels get it."""
+
+    def codegen(context, builder, sig, args):
+        if sig.return_type == array:
+            return args[0]
+        return context.make_array(array)(context, builder, args[0]).data
+
+    return handed(array)(array), codegen
+
+
+INTEGERS = handed(types.Array(types.int64, 1, "C"))
+RECORDS = handed(types.Array(types.uint32, 2, "C"))
 WINDOW = types.UniTuple(types.int64, 4)
 
 
 def forward_signature(floats):
-    """What a forward kernel returns and takes, for the array type `floats`."""
+    """What a forward kernel returns and takes, for values of the type `floats`."""
     return types.none(floats, INTEGERS, INTEGERS, types.int64, types.int64, WINDOW)
 
 
@@ -51,7 +96,9 @@ def read_record(typing_context, records, i):
     """(opcode, out, a, b) of record i, without the arithmetic for negative indices."""
 
     def codegen(context, builder, sig, args):
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        data = args[0]
+        if isinstance(records, types.Array):
+            data = context.make_array(records)(context, builder, data).data
         start = builder.mul(args[1], ir.Constant(ir.IntType(64), 4))
         fields = [
             builder.load(builder.gep(data, [builder.add(start, ir.Constant(ir.IntType(64), k))]))

@@ -18,7 +18,8 @@ vectors:
 A record of a scalar operation is (opcode, out, a, b), b unused where there is one operand. Every
 other record is (opcode, out, at, fresh), with its arguments at operands[at], operands[at + 1], ...
 in the order that the operation's kernel unpacks them. The first argument of an array operation is
-its number of rows, or BATCH for the rows of the batch that is being replayed.
+its number of rows, or BATCH for the rows of the batch that is being replayed. Some operations on
+scalars have several results, the nodes from `out` on: their first argument is how many.
 
 Bit i of `fresh` says that the gradient of the operation's i-th differentiable operand is written
 here first, so the kernel overwrites it instead of adding to it and nobody has to clear it.
@@ -45,22 +46,29 @@ LOOKUP = 13
 SUM = 14
 DOT = 15
 DOT_RUN = 16
+SOFTMAX = 17
 
 # Operations called by address, see table.py.
-FIRST_CALLED = 17
-MAX = 17
-TRANSPOSE = 18
-EMBED = 19
-LINEAR = 20
-RMSNORM = 21
-ATTENTION = 22  # to 26: for squares of 1, 2, 4, 8 and 16 columns, see lanes.py
-CROSS_ENTROPY = 27
-ARRAY_SOFTMAX = 28
-ARRAY_RELU = 29
-ARRAY_ADD = 30
-ARRAY_SCALE = 31
-ARRAY_MEAN = 32
+FIRST_CALLED = 18
+MAX = 18
+RUN = 19
+DOT_ROWS = 20
+DOT_COLUMNS = 21
+TRANSPOSE = 22
+EMBED = 23
+LINEAR = 24
+RMSNORM = 25
+ATTENTION = 26  # to 30: for squares of 1, 2, 4, 8 and 16 columns, see lanes.py
+CROSS_ENTROPY = 31
+ARRAY_SOFTMAX = 32
+ARRAY_RELU = 33
+ARRAY_ADD = 34
+ARRAY_SCALE = 35
+ARRAY_MEAN = 36
 
 # Rows of the table of addresses: one for every opcode, and one for stretches of scalar records.
-SCALARS = 33
-COUNT = 34
+SCALARS = 37
+COUNT = 38
+
+# Operations on scalars with several results.
+SEVERAL = frozenset((LOOKUP, SOFTMAX, RUN, DOT_ROWS, DOT_COLUMNS))

@@ -1,8 +1,21 @@
-"""Scalar operations with any number of operands: one node out of many."""
+"""Scalar operations with any number of operands, in no order: sum, max and softmax."""
 
-from tapegpt.kernels.jit import jit
-from tapegpt.kernels.scalar import add_product
-from tapegpt.kernels.simd import fma, lanes, load, splat, store, sum_lanes
+from tapegpt.kernels.jit import inlined, jit
+from tapegpt.kernels.scalar import passes_on
+from tapegpt.kernels.simd import (
+    add_listed,
+    keep_first,
+    load_lanes,
+    load_listed,
+    smallest_normal,
+    store_part,
+    totals,
+    within,
+)
+from tapegpt.kernels.vmath import NEAR, exp_any, exp_near
+
+# Softmax works on so many nodes at a time, and wants its list to be a multiple as long.
+SOFTMAX_LANES = 4
 
 
 # out = a_0 + a_1 + ... ; operands: count, a_0, a_1, ...
@@ -16,64 +29,77 @@ def sum_forward(values, operands, out, at):
 
 @jit
 def sum_backward(grads, operands, out, at):
-    for i in range(at + 1, at + 1 + operands[at]):
-        grads[operands[i]] += grads[out]
+    if passes_on(grads, grads[out]):
+        for i in range(at + 1, at + 1 + operands[at]):
+            grads[operands[i]] += grads[out]
 
 
-# out = a_0 b_0 + a_1 b_1 + ... ; operands: count, a_0, a_1, ..., b_0, b_1, ...
-@jit
-def dot_forward(values, operands, out, at):
+# out_i = e ** a_i / (e ** a_0 + e ** a_1 + ...); operands: count, a_0, a_1, ..., the last of them
+# again and again up to a multiple of SOFTMAX_LANES
+@inlined
+def softmax_forward(values, operands, out, at):
     count = operands[at]
-    total = values.dtype.type(0)
-    for i in range(at + 1, at + 1 + count):
-        total += values[operands[i]] * values[operands[i + count]]
-    values[out] = total
+    x = load_listed(values, operands, at + 1, SOFTMAX_LANES)
+    # Few numbers, and near ones: their exponentials stay in a register.
+    if count <= SOFTMAX_LANES and within(x, values.dtype.type(NEAR)):
+        e = exp_near(x)
+        if count < SOFTMAX_LANES:
+            e = keep_first(e, count, 0)
+        store_part(values, out, e / totals(e), count)
+    else:
+        long_softmax_forward(values, operands, out, at)
 
 
 @jit
-def dot_backward(values, grads, operands, out, at):
+def long_softmax_forward(values, operands, out, at):
     count = operands[at]
-    gradient = grads[out]
-    for i in range(at + 1, at + 1 + count):
-        a, b = operands[i], operands[i + count]
-        add_product(grads, a, values[b], gradient)
-        add_product(grads, b, values[a], gradient)
+    largest = values[largest_of(values, operands, at)]
+    total = keep_first(load_listed(values, operands, at + 1, SOFTMAX_LANES), 0, 0)
+    for i in range(0, count, SOFTMAX_LANES):
+        x = load_listed(values, operands, at + 1 + i, SOFTMAX_LANES)
+        e = keep_first(exp_any(x - largest), count - i, 0)
+        total = total + e
+        store_part(values, out + i, e, count - i)
+    total = totals(total)
+    for i in range(0, count, SOFTMAX_LANES):
+        e = load_lanes(values, out + i, SOFTMAX_LANES)
+        store_part(values, out + i, e / total, count - i)
 
 
-# The same for two runs of consecutive nodes; operands: count, first a, first b
+@inlined
+def softmax_backward(values, grads, operands, out, at):
+    count = operands[at]
+    if count <= SOFTMAX_LANES:
+        dout, y = load_lanes(grads, out, SOFTMAX_LANES), load_lanes(values, out, SOFTMAX_LANES)
+        if count < SOFTMAX_LANES:
+            dout, y = keep_first(dout, count, 0), keep_first(y, count, 0)
+        if not within(dout, smallest_normal(grads)):
+            add_listed(grads, operands, at + 1, y * (dout - totals(y * dout)))
+    else:
+        long_softmax_backward(values, grads, operands, out, at)
+
+
 @jit
-def dot_run_forward(values, operands, out, at):
-    count, a, b = operands[at], operands[at + 1], operands[at + 2]
-    width = lanes(values)
-    whole = count - count % width
-    sums = splat(values, 0)
-    for i in range(0, whole, width):
-        sums = fma(load(values, a + i), load(values, b + i), sums)
-    total = sum_lanes(sums)
-    for i in range(whole, count):
-        total += values[a + i] * values[b + i]
-    values[out] = total
-
-
-@jit
-def dot_run_backward(values, grads, operands, out, at):
-    if grads[out] == 0:  # see add_product
+def long_softmax_backward(values, grads, operands, out, at):
+    count = operands[at]
+    mean = keep_first(load_lanes(grads, out, SOFTMAX_LANES), 0, 0)
+    nothing = True
+    for i in range(0, count, SOFTMAX_LANES):
+        dout = keep_first(load_lanes(grads, out + i, SOFTMAX_LANES), count - i, 0)
+        nothing = nothing and within(dout, smallest_normal(grads))
+        mean = mean + dout * load_lanes(values, out + i, SOFTMAX_LANES)
+    if nothing:
         return
-    count, a, b = operands[at], operands[at + 1], operands[at + 2]
-    width = lanes(values)
-    whole = count - count % width
-    dout = splat(values, grads[out])
-    for i in range(0, whole, width):
-        store(grads, a + i, fma(load(values, b + i), dout, load(grads, a + i)))
-        store(grads, b + i, fma(load(values, a + i), dout, load(grads, b + i)))
-    for i in range(whole, count):
-        grads[a + i] += values[b + i] * grads[out]
-        grads[b + i] += values[a + i] * grads[out]
+    mean = totals(mean)
+    for i in range(0, count, SOFTMAX_LANES):
+        dout = load_lanes(grads, out + i, SOFTMAX_LANES)
+        da = load_lanes(values, out + i, SOFTMAX_LANES) * (dout - mean)
+        add_listed(grads, operands, at + 1 + i, keep_first(da, count - i, 0))
 
 
 # out = the largest of a_0, a_1, ... (the first of equals); operands: count, a_0, a_1, ...
 @jit
-def largest(values, operands, at):
+def largest_of(values, operands, at):
     best = operands[at + 1]
     for i in range(at + 2, at + 1 + operands[at]):
         if values[operands[i]] > values[best]:
@@ -83,9 +109,10 @@ def largest(values, operands, at):
 
 @jit
 def max_forward(values, operands, inputs, out, at, window):
-    values[out] = values[largest(values, operands, at)]
+    values[out] = values[largest_of(values, operands, at)]
 
 
 @jit
 def max_backward(values, grads, operands, inputs, out, at, fresh, window):
-    grads[largest(values, operands, at)] += grads[out]
+    if grads[out] != 0:
+        grads[largest_of(values, operands, at)] += grads[out]

@@ -9,15 +9,24 @@ import math
 from tapegpt.kernels.dispatch import read_record
 from tapegpt.kernels.jit import inlined
 from tapegpt.kernels.records import ADD, MUL
+from tapegpt.kernels.simd import first_lane, one_lane, smallest_normal
+from tapegpt.kernels.vmath import NEAR, exp_near, softplus_near
+
+
+@inlined
+def passes_on(grads, gradient):
+    """Whether a gradient is worth passing on: not where it is 0, or subnormal.
+
+    What the root does not depend on has gradient 0 and passes nothing on, however steep it is: 0
+    times infinity is 0 here. Arithmetic on subnormal numbers takes a hundred times as long.
+    """
+    return not abs(gradient) < smallest_normal(grads)
 
 
 @inlined
 def add_product(grads, a, slope, gradient):
-    """grads[a] += slope * gradient, where 0 times infinity is 0.
-
-    What the root does not depend on has gradient 0 and passes nothing on, however steep it is.
-    """
-    if gradient != 0:
+    """grads[a] += slope * gradient"""
+    if passes_on(grads, gradient):
         grads[a] += slope * gradient
 
 
@@ -65,8 +74,9 @@ def mul_backward(values, grads, records, i, begin):
         if code != MUL:
             break
         gradient = grads[out]
-        add_product(grads, a, values[b], gradient)
-        add_product(grads, b, values[a], gradient)
+        if passes_on(grads, gradient):
+            grads[a] += values[b] * gradient
+            grads[b] += values[a] * gradient
         i -= 1
     return i
 
@@ -177,17 +187,26 @@ def tanh_backward(values, grads, out, a):
     add_product(grads, a, values.dtype.type(1) - values[out] * values[out], grads[out])
 
 
-# out = ln(1 + e ** a), as max(a, 0) + ln(1 + e ** -|a|), which never overflows
+# out = ln(1 + e ** a)
 @inlined
 def softplus_forward(values, out, a):
     x = values[a]
-    values[out] = (x if x > 0 else values.dtype.type(0)) + math.log1p(math.exp(-abs(x)))
+    if abs(x) < NEAR:
+        values[out] = first_lane(softplus_near(one_lane(values, x)))
+    else:
+        values[out] = (x if x > 0 else values.dtype.type(0)) + math.exp(-abs(x))
 
 
 @inlined
 def softplus_backward(values, grads, out, a):
-    # 1 / (1 + e ** -a), written with the value at hand.
-    add_product(grads, a, math.exp(values[a] - values[out]), grads[out])
+    if passes_on(grads, grads[out]):
+        # 1 / (1 + e ** -a), written with the value at hand.
+        logarithm = values[a] - values[out]
+        if abs(logarithm) < NEAR:
+            slope = first_lane(exp_near(one_lane(values, logarithm)))
+        else:
+            slope = math.exp(logarithm)
+        grads[a] += slope * grads[out]
 
 
 # out = a, through which no gradient passes
@@ -196,14 +215,18 @@ def detach_forward(values, out, a):
     values[out] = values[a]
 
 
-# out = the element inputs[slot] rows of `stride` elements beyond the node `base`
+# out = `count` nodes, inputs[slot] rows of `stride` nodes beyond the node `base`
 @inlined
 def lookup_forward(values, operands, inputs, out, at):
-    base, slot, stride = operands[at], operands[at + 1], operands[at + 2]
-    values[out] = values[base + inputs[slot] * stride]
+    count, base, slot, stride = operands[at], operands[at + 1], operands[at + 2], operands[at + 3]
+    found = base + inputs[slot] * stride
+    for i in range(count):
+        values[out + i] = values[found + i]
 
 
 @inlined
 def lookup_backward(grads, operands, inputs, out, at):
-    base, slot, stride = operands[at], operands[at + 1], operands[at + 2]
-    grads[base + inputs[slot] * stride] += grads[out]
+    count, base, slot, stride = operands[at], operands[at + 1], operands[at + 2], operands[at + 3]
+    found = base + inputs[slot] * stride
+    for i in range(count):
+        grads[found + i] += grads[out + i]

@@ -43,11 +43,11 @@ LONG_ROW = 256 // VECTOR_BYTES
 
 
 class Vector(types.Type):
-    """`lanes` elements of a float type in one register."""
+    """`lanes` elements of a float type in one register: as many as it holds, if not told."""
 
-    def __init__(self, dtype: types.Float):
+    def __init__(self, dtype: types.Float, lanes: int | None = None):
         self.dtype = dtype
-        self.lanes = VECTOR_BYTES * 8 // dtype.bitwidth
+        self.lanes = VECTOR_BYTES * 8 // dtype.bitwidth if lanes is None else lanes
         super().__init__(name=f"Vector({self.lanes} x {dtype})")
 
 
@@ -173,8 +173,10 @@ def add_lanes(builder, vector, value):
 
 
 def element_pointer(context, builder, array_type, array, index):
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(data, [index])
+    """Where array[index] lies, of an array or of a pointer to its first element."""
+    if isinstance(array_type, types.Array):
+        array = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(array, [index])
 
 
 def vector_pointer(context, builder, array_type, array, index, vector):
@@ -190,6 +192,21 @@ def load_vector(context, builder, array_type, array, index, vector):
 def store_vector(context, builder, array_type, array, index, vector, value):
     pointer = vector_pointer(context, builder, array_type, array, index, vector)
     builder.store(value, pointer, align=array_type.dtype.bitwidth // 8)
+
+
+def store_masked(context, builder, array_type, array, index, value, count):
+    """Store the first `count` elements of an LLVM vector in one instruction."""
+    vector = Vector(array_type.dtype, value.type.count)
+    pointer = vector_pointer(context, builder, array_type, array, index, vector)
+    alignment = ir.Constant(ir.IntType(32), array_type.dtype.bitwidth // 8)
+    mask = lanes_below(builder, vector, range(vector.lanes), count)
+    arguments = [value, pointer, alignment, mask]
+    function_type = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+    suffix = f"v{vector.lanes}f{vector.dtype.bitwidth}.p0"
+    function = cgutils.get_or_insert_function(
+        builder.module, function_type, f"llvm.masked.store.{suffix}"
+    )
+    builder.call(function, arguments)
 
 
 def store_first(context, builder, array_type, array, index, value, count):
@@ -209,6 +226,9 @@ def store_first(context, builder, array_type, array, index, value, count):
             store_part(value)
         with some_elements:
             part = size // 2
+            if VECTOR_BYTES == 64:  # such machines have masks
+                store_masked(context, builder, array_type, array, index, value, count)
+                part = 0
             while part > 0:
                 has = builder.icmp_signed(
                     "!=", builder.and_(count, ir.Constant(integer, part)), ir.Constant(integer, 0)
@@ -255,6 +275,87 @@ def store(typing_context, array, index, value):
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), codegen
+
+
+@intrinsic
+def store_part(typing_context, array, index, value, count):
+    """array[index : index + count] = the first lanes of `value`; count may exceed the lanes."""
+
+    def codegen(context, builder, sig, args):
+        store_first(context, builder, sig.args[0], *args)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value, types.intp), codegen
+
+
+def listed_pointer(context, builder, sig, args, lane):
+    """Where array[integers[at + lane]] lies, for the first arguments array, integers, at."""
+    array, integers, at = args[:3]
+    at = builder.add(at, ir.Constant(ir.IntType(64), lane))
+    index = builder.load(element_pointer(context, builder, sig.args[1], integers, at))
+    return element_pointer(context, builder, sig.args[0], array, index)
+
+
+@intrinsic(prefer_literal=True)
+def load_listed(typing_context, array, integers, at, lanes):
+    """array[integers[at]], array[integers[at + 1]], ..., in a vector of `lanes` lanes."""
+    vector = Vector(array.dtype, lanes.literal_value)
+
+    def codegen(context, builder, sig, args):
+        result = ir.Constant(llvm_vector(vector), ir.Undefined)
+        for lane in range(vector.lanes):
+            pointer = listed_pointer(context, builder, sig, args, lane)
+            number = ir.Constant(ir.IntType(32), lane)
+            result = builder.insert_element(result, builder.load(pointer), number)
+        return result
+
+    return vector(array, integers, types.intp, lanes), codegen
+
+
+@intrinsic
+def add_listed(typing_context, array, integers, at, value):
+    """Add the lanes of `value` to array[integers[at]], array[integers[at + 1]], ..., in turn."""
+
+    def codegen(context, builder, sig, args):
+        for lane in range(value.lanes):
+            pointer = listed_pointer(context, builder, sig, args, lane)
+            term = builder.extract_element(args[3], ir.Constant(ir.IntType(32), lane))
+            builder.store(builder.fadd(builder.load(pointer), term), pointer)
+        return context.get_dummy_value()
+
+    return types.void(array, integers, types.intp, value), codegen
+
+
+@intrinsic(prefer_literal=True)
+def load_lanes(typing_context, array, index, lanes):
+    """The vector array[index : index + lanes], of any number of lanes."""
+    vector = Vector(array.dtype, lanes.literal_value)
+
+    def codegen(context, builder, sig, args):
+        return load_vector(context, builder, sig.args[0], args[0], args[1], vector)
+
+    return vector(array, types.intp, lanes), codegen
+
+
+@intrinsic
+def one_lane(typing_context, array, scalar):
+    """A vector of the array's element type whose only lane holds `scalar`."""
+    vector = Vector(array.dtype, 1)
+
+    def codegen(context, builder, sig, args):
+        return broadcast(builder, vector, args[1])
+
+    return vector(array, vector.dtype), codegen
+
+
+@intrinsic
+def first_lane(typing_context, a):
+    """The first lane, a scalar."""
+
+    def codegen(context, builder, sig, args):
+        return builder.extract_element(args[0], ir.Constant(ir.IntType(32), 0))
+
+    return a.dtype(a), codegen
 
 
 @intrinsic
@@ -332,6 +433,16 @@ def relu(typing_context, a):
 
 
 @intrinsic
+def absolute(typing_context, a):
+    """|a|, lane by lane."""
+
+    def codegen(context, builder, sig, args):
+        return call_intrinsic(builder, "fabs", a, args)
+
+    return a(a), codegen
+
+
+@intrinsic
 def clamp(typing_context, x, low, high):
     """x between low and high, lane by lane; NaN stays NaN."""
 
@@ -352,6 +463,41 @@ def where_positive(typing_context, condition, value):
         return builder.select(builder.fcmp_ordered(">", args[0], zero), args[1], zero)
 
     return value(condition, value), codegen
+
+
+@intrinsic
+def where_nonzero(typing_context, condition, value):
+    """`value` in the lanes where `condition` is not 0, else 0."""
+
+    def codegen(context, builder, sig, args):
+        zero = constant(value, 0.0)
+        return builder.select(builder.fcmp_unordered("!=", args[0], zero), args[1], zero)
+
+    return value(condition, value), codegen
+
+
+@intrinsic
+def within(typing_context, a, limit):
+    """Whether every lane lies between -limit and limit; false where one is NaN."""
+
+    def codegen(context, builder, sig, args):
+        size = call_intrinsic(builder, "fabs", a, [args[0]])
+        inside = builder.fcmp_ordered("<", size, broadcast(builder, a, args[1]))
+        lanes = builder.bitcast(inside, ir.IntType(a.lanes))
+        return builder.icmp_unsigned("==", lanes, ir.Constant(lanes.type, -1))
+
+    return types.boolean(a, a.dtype), codegen
+
+
+@intrinsic
+def smallest_normal(typing_context, array):
+    """The smallest positive number of the array's element type that is not subnormal."""
+
+    def codegen(context, builder, sig, args):
+        exponent = {types.float32: -126, types.float64: -1022}[array.dtype]
+        return ir.Constant(llvm_float(array.dtype), 2.0**exponent)
+
+    return array.dtype(array), codegen
 
 
 @intrinsic
@@ -420,6 +566,22 @@ def sum_lanes(typing_context, a):
         return add_lanes(builder, a, args[0])
 
     return a.dtype(a), codegen
+
+
+@intrinsic
+def totals(typing_context, a):
+    """The sum of all lanes, in every lane."""
+
+    def codegen(context, builder, sig, args):
+        result, distance = args[0], a.lanes // 2
+        mask = ir.VectorType(ir.IntType(32), a.lanes)
+        while distance > 0:
+            partners = ir.Constant(mask, [lane ^ distance for lane in range(a.lanes)])
+            result = builder.fadd(result, builder.shuffle_vector(result, result, partners))
+            distance //= 2
+        return result
+
+    return a(a), codegen
 
 
 @intrinsic
@@ -683,6 +845,32 @@ def tile_outer(typing_context, tile, a, a_index, a_offsets, b, b_index, b_offset
 
 
 @intrinsic
+def tile_fma_rows(typing_context, tile, a, integers, at, column, x, condition):
+    """tile[r] + (vector of a from integers[at + r] + column on) * x, for a tile of one column.
+
+    Only in the lanes where `condition` is not 0; whatever a holds in the others does not matter.
+    """
+
+    def codegen(context, builder, sig, args):
+        result, a_value, integers_value, at, column, x_value, condition = args
+        vector = tile.vector
+        zero = constant(vector, 0.0)
+        wanted = builder.fcmp_unordered("!=", condition, zero)
+        for r in range(tile.rows):
+            place = builder.add(at, ir.Constant(ir.IntType(64), r))
+            pointer = element_pointer(context, builder, sig.args[2], integers_value, place)
+            start = builder.add(builder.load(pointer), column)
+            row = load_vector(context, builder, a, a_value, start, vector)
+            row = builder.select(wanted, row, zero)
+            accumulator = builder.extract_value(result, r)
+            accumulator = multiply_add(builder, vector, row, x_value, accumulator)
+            result = builder.insert_value(result, accumulator, r)
+        return result
+
+    return tile(tile, a, integers, types.intp, types.intp, x, condition), codegen
+
+
+@intrinsic
 def tile_relu(typing_context, tile):
     """max(0, tile), element by element; NaN stays NaN."""
 
@@ -761,6 +949,34 @@ def tile_transpose(typing_context, tile):
         return result
 
     return tile(tile), codegen
+
+
+@intrinsic
+def tile_row_sums(typing_context, tile):
+    """A vector of the sums of the rows of a tile: one column, as many rows as lanes."""
+    vector = tile.vector
+    size = vector.lanes
+
+    def codegen(context, builder, sig, args):
+        mask = ir.VectorType(ir.IntType(32), size)
+        rows = [builder.extract_value(args[0], r) for r in range(size)]
+        distance = 1
+        while distance < size:
+            # Of two rows each keeps every other block of lanes, and the other blocks are added.
+            kept = [size + i if i & distance else i for i in range(size)]
+            added = [size + i - distance if i & distance else i + distance for i in range(size)]
+            kept, added = ir.Constant(mask, kept), ir.Constant(mask, added)
+            rows = [
+                builder.fadd(
+                    builder.shuffle_vector(low, high, kept),
+                    builder.shuffle_vector(low, high, added),
+                )
+                for low, high in zip(rows[::2], rows[1::2], strict=True)
+            ]
+            distance *= 2
+        return rows[0]
+
+    return vector(tile), codegen
 
 
 def keep_lanes(builder, tile, value, numbers, count):

@@ -18,14 +18,19 @@ from tapegpt.kernels.dispatch import (
     call_backward,
     call_forward,
     call_scalars,
+    hand,
     read_record,
 )
-from tapegpt.kernels.jit import jit
-from tapegpt.kernels.reduction import (
+from tapegpt.kernels.jit import inlined, jit
+from tapegpt.kernels.products import (
     dot_backward,
     dot_forward,
     dot_run_backward,
     dot_run_forward,
+)
+from tapegpt.kernels.reduction import (
+    softmax_backward,
+    softmax_forward,
     sum_backward,
     sum_forward,
 )
@@ -103,6 +108,8 @@ def scalars_forward(values, grads, records, operands, inputs, i, end):
             dot_forward(values, operands, node, at)
         elif code == op.DOT_RUN:
             dot_run_forward(values, operands, node, at)
+        elif code == op.SOFTMAX:
+            softmax_forward(values, operands, node, at)
         else:
             return i - 1
     return i
@@ -153,15 +160,30 @@ def scalars_backward(values, grads, records, operands, inputs, i, begin):
             dot_backward(values, grads, operands, node, at)
         elif code == op.DOT_RUN:
             dot_run_backward(values, grads, operands, node, at)
+        elif code == op.SOFTMAX:
+            softmax_backward(values, grads, operands, node, at)
         else:
             return i + 1
     return i
 
 
+@inlined
+def hand_over(machine):
+    """The arrays of a machine, as kernels get them."""
+    return (
+        machine.kernels,
+        hand(machine.values),
+        hand(machine.grads),
+        hand(machine.records),
+        hand(machine.operands),
+        hand(machine.inputs),
+    )
+
+
 @jit
 def forward_sweep(machine, begin, end, window):
     """Compute the values of records begin to end - 1, in order."""
-    kernels, values, grads, records, operands, inputs = machine
+    kernels, values, grads, records, operands, inputs = hand_over(machine)
     i = begin
     while i < end:
         code, out, at, _ = read_record(records, i)
@@ -176,7 +198,7 @@ def forward_sweep(machine, begin, end, window):
 @jit
 def reverse_sweep(machine, begin, end, window):
     """Carry gradients from the outputs of records end - 1 down to begin to their operands."""
-    kernels, values, grads, records, operands, inputs = machine
+    kernels, values, grads, records, operands, inputs = hand_over(machine)
     i = end - 1
     while i >= begin:
         code, out, at, fresh = read_record(records, i)

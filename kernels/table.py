@@ -8,7 +8,12 @@ from numpy.typing import NDArray
 from tapegpt.kernels import records as op
 from tapegpt.kernels.attention import make_attention
 from tapegpt.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
-from tapegpt.kernels.dispatch import backward_signature, forward_signature, scalars_signature
+from tapegpt.kernels.dispatch import (
+    backward_signature,
+    forward_signature,
+    handed,
+    scalars_signature,
+)
 from tapegpt.kernels.elementwise import (
     array_add_backward,
     array_add_forward,
@@ -21,13 +26,23 @@ from tapegpt.kernels.elementwise import (
 )
 from tapegpt.kernels.embedding import embed_backward, embed_forward
 from tapegpt.kernels.linear import linear_backward, linear_forward, transpose_forward
+from tapegpt.kernels.products import (
+    dot_columns_backward,
+    dot_columns_forward,
+    dot_rows_backward,
+    dot_rows_forward,
+)
 from tapegpt.kernels.reduction import max_backward, max_forward
 from tapegpt.kernels.rmsnorm import rmsnorm_backward, rmsnorm_forward
+from tapegpt.kernels.runs import run_backward, run_forward
 from tapegpt.kernels.softmax import array_softmax_backward, array_softmax_forward
 from tapegpt.kernels.sweep import scalars_backward, scalars_forward
 
 KERNELS = {
     op.MAX: (max_forward, max_backward),
+    op.RUN: (run_forward, run_backward),
+    op.DOT_ROWS: (dot_rows_forward, dot_rows_backward),
+    op.DOT_COLUMNS: (dot_columns_forward, dot_columns_backward),
     op.TRANSPOSE: (transpose_forward, None),
     op.EMBED: (embed_forward, embed_backward),
     op.LINEAR: (linear_forward, linear_backward),
@@ -59,7 +74,7 @@ def load_kernels(
 
     table: int64 (op.COUNT, 2), addresses.
     """
-    floats = types.Array(from_dtype(dtype), 1, "C")
+    floats = handed(types.Array(from_dtype(dtype), 1, "C"))
     opcodes = np.flatnonzero(np.bincount(records[:, 0])).tolist()
     if opcodes and opcodes[0] < op.FIRST_CALLED and table[op.SCALARS, direction] == 0:
         scalars = (scalars_forward, scalars_backward)[direction]

@@ -1,8 +1,16 @@
-"""exp, exp2 and log of vectors.
+"""exp, exp2 and log of vectors, of any number of lanes.
 
 Largest relative error over the domain, set as the bound in tests/test_vmath.py: exp 1.15e-7, exp2
 1.1e-7 and log 2.3e-7 in float32, exp and exp2 2e-16 and log 5e-16 in float64. exp is clamped to the
 normal range (EXP_RANGE) instead of reaching 0 or infinity; exp2 is for softmax. NaN in, NaN out.
+
+exp_any is exp without a clamp: subnormal numbers and 0 below the range, infinity above, as exact.
+
+exp_near and softplus_near are for numbers up to NEAR and for operations that wait for each other:
+they clamp nothing, and their polynomials take a few steps (Estrin's scheme). Largest relative
+errors: exp_near 1.8e-7 + 3e-9 |x| in float32 and 4e-16 + 4e-17 |x| in float64, softplus_near 3e-7
+and 2.5e-15. On machines without fused multiplication and addition |x| counts 6e-8 and 1.3e-16,
+for softplus_near too where x is negative: as much as rounding x did.
 """
 
 import math
@@ -13,12 +21,14 @@ from numba.extending import intrinsic
 
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.simd import (
+    absolute,
     clamp,
     constant,
     fma,
     llvm_integers,
     llvm_vector,
     multiply_add,
+    relu,
 )
 
 # Number of fraction bits and exponent bias of the IEEE formats.
@@ -55,6 +65,22 @@ EXP2_TERMS = {
         4.4558199665721414e-10,
     ],
 }  # fmt: skip
+# ln(1 + e) / e for e from 0 to 1, likewise: within 6e-9 and 2e-17 of it, relatively.
+LOG1P_TERMS = {
+    types.float32: [
+        0.999999994656292, -0.49999892648063277, 0.3332971049891775, -0.24951616262872076,
+        0.19663274257204805, -0.15269667074363288, 0.10543623795419527, -0.05637361283010733,
+        0.019542527261014103, -0.00317605701843196,
+    ],
+    types.float64: [
+        1.0, -0.4999999999999908, 0.33333333333197523, -0.24999999992009522, 0.19999999749856523,
+        -0.16666661848248537, 0.14285651975275926, -0.12499427063514382, 0.11107211585299538,
+        -0.09979768096586568, 0.09009095815198633, -0.08070954578430206, 0.07015296236526472,
+        -0.05718978534193906, 0.041925709853904154, -0.026398779480743217, 0.013598778090617254,
+        -0.0054217339910016095, 0.0015535244034334333, -0.0002827421139374107,
+        2.4437973948580947e-05,
+    ],
+}  # fmt: skip
 # Added to a number this rounds it to a whole one, k, and leaves k + bias in the lowest bits.
 ROUNDING = {
     dtype: 1.5 * 2 ** FRACTION[dtype] + BIAS[dtype] for dtype in (types.float32, types.float64)
@@ -68,6 +94,11 @@ LOG_TERMS = {
 }
 # Beyond these exp is the largest or smallest normal number, give or take a factor of 2.2.
 EXP_RANGE = {types.float32: (-87.0, 88.0), types.float64: (-708.0, 709.0)}
+
+# Where exp is for any number: beyond these it is 0 or infinity.
+EXP_LIMITS = {types.float32: (-104.0, 89.0), types.float64: (-746.0, 710.0)}
+# Numbers up to this size are near: exponentials of them and sums of those are normal numbers.
+NEAR = 60.0
 
 # Below this exp2 is 0: what a softmax would make of it vanishes beside the largest term, but a
 # product with it could be subnormal, and arithmetic on those takes a hundred times as long.
@@ -103,13 +134,44 @@ def polynomial(table):
     return evaluate
 
 
+def pairwise_polynomial(table):
+    """An intrinsic f(x, first): `first` + x times a polynomial, likewise, by Estrin's scheme.
+
+    Neighbouring terms are put together, then neighbouring pairs, and so on.
+    """
+
+    @intrinsic
+    def evaluate(typing_context, x, first):
+        def codegen(context, builder, sig, args):
+            power, first = args
+            terms = [first, *(constant(x, coefficient) for coefficient in table[x.dtype])]
+            while len(terms) > 1:
+                pairs = [
+                    multiply_add(builder, x, high, power, low)
+                    for low, high in zip(terms[::2], terms[1::2], strict=False)
+                ]
+                terms = pairs + terms[2 * len(pairs) :]
+                power = builder.fmul(power, power)
+            return terms[0]
+
+        return x(x, x), codegen
+
+    return evaluate
+
+
 ln2_high = typed_constant(LN2_HIGH)
 ln2_low = typed_constant(LN2_LOW)
 rounding = typed_constant(ROUNDING)
 log2_e = typed_constant(dict.fromkeys(FRACTION, LOG2_E))
 exp_lowest = typed_constant({dtype: low for dtype, (low, _) in EXP_RANGE.items()})
 exp_highest = typed_constant({dtype: high for dtype, (_, high) in EXP_RANGE.items()})
+one = typed_constant(dict.fromkeys(FRACTION, 1.0))
+minus_ln2 = typed_constant(dict.fromkeys(FRACTION, -math.log(2)))
+lower_limit = typed_constant({dtype: low for dtype, (low, _) in EXP_LIMITS.items()})
+upper_limit = typed_constant({dtype: high for dtype, (_, high) in EXP_LIMITS.items()})
 exp_polynomial = polynomial(EXP_TERMS)
+exp_pairwise = pairwise_polynomial({dtype: terms[1:] for dtype, terms in EXP_TERMS.items()})
+log1p_pairwise = pairwise_polynomial(LOG1P_TERMS)
 exp2_polynomial = polynomial(EXP2_TERMS)
 log_polynomial = polynomial(LOG_TERMS)
 
@@ -137,6 +199,45 @@ def power_of_rounded(typing_context, rounded):
         return builder.bitcast(bits, llvm_vector(rounded))
 
     return rounded(rounded), codegen
+
+
+@intrinsic
+def times_power(typing_context, x, rounded):
+    """x * 2 ** k by adding to the exponent, where x and the result are normal numbers."""
+
+    def codegen(context, builder, sig, args):
+        integers = llvm_integers(x)
+        fraction = ir.Constant(integers, [FRACTION[x.dtype]] * x.lanes)
+        bias = ir.Constant(integers, [BIAS[x.dtype] << FRACTION[x.dtype]] * x.lanes)
+        k = builder.sub(builder.shl(builder.bitcast(args[1], integers), fraction), bias)
+        return builder.bitcast(builder.add(builder.bitcast(args[0], integers), k), args[0].type)
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def scale_rounded(typing_context, x, rounded):
+    """x * 2 ** k for any k, in two factors, neither of which overflows."""
+
+    def codegen(context, builder, sig, args):
+        integers = llvm_integers(x)
+
+        def whole(number):
+            return ir.Constant(integers, [number] * x.lanes)
+
+        def power(k):
+            bits = builder.shl(builder.add(k, whole(BIAS[x.dtype])), whole(FRACTION[x.dtype]))
+            return builder.bitcast(bits, llvm_vector(x))
+
+        # The bits of ROUNDING without k: a number of its size counts in steps of 1.
+        zero = builder.bitcast(constant(x, ROUNDING[x.dtype]), integers)
+        k = builder.sub(builder.bitcast(args[1], integers), zero)
+        half = builder.ashr(k, whole(1))
+        # With flags of its own LLVM does not multiply the factors first.
+        result = builder.fmul(args[0], power(half), flags=("contract",))
+        return builder.fmul(result, power(builder.sub(k, half)), flags=("contract",))
+
+    return x(x, x), codegen
 
 
 @intrinsic
@@ -214,6 +315,32 @@ def exp(x):
     k = number_rounded(rounded)
     r = fma(k, -1.0 * ln2_low(x), fma(k, -1.0 * ln2_high(x), x))
     return exp_polynomial(r) * power_of_rounded(rounded)
+
+
+@jit
+def exp_any(x):
+    """e ** x of any number: infinity above the range, subnormal numbers and 0 below it."""
+    x = clamp(x, lower_limit(x), upper_limit(x))
+    rounded = fma(x, log2_e(x), rounding(x))
+    k = number_rounded(rounded)
+    r = fma(k, -1.0 * ln2_low(x), fma(k, -1.0 * ln2_high(x), x))
+    return scale_rounded(exp_polynomial(r), rounded)
+
+
+@jit
+def exp_near(x):
+    """e ** x for |x| < NEAR."""
+    rounded = fma(x, log2_e(x), rounding(x))
+    # In one step, though ln 2 is not exact: it does less harm than x's own rounding did.
+    r = fma(number_rounded(rounded), minus_ln2(x), x)
+    return times_power(exp_pairwise(r, one(x)), rounded)
+
+
+@jit
+def softplus_near(x):
+    """ln(1 + e ** x) for |x| < NEAR, as max(x, 0) + ln(1 + e ** -|x|)."""
+    e = exp_near(absolute(x) * -1.0)
+    return log1p_pairwise(e, relu(x))
 
 
 @jit

@@ -1,7 +1,8 @@
 """One network, recorded at three granularities.
 
 - `Scalar`: one node for every scalar operation, of two operands at most, as microgpt has them.
-- `Dot`: scalar nodes still, but a sum of products or of many terms is one record.
+- `Dot`: scalar nodes still, but a sum of products or of many terms is one record, and one record
+  may do the same to nodes side by side: a product of a matrix and a vector, a row of sums.
 - `Vector`: whole arrays, over all the rows of a batch.
 
 Scalar and Dot unroll one document, position after position; a row is then an array of node ids.
@@ -66,22 +67,22 @@ class Scalar:
     def embed(self, tokens: str, positions: str) -> Row:
         table = self._weights[tokens]
         token = self._tape.lookup(table[0], self._batch.tokens, self.position, table.shape[1])
-        return self._tape.record("add", token, self._weights[positions][self.position])
+        return self.each("add", token, self._weights[positions][self.position])
 
     def linear(self, x: Row, weights: str, plus: Row | None = None) -> Row:
         w = self._weights[weights]
         result = self.dot(w, np.broadcast_to(x, w.shape))
-        return result if plus is None else self._tape.record("add", result, plus)
+        return result if plus is None else self.each("add", result, plus)
 
     def rmsnorm(self, x: Row) -> Row:
         squares = self.dot(x[None], x[None])
         mean = self._scale(squares, len(x) ** -1)
-        shifted = self._tape.record("add", mean, self._constants(EPSILON, mean))
-        scale = self._tape.record("pow", shifted, self._constants(-0.5, mean))
-        return self._tape.record("mul", x, np.broadcast_to(scale, x.shape))
+        shifted = self.each("add", mean, self._constants(EPSILON, mean))
+        scale = self.each("pow", shifted, self._constants(-0.5, mean))
+        return self.each("mul", x, np.broadcast_to(scale, x.shape))
 
     def relu(self, x: Row) -> Row:
-        return self._tape.record("relu", x)
+        return self.each("relu", x)
 
     def attention(self, q: Row, k: Row, v: Row, n_head: int, layer: int) -> Row:
         keys, values = self._keys.setdefault(layer, []), self._values.setdefault(layer, [])
@@ -101,26 +102,30 @@ class Scalar:
 
     def softmax(self, x: Row) -> Row:
         """e^x / sum(e^x) for every row of x."""
-        largest = self._tape.record("detach", self.max(x))
-        exps = self._tape.record("sub", x, np.broadcast_to(largest[:, None], x.shape))
-        exps = self._tape.record("exp", exps)
-        return self._tape.record("div", exps, np.broadcast_to(self.sum(exps)[:, None], x.shape))
+        largest = self.each("detach", self.max(x))
+        exps = self.each("sub", x, np.broadcast_to(largest[:, None], x.shape))
+        exps = self.each("exp", exps)
+        return self.each("div", exps, np.broadcast_to(self.sum(exps)[:, None], x.shape))
 
     def cross_entropy(self, logits: Row) -> int:
         """The loss at this position."""
         probabilities = self.softmax(logits[None])[0]
         target = self._tape.lookup(probabilities[:1], self._batch.targets, self.position, 1)
-        return int(self._tape.record("neg", self._tape.record("log", target))[0])
+        return int(self.each("neg", self.each("log", target))[0])
+
+    def each(self, name: str, a: Row, b: Row | None = None) -> Row:
+        """One operation on every node of a, and the same of b."""
+        return self._tape.record(name, a, b)
 
     def dot(self, a: Row, b: Row) -> Row:
         """The sum of the products of every row of a with the same row of b."""
-        return self.sum(self._tape.record("mul", a, b))
+        return self.sum(self.each("mul", a, b))
 
     def sum(self, x: Row) -> Row:
         """The sum of every row of x, from left to right."""
         total = x[:, 0]
         for column in x.T[1:]:
-            total = self._tape.record("add", total, column)
+            total = self.each("add", total, column)
         return total
 
     def max(self, x: Row) -> Row:
@@ -128,14 +133,17 @@ class Scalar:
         return np.array([self._tape.max(row) for row in x])
 
     def _scale(self, x: Row, factor: float) -> Row:
-        return self._tape.record("scale", x, self._constants(factor, x))
+        return self.each("scale", x, self._constants(factor, x))
 
     def _constants(self, value: float, like: Row) -> Row:
         return np.full(like.shape, self._tape.constant(value))
 
 
 class Dot(Scalar):
-    """As Scalar, with one record for a whole sum."""
+    """As Scalar, with one record for a whole sum, and for nodes side by side."""
+
+    def each(self, name: str, a: Row, b: Row | None = None) -> Row:
+        return self._tape.runs(name, a, b)
 
     def dot(self, a: Row, b: Row) -> Row:
         return self._tape.dots(a, b)

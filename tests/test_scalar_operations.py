@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from microgpt_reference import Graph
+from references import softmax
 
 from tapegpt.tape import Tape
 
@@ -153,6 +154,95 @@ def test_sum_and_max(values: list[float]) -> None:
     assert gradients(tape, total, nodes) == [1] * len(nodes)
     first = values.index(max(values))
     assert gradients(tape, largest, nodes) == [float(i == first) for i in range(len(nodes))]
+
+
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 27])
+def test_softmax(count: int, dtype: str, far: bool) -> None:
+    rng = np.random.default_rng(count)
+    tape = Tape(dtype)
+    nodes = rng.permutation(tape.variables(rng.normal(size=30) * (300 if far else 3)))[:count]
+    x = np.array([tape.value(node) for node in nodes])
+    out = tape.softmax_of(nodes)
+    assert list(out) == list(range(len(tape) - count, len(tape)))
+    tolerance = 1e-6 if dtype == "float32" else 1e-14
+    y = softmax(x)
+    np.testing.assert_allclose([tape.value(i) for i in out], y, rtol=0, atol=tolerance)
+    weights = rng.normal(size=count)
+    tape.backward(tape.dot(out, tape.variables(weights)))
+    expected = y * (weights - y @ weights)
+    found = [tape.grad(node) for node in nodes]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=4 * tolerance)
+    others = set(range(30)) - set(nodes.tolist())
+    assert all(tape.grad(node) == 0 for node in others)
+
+
+@given(values=st.lists(st.floats(-80, 80), min_size=1, max_size=9), seed=st.integers(0, 99))
+def test_softmax_along_a_random_direction(values: list[float], seed: int) -> None:
+    tape = Tape()
+    leaves = tape.variables(values)
+    rng = np.random.default_rng(seed)
+    # Some nodes twice.
+    out = tape.softmax_of([*leaves, leaves[0], leaves[-1]])
+    root = tape.dot(out, tape.variables(rng.normal(size=len(out))))
+    direction = rng.normal(size=len(leaves))
+    expected = np.dot(gradients(tape, root, list(leaves)), direction)
+
+    def moved(distance: float) -> float:
+        for leaf, value, speed in zip(leaves, values, direction, strict=True):
+            tape.set_value(leaf, value + distance * speed)
+        tape.forward()
+        return float(tape.value(root))
+
+    h = 1e-5
+    assert (moved(h) - moved(-h)) / (2 * h) == near(expected, 1e-6)
+
+
+@pytest.mark.parametrize("count", [3, 4, 6])
+def test_softmaxes_of_many_rows(count: int) -> None:
+    tape = Tape()
+    nodes = tape.variables(np.random.default_rng(0).normal(size=(5, count)))
+    together = tape.softmaxes(nodes)
+    assert together.shape == (5, count)
+    one_by_one = np.array([tape.softmax_of(row) for row in nodes])
+    value = np.vectorize(tape.value)
+    np.testing.assert_array_equal(value(together), value(one_by_one))
+
+
+@pytest.mark.parametrize("count", [3, 4, 6])
+def test_softmax_at_the_edges(count: int) -> None:
+    tape = Tape()
+    zeros = [tape.var(0.0)] * (count - 2)
+    big, nan, minus = tape.var(1e300), tape.var(math.nan), tape.var(-math.inf)
+    assert tape.value(tape.softmax_of([*zeros, big, minus])[count - 2]) == 1
+    assert tape.value(tape.softmax_of([*zeros, minus, minus])[0]) == near(1 / (count - 2), 1e-15)
+    out = tape.softmax_of([*zeros, nan, minus])
+    assert all(math.isnan(tape.value(node)) for node in out)
+    # The root does not depend on it.
+    assert gradients(tape, tape.exp(zeros[0]), [zeros[0], nan]) == [1, 0]
+    # Nor does what follows the results on the tape.
+    out = tape.softmax_of([*zeros, minus, minus])
+    last = tape.add(zeros[0], zeros[0])
+    assert gradients(tape, last, [zeros[0], minus]) == [2, 0]
+    assert gradients(tape, out[0], [minus]) == [0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["mul", "exp", "softplus", "sum", "dot", "softmax"])
+def test_subnormal_gradients_are_dropped(name: str, dtype: str) -> None:
+    tiny = float(np.finfo(dtype).tiny)
+    for factor, passed in ((2 * tiny, True), (tiny / 2, False)):
+        tape = Tape(dtype)
+        a, b = tape.variables([0.5, 1.0])
+        record = {
+            "mul": lambda a=a, b=b, tape=tape: tape.mul(a, b),
+            "sum": lambda a=a, b=b, tape=tape: tape.sum([a, b]),
+            "dot": lambda a=a, b=b, tape=tape: tape.dot([b], [a]),
+            "softmax": lambda a=a, b=b, tape=tape: tape.softmax_of([a, b])[0],
+        }.get(name, lambda a=a, tape=tape: getattr(tape, name)(a))
+        root = tape.scale(record(), factor)
+        assert (gradients(tape, root, [a]) != [0]) == passed
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

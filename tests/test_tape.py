@@ -462,6 +462,7 @@ ID_USES: dict[str, Callable[[Fixture, Any], object]] = {
     "pow": lambda f, i: f.tape.pow(i, 2.0),
     "sum": lambda f, i: f.tape.sum([f.a, i]),
     "max": lambda f, i: f.tape.max([i, f.a]),
+    "softmax_of": lambda f, i: f.tape.softmax_of([f.a, i]),
     "dot, left": lambda f, i: f.tape.dot([i], [f.a]),
     "dot, right": lambda f, i: f.tape.dot([f.a], [i]),
     "add arrays": lambda f, i: f.tape.add(f.x, i),
@@ -479,7 +480,11 @@ BULK_USES: dict[str, Callable[[Fixture, Any], object]] = {
     "record, right": lambda f, i: f.tape.record("add", [f.a], [i]),
     "record, one": lambda f, i: f.tape.record("exp", [i, f.a]),
     "lookup": lambda f, i: f.tape.lookup([i], f.rows, 0, 1),
+    "runs, left": lambda f, i: f.tape.runs("add", [i, f.b], [f.a, f.a]),
+    "runs, right": lambda f, i: f.tape.runs("add", [f.a, f.a], [i, f.b]),
+    "runs, one": lambda f, i: f.tape.runs("exp", [i, f.a]),
     "sums": lambda f, i: f.tape.sums([[f.a, i]]),
+    "softmaxes": lambda f, i: f.tape.softmaxes([[f.a, i]]),
     "dots, left": lambda f, i: f.tape.dots([[i]], [[f.a]]),
     "dots, right": lambda f, i: f.tape.dots([[f.a]], [[i]]),
 }
@@ -527,6 +532,7 @@ def test_operators_on_two_tapes() -> None:
 ARRAYS_FOR_SCALARS = [
     *("node", "backward", "neg", "exp", "log", "tanh", "softplus", "detach"),
     *("sub, left", "mul, right", "div, left", "add, right", "pow", "sum", "max"),
+    "softmax_of",
     *("dot, left", "dot, right"),
 ]
 SCALARS_FOR_ARRAYS = [
@@ -594,6 +600,8 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
     # Lists of scalars
     "sum of nothing": (lambda f: f.tape.sum([]), "at least one"),
     "max of nothing": (lambda f: f.tape.max(iter([])), "at least one"),
+    "softmax of nothing": (lambda f: f.tape.softmax_of([]), "at least one"),
+    "softmax of one id": (lambda f: f.tape.softmax_of(f.a), "0 is not a list of node ids"),
     "dot of nothing": (lambda f: f.tape.dot([], []), "at least one"),
     "sum of one id": (lambda f: f.tape.sum(f.a), "0 is not a list of node ids"),
     "sum of rows": (lambda f: f.tape.sum(np.array([[0, 1]])), "is not a node id"),
@@ -612,6 +620,9 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
         lambda f: f.tape.record("exp", [f.a, len(f.tape) + 1]),
         "is not on the tape",
     ),
+    "runs of an unknown name": (lambda f: f.tape.runs("cos", [f.a]), "'cos' is not"),
+    "runs of two shapes": (lambda f: f.tape.runs("add", [0], [[0]]), "shapes (1,) and (1, 1)"),
+    "softmaxes of one row": (lambda f: f.tape.softmaxes([0, 1]), "not the shape (2,)"),
     "sums of one row": (lambda f: f.tape.sums([0, 1]), "not the shape (2,)"),
     "sums of nothing": (lambda f: f.tape.sums(np.zeros((0, 2), int)), "not the shape (0, 2)"),
     "dots of two shapes": (lambda f: f.tape.dots([[0]], [[0, 1]]), "shapes (1, 1) and (1, 2)"),
@@ -727,7 +738,12 @@ GROWING: dict[str, Callable[[Fixture], object]] = {
     "pow": lambda f: f.tape.pow(f.a, 2.0),
     "sum": lambda f: f.tape.sum([f.a, f.b]),
     "record": lambda f: f.tape.record("exp", [f.a] * 40),
+    "runs": lambda f: f.tape.runs("exp", [f.a] * 40),
     "sums": lambda f: f.tape.sums([[f.a, f.b]] * 40),
+    "softmax_of": lambda f: f.tape.softmax_of([f.a, f.b] * 20),
+    "softmaxes": lambda f: f.tape.softmaxes([[f.a, f.b]] * 20),
+    "dots": lambda f: f.tape.dots([[f.a], [f.b]] * 20, [[f.a]] * 40),
+    "lookup": lambda f: f.tape.lookup([f.a, f.a], f.rows, 0, 1),
     "variables": lambda f: f.tape.variables(np.ones(40)),
     "array": lambda f: f.tape.array(np.ones((2, 2))),
     "scale an array": lambda f: f.tape.scale(f.x, 2.0),
@@ -817,6 +833,11 @@ OPERATIONS = {
         lambda *x: max(x),
         lambda g, out, *x: [g * (i == x.index(out)) for i in range(len(x))],
     ),
+    "share": Operation(
+        lambda tape, ids: tape.softmax_of(ids)[1],
+        lambda *x: softmax(np.array([x]))[0, 1],
+        lambda g, out, *x: list(g * out * (np.eye(len(x))[1] - softmax(np.array([x]))[0])),
+    ),
     "bulk": Operation(
         lambda tape, ids: int(tape.record("exp", tape.record("neg", [[i] for i in ids]))[-1, 0]),
         lambda *x: np.exp(-x[-1]),
@@ -863,7 +884,17 @@ OPERATIONS = {
         pull_linear,
     ),
 }
-OF_SCALARS = ["product", "difference", "sum", "squares", "largest", "bulk", "relu", "scale"]
+OF_SCALARS = [
+    "product",
+    "difference",
+    "sum",
+    "squares",
+    "largest",
+    "share",
+    "bulk",
+    "relu",
+    "scale",
+]
 OF_ARRAYS = ["mean", "cross_entropy", "relu", "scale", "softmax", "rmsnorm"]
 OF_TWO_ARRAYS = ["average", "linear"]
 

@@ -2,7 +2,6 @@
 
 import operator
 from array import array
-from bisect import bisect_left
 from collections.abc import Iterable
 
 import numpy as np
@@ -82,11 +81,13 @@ class Leaves(Memory):
 
     def _leaf(self, node: int) -> int:
         """The id of a node that no operation writes to, checked."""
-        node, count = self._any(node), len(self._records) // 4
-        # Results appear in the order of their ids.
-        i = bisect_left(range(count), node, key=lambda record: self._records[4 * record + 1])
-        if i < count and self._records[4 * i + 1] == node:
-            raise TapeError(f"node {node} is the result of an operation: set a leaf")
+        node = self._any(node)
+        before = self._records_until(node)
+        if before > 0:
+            opcode, out, at, _ = self._records[4 * before - 4 : 4 * before]
+            results = self._operands[at] if opcode in op.SEVERAL else 1
+            if node < out + results:
+                raise TapeError(f"node {node} is the result of an operation: set a leaf")
         array = max((array for array in self._shapes if array <= node), default=node)
         if array < node < array + self._extent(self._shapes[array]):
             raise TapeError(f"node {node} is part of the array {array}: set all of that")

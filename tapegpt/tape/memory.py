@@ -2,6 +2,7 @@
 
 import operator
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Concatenate, ParamSpec, SupportsIndex, TypeVar
@@ -23,6 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 M = TypeVar("M", bound="Memory")
 
+RECORD = np.dtype((np.uint32, 4))
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 LARGEST_TAPE = 2**31  # nodes: ids are 32-bit
 
@@ -120,11 +122,9 @@ class Memory:
         self._evaluate()
         self.grads[self.num_params if accumulate else 0 : self._size] = 0
         self.grads[root] += 1
-        machine = self._machine()
-        # Results appear in the order of their ids: nothing after the root's record can reach it.
-        end = int(np.searchsorted(machine.records[:, 1], root, side="right"))
         self._load(BACKWARD)
-        reverse_sweep(machine, 0, end, self._window())
+        # Nothing after the root's record can reach it.
+        reverse_sweep(self._machine(), 0, self._records_until(root), self._window())
 
     def machine(self) -> Machine:
         """A copy of the program, for replay on this tape's values and gradients.
@@ -176,6 +176,12 @@ class Memory:
         if self._batch is not None and self._batch.weights >= mark.nodes:
             self._batch = None
 
+    def _records_until(self, node: int) -> int:
+        """How many records there are up to the last whose results begin at a node or before it."""
+        # Results appear in the order of their ids.
+        records = range(len(self._records) // 4)
+        return bisect_right(records, node, key=lambda record: self._records[4 * record + 1])
+
     def _evaluate(self) -> None:
         """Compute the records that have not been computed yet."""
         count = len(self._records) // 4
@@ -187,10 +193,11 @@ class Memory:
 
     def _load(self, direction: int) -> None:
         """Have the kernels of all records ready to be called."""
-        records = self._machine().records[self._ready[direction] :]
-        if len(records) > 0:
+        count = len(self._records) // 4
+        if self._ready[direction] < count:
+            records = self._machine().records[self._ready[direction] :]
             load_kernels(self.kernels, self.dtype, records, direction)
-            self._ready[direction] += len(records)
+            self._ready[direction] = count
 
     def _machine(self) -> Machine:
         """The arrays where they lie. The tape cannot record while this is alive."""
@@ -198,7 +205,7 @@ class Memory:
             self.kernels,
             self.values,
             self.grads,
-            np.frombuffer(self._records, np.uint32).reshape(-1, 4),
+            np.frombuffer(self._records, RECORD),
             np.frombuffer(self._operands, np.int64),
             np.frombuffer(self._inputs, np.int64),
         )
@@ -294,8 +301,9 @@ class Memory:
         if end > LARGEST_TAPE:
             raise TapeError(f"a tape holds {LARGEST_TAPE} nodes: make the model or batch smaller")
         # Vector loads may look beyond the end of an array.
-        if end + self.lanes > len(self.values):
-            self._grow(end + self.lanes)
+        room = end + ALIGNMENT // self.dtype.itemsize
+        if room > len(self.values):
+            self._grow(room)
         self._size = end
         return first
 

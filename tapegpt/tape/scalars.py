@@ -1,11 +1,13 @@
 """The vocabulary for scalar nodes, one operation at a time and many at once."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from tapegpt.kernels import records as op
+from tapegpt.kernels.reduction import SOFTMAX_LANES
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.memory import all_or_nothing
 from tapegpt.tape.parts import Ids, Input, Number, TapeError
@@ -27,6 +29,8 @@ BINARY = {
     "scale": op.SCALE,
     "pow": op.POW,
 }
+# Those that `runs` makes one record of.
+IN_RUNS = (op.ADD, op.MUL, op.SUB, op.DIV, op.SCALE, op.EXP, op.RELU)
 
 
 class ScalarOperations(Leaves):
@@ -105,6 +109,14 @@ class ScalarOperations(Leaves):
         """The largest of scalars; its gradient goes to the first of equals."""
         return self._reduce(op.MAX, self._scalars(nodes))
 
+    def softmax_of(self, nodes: Sequence[int]) -> range:
+        """e^a / (the sum of all e^a) for every a of a list of scalars; consecutive ids."""
+        given = self._scalars(nodes)
+        first = self._allocate(len(given))
+        padding = given[-1:] * (-len(given) % SOFTMAX_LANES)
+        self._append(op.SOFTMAX, first, (len(given), *given, *padding))
+        return range(first, self._size)
+
     def dot(self, a: Sequence[int], b: Sequence[int]) -> int:
         """The sum of the products of two lists of scalars, pair by pair."""
         left, right = self._scalars(a), self._scalars(b)
@@ -133,6 +145,32 @@ class ScalarOperations(Leaves):
         constant nodes. An id may be that of a node made in this same call, if it comes before.
         Returns the new ids, in the shape of the arrays.
         """
+        opcode, left, right = self._pairs(name, a, b)
+        out = self._allocate(left.size) + np.arange(left.size)
+        rows = np.empty((left.size, 4), np.uint32)
+        rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3] = opcode, out, left.ravel(), right.ravel()
+        self._records.frombytes(rows.tobytes())
+        return out.reshape(left.shape)
+
+    def runs(self, name: str, a: ArrayLike, b: ArrayLike | None = None) -> Ids:
+        """As `record`, but a single record where the ids permit it: faster to replay.
+
+        They do for add, mul, sub, div, scale, exp and relu, if every row (along the last axis) of
+        an array holds consecutive ids or one id throughout, the rows begin evenly spaced, and no
+        id is that of a node made in this same call.
+        """
+        opcode, left, right = self._pairs(name, a, b)
+        if opcode in IN_RUNS and left.size > 1 and max(left.max(), right.max()) < self._size:
+            # As one row, if that is possible.
+            for count in (left.size, left.shape[-1]):
+                places = [_evenly_spaced(ids.reshape(-1, count)) for ids in (left, right)]
+                if all(places):
+                    arguments = np.array([[left.size, count, opcode, *places[0], *places[1]]])
+                    return self._record_many(op.RUN, arguments, left.size).reshape(left.shape)
+        return self.record(name, left, None if b is None else right)
+
+    def _pairs(self, name: str, a: ArrayLike, b: ArrayLike | None) -> tuple[int, Ids, Ids]:
+        """The opcode and the operands of `record`, checked."""
         opcode = UNARY.get(name) if b is None else BINARY.get(name)
         if opcode is None:
             count = "one operand" if b is None else "two operands"
@@ -141,23 +179,18 @@ class ScalarOperations(Leaves):
         right = left if b is None else self._ids(b)
         if left.shape != right.shape:
             raise TapeError(f"operands of shapes {left.shape} and {right.shape} do not pair up")
-        first = self._size
-        out = np.arange(first, first + left.size)
+        out = np.arange(self._size, self._size + left.size)
         for ids in (left, right):
             wrong = (ids.ravel() < 0) | (ids.ravel() >= out)
             if wrong.any():
                 raise TapeError(f"node {ids.ravel()[wrong][0]} is not on the tape yet")
-        self._allocate(left.size)
-        rows = np.empty((left.size, 4), np.uint32)
-        rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3] = opcode, out, left.ravel(), right.ravel()
-        self._records.frombytes(rows.tobytes())
-        return out.reshape(left.shape)
+        return opcode, left, right
 
     def lookup(self, first: ArrayLike, which: Input, index: int, stride: int) -> Ids:
         """For every id in `first`, the node r times `stride` ids further on.
 
         r is element `index` of an input, read whenever the record is replayed. Returns the new
-        ids, in the shape of `first`.
+        ids, in the shape of `first`. Consecutive ids take one record.
         """
         given = self._on_tape(self._ids(first))
         stride = self._count(stride, "nodes")
@@ -165,29 +198,77 @@ class ScalarOperations(Leaves):
         last = given.max(initial=0) + (which.below - 1) * stride
         if last >= self._size:
             raise TapeError(f"lookup reaches node {last} of a tape of {self._size} nodes")
-        lists = [(node, which.slot + row, stride) for node in given.ravel().tolist()]
-        return self._record_lists(op.LOOKUP, lists).reshape(given.shape)
+        bases, count = given.ravel(), 1
+        if bases.size > 1 and (np.diff(bases) == 1).all():
+            bases, count = bases[:1], bases.size
+        arguments = np.tile([count, 0, which.slot + row, stride], (len(bases), 1))
+        arguments[:, 1] = bases
+        return self._record_many(op.LOOKUP, arguments, count).reshape(given.shape)
 
     def sums(self, nodes: ArrayLike) -> Ids:
         """The sum of every row of ids, (rows, terms): one record each."""
-        rows = self._rows_of_ids(nodes).tolist()
-        return self._record_lists(op.SUM, [(len(row), *row) for row in rows])
+        return self._record_many(op.SUM, _counted(self._rows_of_ids(nodes))).ravel()
+
+    def softmaxes(self, nodes: ArrayLike) -> Ids:
+        """The softmax of every row of ids, (rows, terms): one record each."""
+        rows = self._rows_of_ids(nodes)
+        padding = np.repeat(rows[:, -1:], -rows.shape[1] % SOFTMAX_LANES, axis=1)
+        return self._record_many(op.SOFTMAX, np.hstack([_counted(rows), padding]), rows.shape[1])
 
     def dots(self, a: ArrayLike, b: ArrayLike) -> Ids:
-        """The sum of the products of each row of ids with the other's, (rows, terms)."""
+        """The sum of the products of each row of ids with the other's, (rows, terms).
+
+        One record each. Rows next to each other take one together if they multiply one vector with
+        a matrix: all of a's, or of b's, are the vector, consecutive ids; the rows or the columns of
+        the other array are the rows of the matrix, consecutive too.
+        """
         left, right = self._rows_of_ids(a), self._rows_of_ids(b)
         if left.shape != right.shape:
             raise TapeError(f"operands of shapes {left.shape} and {right.shape} do not pair up")
-        count = left.shape[1]
-        if (np.diff(left) == 1).all() and (np.diff(right) == 1).all():
-            runs = zip(left[:, 0].tolist(), right[:, 0].tolist(), strict=True)
-            return self._record_lists(op.DOT_RUN, [(count, *run) for run in runs])
-        pairs = zip(left.tolist(), right.tolist(), strict=True)
-        return self._record_lists(op.DOT, [(count, *x, *y) for x, y in pairs])
+        runs = [bool((np.diff(ids) == 1).all()) for ids in (left, right)]
+        if not any(runs):
+            return self._record_many(op.DOT, _counted(left, right)).ravel()
+        if not all(runs):
+            vector, matrix = (left, right) if runs[0] else (right, left)
+            together = (np.diff(matrix, axis=0) == 1).all(axis=1)
+            return self._record_products(op.DOT_COLUMNS, vector, matrix, together)
+        # The vector is the one that changes less often.
+        changes = [np.count_nonzero(np.diff(ids[:, 0])) for ids in (left, right)]
+        vector, matrix = (left, right) if changes[0] < changes[1] else (right, left)
+        if 2 * (min(changes) + 1) <= len(left):
+            return self._record_products(op.DOT_ROWS, vector, matrix, True)
+        starts = np.column_stack([np.full(len(left), left.shape[1]), left[:, 0], right[:, 0]])
+        return self._record_many(op.DOT_RUN, starts).ravel()
 
     @all_or_nothing
-    def _record_lists(self, opcode: int, lists: Sequence[tuple[int, ...]]) -> Ids:
-        return np.array([self._record_list(opcode, arguments) for arguments in lists], np.int64)
+    def _record_products(
+        self, opcode: int, vector: Ids, matrix: Ids, together: NDArray[np.bool_] | bool
+    ) -> Ids:
+        """Record products of one vector as one, where the rows are `together` with the next."""
+        together = together & (np.diff(vector[:, 0]) == 0)
+        first, (rows, count) = self._allocate(len(vector)), vector.shape
+        bounds = np.flatnonzero(np.concatenate([[True], ~together, [True]])).tolist()
+        for begin, end in pairwise(bounds):
+            starts = matrix[begin:end, 0] if opcode == op.DOT_ROWS else matrix[begin]
+            listed = starts.tolist()
+            # To whole vectors of rows, which is how they are read.
+            padding = listed[-1:] * (-len(listed) % self.lanes)
+            arguments = (end - begin, count, int(vector[begin, 0]), *listed, *padding)
+            self._append(opcode, first + begin, arguments)
+        return np.arange(first, first + rows)
+
+    @all_or_nothing
+    def _record_many(self, opcode: int, arguments: Ids, results: int = 1) -> Ids:
+        """Record one operation with so many results for every row of arguments."""
+        count, width = arguments.shape
+        first = self._allocate(count * results)
+        out = np.arange(first, first + count * results).reshape(count, results)
+        records = np.zeros((count, 4), np.uint32)
+        records[:, 0], records[:, 1] = opcode, out[:, 0]
+        records[:, 2] = len(self._operands) + width * np.arange(count)
+        self._records.frombytes(records.tobytes())
+        self._operands.frombytes(arguments.tobytes())
+        return out
 
     def _rows_of_ids(self, nodes: ArrayLike) -> Ids:
         given = self._ids(nodes)
@@ -214,3 +295,19 @@ class ScalarOperations(Leaves):
 
 def _consecutive(nodes: list[int]) -> bool:
     return nodes == list(range(nodes[0], nodes[0] + len(nodes)))
+
+
+def _counted(*rows: Ids) -> Ids:
+    """Rows of ids side by side, behind the number of ids in one of the first."""
+    count = np.full((len(rows[0]), 1), rows[0].shape[1])
+    return np.hstack([count, *rows])
+
+
+def _evenly_spaced(ids: Ids) -> tuple[int, ...]:
+    """(first, row, step) if ids[i, j] is first + i row + j step, with a step of 1 or 0, else ()."""
+    rows, columns = ids.shape
+    first = int(ids[0, 0])
+    row = int(ids[1, 0]) - first if rows > 1 else 0
+    step = int(columns > 1 and ids[0, 1] != first)
+    expected = first + row * np.arange(rows)[:, None] + step * np.arange(columns)
+    return (first, row, step) if (ids == expected).all() else ()
