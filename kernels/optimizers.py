@@ -1,18 +1,74 @@
 """Parameter updates, over the whole prefix of parameters at once."""
 
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.simd import clear_tiny, fma, lanes, load, quick_root, splat, store, tiny
 
+ADAM, SGD = 0, 1
+
+
+class Optimizer(NamedTuple):
+    """What makes an update of a gradient. AdamW is Adam with weight_decay above 0."""
+
+    kind: int
+    state: NDArray[np.floating]  # (arrays, num_params): Adam's m and v, or SGD's velocity
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    momentum: float
+    clip_norm: float  # infinite where gradients of any length will do
+
 
 @jit
-def adam(values, grads, m, v, count, step, learning_rate, beta1, beta2, epsilon):
-    """Adam (Kingma and Ba 2015) on parameters 0 to count - 1; their gradients become 0.
+def update(values, grads, count, optimizer, step, learning_rate):
+    """Move parameters 0 to count - 1 against their gradients, which become 0.
 
     step counts from 1; count is a whole number of vectors.
+    """
+    state = optimizer.state
+    if optimizer.clip_norm < math.inf:
+        clip_gradient(grads, count, optimizer.clip_norm)
+    if optimizer.kind == SGD:
+        sgd(values, grads, state[0], count, learning_rate, optimizer.momentum)
+    else:
+        adam(
+            values, grads, state[0], state[1], count, step, learning_rate,
+            optimizer.beta1, optimizer.beta2, optimizer.epsilon, optimizer.weight_decay,
+        )  # fmt: skip
+
+
+@jit
+def clip_gradient(grads, count, longest):
+    """Shorten the gradient of all parameters together, if its norm is above `longest`, to that."""
+    squares = 0.0  # float64: those of large float32 gradients overflow
+    for i in range(count):
+        squares += np.float64(grads[i]) ** 2
+    norm = math.sqrt(squares)
+    if norm > longest:
+        for i in range(count):
+            grads[i] *= longest / norm
+
+
+# m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2,
+# w = (1 - rate weight_decay) w - rate m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon)
+@jit
+def adam(
+    values, grads, m, v, count, step, learning_rate, beta1, beta2, epsilon, weight_decay
+):  # fmt: skip
+    """Adam (Kingma and Ba 2015), with decoupled weight decay AdamW (Loshchilov and Hutter 2019).
+
+    All parameters decay, the embeddings too: there are none but matrices.
     """
     rate = learning_rate / (1 - beta1**step)
     correction = 1 / (1 - beta2**step)
     old, new = splat(values, beta2), splat(values, 1 - beta2)
+    kept = splat(values, 1 - learning_rate * weight_decay)
     zero = splat(values, 0)
     for i in range(0, count, lanes(values)):
         g = load(grads, i)
@@ -22,5 +78,18 @@ def adam(values, grads, m, v, count, step, learning_rate, beta1, beta2, epsilon)
         store(m, i, mean)
         store(v, i, square)
         root = quick_root(square * correction) + epsilon
-        store(values, i, load(values, i) - mean * rate / root)
+        store(values, i, fma(load(values, i), kept, mean * -rate / root))
+        store(grads, i, zero)
+
+
+# velocity = momentum velocity + g, w = w - rate velocity
+@jit
+def sgd(values, grads, velocity, count, learning_rate, momentum):
+    """Stochastic gradient descent with momentum (Polyak 1964)."""
+    kept, step = splat(values, momentum), splat(values, -learning_rate)
+    zero = splat(values, 0)
+    for i in range(0, count, lanes(values)):
+        moved = clear_tiny(fma(load(velocity, i), kept, load(grads, i)))
+        store(velocity, i, moved)
+        store(values, i, fma(moved, step, load(values, i)))
         store(grads, i, zero)

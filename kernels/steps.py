@@ -4,7 +4,8 @@ import math
 
 from tapegpt.kernels.batch import pack_batch
 from tapegpt.kernels.jit import jit
-from tapegpt.kernels.optimizers import adam
+from tapegpt.kernels.optimizers import update
+from tapegpt.kernels.schedules import scheduled_rate
 from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
 
 
@@ -29,17 +30,10 @@ def loss_and_gradient(program, window):
 
 
 @jit
-def linear_decay(learning_rate, step, steps):
-    """From learning_rate at step 0 to zero at step `steps`."""
-    return learning_rate * (1 - step / steps)
-
-
-@jit
 def train_steps(
-    program, tokens, offsets, batch_size, documents_per_sweep, m, v,
-    learning_rate, beta1, beta2, epsilon, steps, first, losses,
+    program, tokens, offsets, batch_size, documents_per_sweep, optimizer, schedule, first, losses
 ):  # fmt: skip
-    """Do training steps first, first + 1, ... of `steps`, one for each element of losses.
+    """Do training steps first, first + 1, ..., one for each element of losses.
 
     A step takes the next batch_size documents of the corpus and writes the mean of their mean
     losses to losses. Returns the number of steps done: fewer than asked for where a loss was not
@@ -58,8 +52,8 @@ def train_steps(
         losses[i] = loss
         if not math.isfinite(loss):
             return i
-        adam(
-            program.machine.values, program.machine.grads, m, v, program.num_params, step + 1,
-            linear_decay(learning_rate, step, steps), beta1, beta2, epsilon,
+        update(
+            program.machine.values, program.machine.grads, program.num_params,
+            optimizer, step + 1, scheduled_rate(schedule, step),
         )  # fmt: skip
     return len(losses)

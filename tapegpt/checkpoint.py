@@ -19,7 +19,7 @@ import math
 import random
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,12 @@ from tapegpt.errors import TapegptError, UsageError
 from tapegpt.files import delete, read, write
 from tapegpt.models import parameter_shapes
 
-FORMAT = 1
-OPTIMIZER_STATE = {"adam": ("adam.m", "adam.v")}
+FORMAT = 2
+OPTIMIZER_STATE = {
+    "adam": ("adam.m", "adam.v"),
+    "adamw": ("adam.m", "adam.v"),
+    "sgd": ("sgd.velocity",),
+}
 
 MANIFEST = "run.json"
 MANIFEST_LIMIT = 8 << 20  # bytes: a vocabulary of all of Unicode needs half of it
@@ -59,6 +63,9 @@ class Run:
     training: TrainConfig
     characters: str  # the vocabulary, without BOS, which comes last
     step: int
+    elapsed: float  # seconds of training, where they are its budget, else 0
+    best_loss: float | None  # of all evaluations
+    stale: int  # evaluations since that one
     random_state: tuple[Any, ...]  # of random.Random.getstate()
     documents: int
     corpus_digest: str
@@ -88,6 +95,13 @@ def save(run: Run, folder: Path) -> None:
             "check space and permissions there, or choose another --out"
         ) from error
     delete(folder, OURS, keep=(target, MANIFEST))
+
+
+def discard(folder: Path) -> None:
+    """Delete the run in `folder`, if there is one, and the folder if it holds nothing else."""
+    delete(folder, OURS, keep=())
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def load(folder: Path) -> Run:
@@ -131,6 +145,9 @@ def _render(run: Run, digest: str) -> bytes:
         "training": asdict(run.training),
         "characters": run.characters,
         "step": run.step,
+        "elapsed": run.elapsed,
+        "best_loss": run.best_loss,
+        "stale": run.stale,
         "random_state": run.random_state,
         "documents": run.documents,
         "corpus_digest": run.corpus_digest,
@@ -163,10 +180,14 @@ def _parse(text: bytes) -> tuple[Run, str]:
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("its random_state cannot be right") from error
     characters, step, documents = data["characters"], data["step"], data["documents"]
+    elapsed, best_loss, stale = data["elapsed"], data["best_loss"], data["stale"]
     corpus_digest, digest = data["corpus_digest"], data["tensors_digest"]
     for name, valid in {
         "characters": type(characters) is str and 0 < len(characters) == len(set(characters)),
         "step": type(step) is int and 0 <= step <= LARGEST_STEPS,
+        "elapsed": type(elapsed) is float and 0 <= elapsed < math.inf,
+        "best_loss": best_loss is None or (type(best_loss) is float and math.isfinite(best_loss)),
+        "stale": type(stale) is int and 0 <= stale <= LARGEST_STEPS,
         "random_state": gauss is None or type(gauss) is float,
         "documents": type(documents) is int and 0 < documents < 1 << 53,
         "corpus_digest": type(corpus_digest) is str and re.fullmatch(DIGEST, corpus_digest),
@@ -179,6 +200,9 @@ def _parse(text: bytes) -> tuple[Run, str]:
         from_dict(TrainConfig, data["training"]),
         characters,
         step,
+        elapsed,
+        best_loss,
+        stale,
         generator.getstate(),
         documents,
         corpus_digest,

@@ -18,6 +18,7 @@ from tapegpt import __version__
 from tapegpt.config import (
     DTYPES,
     GRANULARITIES,
+    LEARNING_RATES,
     MODELS,
     OPTIMIZERS,
     PRESETS,
@@ -26,6 +27,7 @@ from tapegpt.config import (
     SampleConfig,
     TrainConfig,
     configure,
+    flag,
 )
 from tapegpt.errors import TapegptError
 
@@ -121,17 +123,55 @@ def _train_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     add("--model", choices=MODELS, help=f"default {model.model}")
     add("--granularity", choices=GRANULARITIES, help=f"default {training.granularity}")
     for name in ("n_layer", "n_embd", "n_head", "block_size"):
-        add(_flag(name), type=int, metavar="N", help=f"default {getattr(model, name)}")
-    for name in ("steps", "batch_size"):
-        add(_flag(name), type=int, metavar="N", help=f"default {getattr(training, name)}")
+        add(flag(name), type=int, metavar="N", help=f"default {getattr(model, name)}")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=int, metavar="N", help=f"default {training.steps}")
+    budget.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="train for so long instead, evaluations not counted; the schedule follows the clock",
+    )
+    add("--batch-size", type=int, metavar="N", help=f"default {training.batch_size}")
     add("--optimizer", choices=OPTIMIZERS, help=f"default {training.optimizer}")
-    add("--learning-rate", type=float, metavar="X", help=f"default {training.learning_rate:g}")
-    add("--schedule", choices=SCHEDULES, help=f"default {training.schedule}")
+    rates = LEARNING_RATES[model.model]
+    add(
+        "--learning-rate",
+        type=float,
+        metavar="X",
+        help=f"default {rates.adam:g} for adam, {rates.adamw:g} for adamw,"
+        f" {rates.sgd:g} (1 - momentum) for sgd",
+    )
+    add("--schedule", choices=SCHEDULES, help=f"of the learning rate, default {training.schedule}")
+    for name, meaning in {
+        "decay": "exponential: a step's factor, or that of a thousandth of --seconds",
+        "warmup": "cosine: share of the training in which the rate rises",
+        "momentum": "of sgd",
+        "weight_decay": "of adamw, embeddings included",
+    }.items():
+        default = getattr(training, name)
+        add(flag(name), type=float, metavar="X", help=f"{meaning} (default {default:g})")
+    add("--clip-norm", type=float, metavar="X", help="shorten longer gradients to this norm")
+    add(
+        "--val-fraction",
+        type=float,
+        metavar="X",
+        help="share of the documents that is held out, to measure val_loss (nats, mean over all"
+        " their tokens) and to keep the best state of the run in the folder best of --out",
+    )
+    add("--eval-every", type=int, metavar="N", help="steps (default: ten evaluations in all)")
+    add("--patience", type=int, metavar="N", help="stop after N evaluations without improvement")
     add("--dtype", choices=DTYPES, help=f"default {training.dtype}")
     add("--seed", type=int, metavar="N", help=f"default {training.seed}")
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="where the run is saved")
     add("--resume", action="store_true", help="go on with the run under --out")
-    add("--metrics", type=Path, metavar="FILE", help="write the loss of every step, JSON lines")
+    add(
+        "--metrics",
+        type=Path,
+        metavar="FILE",
+        help="write every step's loss (nats, mean over documents of the mean over positions), and"
+        " val_loss and the seconds of training where measured, as JSON lines",
+    )
     add("--quiet", action="store_true", help="no progress, only results")
     parser.set_defaults(command=_train)
 
@@ -174,10 +214,6 @@ def _bench_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     add("--n-embd", type=int, nargs="+", default=[16], metavar="N", help="default 16")
     add("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.set_defaults(command=_bench)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _given(options: argparse.Namespace, *kinds: type) -> dict[str, object]:

@@ -5,15 +5,15 @@ Every setting is named after its command-line flag (`n_embd` is `--n-embd`), and
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from math import inf
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tapegpt.errors import UsageError
 
 MODELS = ("gpt",)
-OPTIMIZERS = ("adam",)
-SCHEDULES = ("linear",)
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("linear", "exponential", "cosine", "constant")
 GRANULARITIES = ("scalar", "dot", "vector")
 DTYPES = ("float32", "float64")
 
@@ -21,6 +21,11 @@ LARGEST_SIZE = 2**31 - 1  # extents on the tape are 32-bit
 LARGEST_LAYERS = 1024  # each layer adds names and records: bounds both before any is made
 LARGEST_STEPS = 2**53  # step numbers stay exact in the schedule's float64
 LARGEST_SEED = 2**64 - 1
+
+DEFAULT_STEPS = 1000
+
+Check = tuple[Callable[[float], bool], str]  # of a number, and what a user should choose
+ABOVE_ZERO: Check = (lambda x: 0 < x < inf, "a finite number above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +52,76 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LearningRates:
+    """What trains a model well, by optimizer: the largest rates of their schedules."""
+
+    adam: float
+    adamw: float
+    sgd: float  # times 1 - momentum: how far a constant gradient moves a weight in the long run
+
+
+LEARNING_RATES: Mapping[str, LearningRates] = {
+    "gpt": LearningRates(adam=0.01, adamw=0.01, sgd=0.2),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class TrainConfig:
     """How the network is trained."""
 
-    steps: int = 1000
+    steps: int | None = None  # None: DEFAULT_STEPS, or those that `seconds` has time for
+    seconds: float | None = None  # of training, evaluations not counted
     batch_size: int = 1
     optimizer: str = "adam"
-    learning_rate: float = 0.01
-    beta1: float = 0.85
+    learning_rate: float | None = None  # None: that of LEARNING_RATES
+    beta1: float = 0.85  # of Adam and AdamW, as the next two
     beta2: float = 0.99
     epsilon: float = 1e-8
+    weight_decay: float = 0.01  # of AdamW
+    momentum: float = 0.9  # of SGD
+    clip_norm: float | None = None  # of the gradient of all parameters together
     schedule: str = "linear"
+    decay: float = 0.998  # exponential: a step's factor, or that of a thousandth of `seconds`
+    warmup: float = 0.05  # cosine: share of the training in which the rate rises
+    val_fraction: float = 0.0  # of the documents, held out
+    eval_every: int | None = None  # steps; None: ten times in all
+    patience: int | None = None  # evaluations without improvement that end the training
     granularity: str = "vector"
     dtype: str = "float32"
     seed: int = 42
 
     def __post_init__(self) -> None:
-        _whole(self, "steps", 1, LARGEST_STEPS)
+        if self.steps is None and self.seconds is None:
+            object.__setattr__(self, "steps", DEFAULT_STEPS)
+        if self.steps is not None:
+            _whole(self, "steps", 1, LARGEST_STEPS)
+        if self.seconds is not None:
+            _number(self, "seconds", *ABOVE_ZERO)
+            if self.steps is not None:
+                raise UsageError(
+                    f"--steps {self.steps} and --seconds {self.seconds:g} are two budgets:"
+                    " choose one"
+                )
         _whole(self, "batch_size", 1, LARGEST_SIZE)
         _choice(self, "optimizer", OPTIMIZERS)
-        _number(self, "learning_rate", lambda x: 0 < x < inf, "a finite number above 0")
-        _number(self, "beta1", lambda x: 0 <= x < 1, "a number from 0 up to but not 1")
-        _number(self, "beta2", lambda x: 0 <= x < 1, "a number from 0 up to but not 1")
-        _number(self, "epsilon", lambda x: 0 < x < inf, "a finite number above 0")
+        if self.learning_rate is not None:
+            _number(self, "learning_rate", *ABOVE_ZERO)
+        for name in ("beta1", "beta2", "momentum", "warmup", "val_fraction"):
+            _number(self, name, lambda x: 0 <= x < 1, "a number from 0 up to but not 1")
+        _number(self, "epsilon", *ABOVE_ZERO)
+        _number(self, "weight_decay", lambda x: 0 <= x < inf, "a finite number from 0 up")
+        if self.clip_norm is not None:
+            _number(self, "clip_norm", *ABOVE_ZERO)
         _choice(self, "schedule", SCHEDULES)
+        _number(self, "decay", lambda x: 0 < x <= 1, "a number above 0 and at most 1")
+        for name in ("eval_every", "patience"):
+            if getattr(self, name) is not None:
+                _whole(self, name, 1, LARGEST_STEPS)
+                if self.val_fraction == 0:
+                    raise UsageError(
+                        f"{flag(name)} {getattr(self, name)} wants held-out documents:"
+                        " choose a --val-fraction above 0"
+                    )
         _choice(self, "granularity", GRANULARITIES)
         _choice(self, "dtype", DTYPES)
         _whole(self, "seed", 0, LARGEST_SEED)
@@ -121,6 +172,15 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
 }
 
 
+# Settings that do nothing unless another has this value.
+NEEDED = {
+    "weight_decay": ("optimizer", "adamw"),
+    "momentum": ("optimizer", "sgd"),
+    "decay": ("schedule", "exponential"),
+    "warmup": ("schedule", "cosine"),
+}
+
+
 def configure(
     preset: str | None, overrides: Mapping[str, object]
 ) -> tuple[ModelConfig, TrainConfig]:
@@ -130,15 +190,33 @@ def configure(
     """
     if preset is not None and preset not in PRESETS:
         raise _refusal("preset", preset, "is unknown", " or ".join(PRESETS))
-    model = asdict(ModelConfig())
-    training = asdict(TrainConfig())
     given = {name: value for name, value in overrides.items() if value is not None}
     base = {} if preset is None else PRESETS[preset]
-    for name, value in {**base, **given}.items():
-        if name not in model and name not in training:
+    settings: dict[str, Any] = {**base, **given}
+    if "seconds" in given and "steps" not in given:
+        settings.pop("steps", None)  # one budget for another
+    kinds = (ModelConfig, TrainConfig)
+    in_model, in_training = ([field.name for field in fields(kind)] for kind in kinds)
+    for name in settings:
+        if name not in in_model and name not in in_training:
             raise UsageError(f"unknown setting {_show(name)}: leave it out")
-        (model if name in model else training)[name] = value
-    return ModelConfig(**model), TrainConfig(**training)
+    model = ModelConfig(**{name: settings[name] for name in in_model if name in settings})
+    training = TrainConfig(**{name: settings[name] for name in in_training if name in settings})
+    for name, (other, value) in NEEDED.items():
+        if name in given and getattr(training, other) != value:
+            raise UsageError(
+                f"{flag(name)} {_show(given[name])} is for {flag(other)} {value} alone, not for"
+                f" {getattr(training, other)}: leave it out"
+            )
+    return model, training
+
+
+def default_learning_rate(model: ModelConfig, training: TrainConfig) -> float:
+    """The learning rate of a training that has none of its own."""
+    rates = LEARNING_RATES[model.model]
+    if training.optimizer == "sgd":
+        return rates.sgd * (1 - training.momentum)
+    return rates.adam if training.optimizer == "adam" else rates.adamw
 
 
 Config = TypeVar("Config", ModelConfig, TrainConfig, SampleConfig)
@@ -156,6 +234,11 @@ def from_dict(kind: type[Config], values: object) -> Config:
         if name not in names:
             raise UsageError(f"{kind.__name__} has no setting {_show(name)}")
     return kind(**values)
+
+
+def flag(name: str) -> str:
+    """How the command line spells a setting."""
+    return "--" + name.replace("_", "-")
 
 
 def _whole(config: object, name: str, low: int, high: int) -> None:
@@ -186,7 +269,7 @@ def _choice(config: object, name: str, known: tuple[str, ...]) -> None:
 
 
 def _refusal(name: str, value: object, problem: str, wanted: str) -> UsageError:
-    return UsageError(f"--{name.replace('_', '-')} {_show(value)} {problem}: choose {wanted}")
+    return UsageError(f"{flag(name)} {_show(value)} {problem}: choose {wanted}")
 
 
 def _show(value: object) -> str:

@@ -15,8 +15,7 @@ RECORD_BYTES = 40  # of a record, twice: the tape's and the program's, and what 
 def nodes_needed(model: ModelConfig, vocab_size: int, granularity: str, documents: int) -> int:
     """About as many nodes as `record` allocates for a sweep over so many documents."""
     width, layers, block = model.n_embd, model.n_layer, model.block_size
-    shapes = parameter_shapes(model, vocab_size)
-    parameters = sum(outputs * inputs for outputs, inputs in shapes.values())
+    parameters = _parameters(model, vocab_size)
     if granularity == "vector":
         # Of every row a layer keeps 16 numbers per column; its attention keeps q, k, v once more
         # and the weights, one lane for a head of a document. Of parameters there are transposes.
@@ -34,12 +33,27 @@ def nodes_needed(model: ModelConfig, vocab_size: int, granularity: str, document
 
 
 def bytes_needed(
-    model: ModelConfig, vocab_size: int, granularity: str, dtype: str, documents: int
+    model: ModelConfig,
+    vocab_size: int,
+    granularity: str,
+    dtype: str,
+    documents: int,
+    optimizer_arrays: int = 0,
 ) -> int:
-    """About as many bytes as training takes at most; a tape that grows is there twice."""
+    """About as many bytes as training takes at most; a tape that grows is there twice.
+
+    optimizer_arrays: how many the optimizer has that are like the parameters.
+    """
     nodes = nodes_needed(model, vocab_size, granularity, documents)
     records = 0 if granularity == "vector" else RECORD_BYTES
-    return nodes * (4 * np.dtype(dtype).itemsize + records)
+    itemsize = np.dtype(dtype).itemsize
+    optimizer = optimizer_arrays * itemsize * _parameters(model, vocab_size)
+    return nodes * (4 * itemsize + records) + optimizer
+
+
+def _parameters(model: ModelConfig, vocab_size: int) -> int:
+    shapes = parameter_shapes(model, vocab_size)
+    return sum(outputs * inputs for outputs, inputs in shapes.values())
 
 
 def bytes_available() -> float:

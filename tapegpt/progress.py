@@ -5,22 +5,35 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from tapegpt.budget import StepBudget, TimeBudget
+
 LINES = 10  # about as many, over a whole run
 
 
 class Progress:
-    """Shows steps, loss, steps per second and the time left."""
+    """Shows steps, losses, steps per second and the time left."""
 
-    def __init__(self, step: int, steps: int, quiet: bool) -> None:
-        self._begin, self._steps = step, steps
+    def __init__(
+        self, budget: StepBudget | TimeBudget, step: int, elapsed: float, quiet: bool
+    ) -> None:
+        self._budget = budget
+        self._first_step, self._begin = step, budget.done(step, elapsed)
         self._start = time.perf_counter()
-        self._next_line = step
+        self._next_line = self._begin
+        self._val_loss = ""
         self._silent = quiet
         self._bar: Any = None
         if not quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(initial=step, total=steps, unit="step", dynamic_ncols=True)
+            by_step = isinstance(budget, StepBudget)
+            self._bar = tqdm(
+                initial=self._begin,
+                total=budget.total,
+                unit="step",
+                bar_format=None if by_step else "{l_bar}{bar}| {n:.0f}/{total:g} s{postfix}",
+                dynamic_ncols=True,
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -34,17 +47,21 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, step: int, loss: float) -> None:
-        """Training has completed `step` steps; the last one had this loss."""
+    def update(self, step: int, elapsed: float, loss: float, val_loss: float | None) -> None:
+        """Training has come this far; the last step had this loss, and an evaluation val_loss."""
+        if val_loss is not None:
+            self._val_loss = f" val_loss {val_loss:.4f}"
+        losses = f"loss {loss:.4f}{self._val_loss}"
+        done, total = self._budget.done(step, elapsed), self._budget.total
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-            self._bar.update(step - self._bar.n)
-        elif not self._silent and (step >= self._next_line or step == self._steps):
-            seconds = time.perf_counter() - self._start
-            rate = (step - self._begin) / seconds
-            left = (self._steps - step) / rate
+            self._bar.set_postfix_str(losses, refresh=False)
+            self._bar.update(min(done, total) - self._bar.n)
+        elif not self._silent and (done >= self._next_line or done >= total):
+            since_start = time.perf_counter() - self._start
+            rate = (step - self._first_step) / since_start
+            left = max(0, total - done) / (done - self._begin) * since_start
+            of = f"/{total}" if isinstance(self._budget, StepBudget) else ""
             print(
-                f"step {step}/{self._steps} loss {loss:.4f} {rate:.0f} steps/s, {left:.0f} s left",
-                file=sys.stderr,
+                f"step {step}{of} {losses} {rate:.0f} steps/s, {left:.0f} s left", file=sys.stderr
             )
-            self._next_line = step + self._steps // LINES
+            self._next_line = (done * LINES // total + 1) * total / LINES

@@ -1,21 +1,28 @@
 """A training run in memory: made from settings or from a saved run, advanced, and saved again."""
 
 import hashlib
+import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.checkpoint import Run, RunError
-from tapegpt.config import ModelConfig, TrainConfig
+from tapegpt.budget import StepBudget, TimeBudget, budget_of
+from tapegpt.checkpoint import OPTIMIZER_STATE, Run, RunError
+from tapegpt.config import ModelConfig, TrainConfig, default_learning_rate
 from tapegpt.corpus import Tokenizer, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.footprint import bytes_available, bytes_needed, nodes_needed
+from tapegpt.kernels import optimizers, schedules
+from tapegpt.kernels.optimizers import Optimizer
+from tapegpt.kernels.schedules import Schedule
 from tapegpt.kernels.steps import train_steps
+from tapegpt.kernels.validation import loss_per_token
 from tapegpt.models import parameter_shapes
 from tapegpt.program import record
-from tapegpt.tape.memory import LARGEST_TAPE
+from tapegpt.tape.memory import LARGEST_TAPE, aligned_zeros
 
 INITIAL_DEVIATION = 0.08  # of the weights, as in microgpt
 
@@ -24,6 +31,17 @@ TABLES = ("wte", "wpe")  # parameters that are looked up, not multiplied with
 # A batch that may have more rows than this is packed and swept in turns, and their gradients are
 # added up, so that what a sweep writes is still in the cache when it is read.
 ROWS_PER_SWEEP = 256
+
+OPTIMIZERS = {"adam": optimizers.ADAM, "adamw": optimizers.ADAM, "sgd": optimizers.SGD}
+SCHEDULES = {
+    "linear": schedules.LINEAR,
+    "exponential": schedules.EXPONENTIAL,
+    "cosine": schedules.COSINE,
+    "constant": schedules.CONSTANT,
+}
+
+# The thousandth part of a budget of seconds decays as a step does.
+TIMED_STEPS = 1000
 
 
 class Trainer:
@@ -34,24 +52,30 @@ class Trainer:
     """
 
     def __init__(self, model: ModelConfig, training: TrainConfig, documents: Sequence[str]) -> None:
+        self.learning_rate = training.learning_rate or default_learning_rate(model, training)
         self.model = model
-        self.training = training
+        self.training = replace(training, learning_rate=self.learning_rate)
         self.step = 0
+        self.elapsed = 0.0  # seconds of training, kept by whoever has a clock
+        self.best_loss: float | None = None  # of all evaluations
+        self.stale = 0  # evaluations since that one
         self.rng = random.Random(training.seed)
         ordered = shuffled(documents, self.rng)
         self.tokenizer = Tokenizer.from_documents(ordered)
         self.corpus_digest = hashlib.sha256("\n".join(documents).encode()).hexdigest()
-        _check_memory(model, training, self.tokenizer.vocab_size)
+        together = _documents_per_sweep(model, training)
+        _check_memory(model, training, self.tokenizer.vocab_size, together)
         corpus = tokenize(ordered, self.tokenizer)
-        self._tokens, self._offsets = corpus.tokens, corpus.offsets
+        split = len(ordered) - _count_held_out(training.val_fraction, len(ordered))
+        self._tokens = corpus.tokens
+        self._offsets, self._held_out = corpus.offsets[: split + 1], corpus.offsets[split:]
         self.recording = record(
-            model,
-            self.tokenizer.vocab_size,
-            training.granularity,
-            training.dtype,
-            _documents_per_sweep(model, training),
+            model, self.tokenizer.vocab_size, training.granularity, training.dtype, together
         )
-        self._moments = {"adam.m": self.recording.moment(), "adam.v": self.recording.moment()}
+        program = self.recording.program
+        names = OPTIMIZER_STATE[training.optimizer]
+        self._state = aligned_zeros(len(names) * program.num_params, program.machine.values.dtype)
+        self._state = self._state.reshape(len(names), program.num_params)
         for weights in self.recording.weights.values():
             for row in weights:
                 row[:] = [self.rng.gauss(0, INITIAL_DEVIATION) for _ in row]
@@ -67,16 +91,34 @@ class Trainer:
             )
         for name, weights in trainer.recording.weights.items():
             weights[:] = run.tensors[name]
-        for name, moment in trainer._moments.items():
-            for tensor, view in trainer.recording.by_name(moment).items():
+        for name, views in trainer._state_by_name().items():
+            for tensor, view in views.items():
                 view[:] = run.optimizer[name][tensor]
         trainer.step = run.step
+        trainer.elapsed = run.elapsed
+        trainer.best_loss = run.best_loss
+        trainer.stale = run.stale
         trainer.rng.setstate(run.random_state)
         return trainer
 
-    def advance(self, count: int) -> NDArray[np.float64]:
+    @property
+    def budget(self) -> StepBudget | TimeBudget:
+        """How long to train."""
+        return budget_of(self.training)
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has spent its budget, or its patience."""
+        patience = self.training.patience
+        if patience is not None and self.stale >= patience:
+            return True
+        return self.budget.done(self.step, self.elapsed) >= self.budget.total
+
+    def advance(self, count: int, pace: float = 0) -> NDArray[np.float64]:
         """Do `count` steps and return their losses; no steps still compile what they would need.
 
+        With a budget of seconds the schedule goes on from `self.elapsed` at `pace` seconds a step.
+        A loss, in nats, is the mean over a batch's documents of the mean over their positions.
         Raises `DivergedError` at the first loss, or after the last step for a weight, that is not
         finite.
         """
@@ -89,13 +131,8 @@ class Trainer:
             self._offsets,
             config.batch_size,
             self.recording.documents_per_sweep,
-            self._moments["adam.m"],
-            self._moments["adam.v"],
-            config.learning_rate,
-            config.beta1,
-            config.beta2,
-            config.epsilon,
-            config.steps,
+            self._optimizer(),
+            self._schedule(pace),
             self.step,
             losses,
         )
@@ -105,6 +142,58 @@ class Trainer:
         if not np.isfinite(program.machine.values[: program.num_params]).all():
             raise self._diverged(f"a weight is not finite after step {self.step}")
         return losses
+
+    def evaluate(self) -> float:
+        """The loss on the held-out documents, the mean over their tokens, in nats.
+
+        It takes its place in `best_loss` and `stale`: NaN is never an improvement.
+        """
+        loss = float(
+            loss_per_token(
+                self.recording.program,
+                self._tokens,
+                self._held_out,
+                self.recording.documents_per_sweep,
+            )
+        )
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
+            self.best_loss, self.stale = loss, 0
+        else:
+            self.stale += 1
+        return loss
+
+    def _optimizer(self) -> Optimizer:
+        config = self.training
+        return Optimizer(
+            kind=OPTIMIZERS[config.optimizer],
+            state=self._state,
+            beta1=config.beta1,
+            beta2=config.beta2,
+            epsilon=config.epsilon,
+            weight_decay=config.weight_decay if config.optimizer == "adamw" else 0.0,
+            momentum=config.momentum,
+            clip_norm=math.inf if config.clip_norm is None else config.clip_norm,
+        )
+
+    def _schedule(self, pace: float) -> Schedule:
+        config = self.training
+        origin, span = self.budget.span(self.step, self.elapsed, pace)
+        timed = config.seconds is not None
+        return Schedule(
+            kind=SCHEDULES[config.schedule],
+            learning_rate=self.learning_rate,
+            decay=config.decay ** (TIMED_STEPS / span) if timed else config.decay,
+            warmup=config.warmup,
+            origin=origin,
+            span=span,
+        )
+
+    def _state_by_name(self) -> dict[str, dict[str, NDArray[np.floating]]]:
+        names = OPTIMIZER_STATE[self.training.optimizer]
+        return {
+            name: self.recording.by_name(array)
+            for name, array in zip(names, self._state, strict=True)
+        }
 
     def flops(self, count: int) -> int:
         """Floating-point operations of the next `count` steps that the model itself needs.
@@ -129,8 +218,9 @@ class Trainer:
         return int(6 * matrices * lengths.sum() + attention)
 
     def _diverged(self, problem: str) -> DivergedError:
-        rate = self.training.learning_rate
-        return DivergedError(f"training diverged: {problem}: try a --learning-rate below {rate:g}")
+        return DivergedError(
+            f"training diverged: {problem}: try a --learning-rate below {self.learning_rate:g}"
+        )
 
     def snapshot(self) -> Run:
         """What `checkpoint.save` keeps."""
@@ -139,24 +229,49 @@ class Trainer:
             training=self.training,
             characters=self.tokenizer.characters,
             step=self.step,
+            # Of steps the time they took is no part: equal runs are equal bytes.
+            elapsed=0.0 if self.training.seconds is None else self.elapsed,
+            best_loss=self.best_loss,
+            stale=self.stale,
             random_state=self.rng.getstate(),
-            documents=len(self._offsets) - 1,
+            documents=len(self._offsets) + len(self._held_out) - 2,
             corpus_digest=self.corpus_digest,
             tensors=self.recording.weights,
-            optimizer={
-                name: self.recording.by_name(moment) for name, moment in self._moments.items()
-            },
+            optimizer=self._state_by_name(),
         )
 
 
 def _documents_per_sweep(model: ModelConfig, training: TrainConfig) -> int:
-    return min(training.batch_size, max(1, ROWS_PER_SWEEP // model.block_size))
+    most = max(1, ROWS_PER_SWEEP // model.block_size)
+    # An evaluation sweeps over as many as it can: four times as fast as one by one.
+    return most if training.val_fraction > 0 else min(training.batch_size, most)
 
 
-def _check_memory(model: ModelConfig, training: TrainConfig, vocab_size: int) -> None:
+def _count_held_out(fraction: float, documents: int) -> int:
+    """How many documents are held out: one at least where a fraction of them is."""
+    if fraction == 0:
+        return 0
+    count = max(1, round(fraction * documents))
+    if count == documents:
+        raise UsageError(
+            f"--val-fraction {fraction:g} leaves none of {documents} documents to train on:"
+            " choose a smaller one, or more documents"
+        )
+    return count
+
+
+def _check_memory(
+    model: ModelConfig, training: TrainConfig, vocab_size: int, documents: int
+) -> None:
     """Refuse sizes that this machine cannot hold, before anything is allocated."""
-    documents = _documents_per_sweep(model, training)
-    needed = bytes_needed(model, vocab_size, training.granularity, training.dtype, documents)
+    needed = bytes_needed(
+        model,
+        vocab_size,
+        training.granularity,
+        training.dtype,
+        documents,
+        optimizer_arrays=len(OPTIMIZER_STATE[training.optimizer]),
+    )
     nodes = nodes_needed(model, vocab_size, training.granularity, documents)
     available = bytes_available()
     if needed > available:

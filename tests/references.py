@@ -1,4 +1,4 @@
-"""What the array operations mean, in plain NumPy: obvious, slow, and sharing nothing with them."""
+"""What the kernels mean, in plain NumPy: obvious, slow, and sharing nothing with them."""
 
 import numpy as np
 
@@ -61,3 +61,26 @@ def gpt_logits(weights, n_layer, n_head, tokens):
         x = x + through(attention(q, k, v, n_head), "attn_wo")
         x = x + through(relu(through(rmsnorm(x), "mlp_fc1")), "mlp_fc2")
     return linear(x, weights["lm_head"])
+
+
+def adam(w, g, m, v, step, rate, beta1, beta2, epsilon, weight_decay=0.0):
+    """Algorithm 2 of Loshchilov and Hutter (2019); without decay that of Kingma and Ba (2015).
+
+    The rate is their schedule's, for the decay too. Returns w, m and v after the step.
+    """
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    unbiased_m, unbiased_v = m / (1 - beta1**step), v / (1 - beta2**step)
+    return w - rate * (unbiased_m / (np.sqrt(unbiased_v) + epsilon) + weight_decay * w), m, v
+
+
+def sgd(w, g, velocity, rate, momentum):
+    """w and velocity after a step."""
+    velocity = momentum * velocity + g
+    return w - rate * velocity, velocity
+
+
+def clip(g, longest):
+    """The gradient of all parameters, of a norm that is `longest` at most."""
+    norm = np.linalg.norm(g)
+    return g * (longest / norm) if norm > longest else g

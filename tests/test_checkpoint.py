@@ -22,13 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapegpt import checkpoint, files
-from tapegpt.checkpoint import Run, RunError, load, save
-from tapegpt.config import ModelConfig, TrainConfig
+from tapegpt.checkpoint import OPTIMIZER_STATE, Run, RunError, discard, load, save
+from tapegpt.config import OPTIMIZERS, ModelConfig, TrainConfig
 from tapegpt.errors import TapegptError
 from tapegpt.models import parameter_shapes
 
 SMALL = ModelConfig(n_embd=4, n_head=2, block_size=3)
-TRAINING = TrainConfig()
+TRAINING = TrainConfig(learning_rate=0.01)
 CORPUS = hashlib.sha256(b"ab\nba\n").hexdigest()
 
 
@@ -49,11 +49,14 @@ def make_run(seed=0, model=SMALL, training=TRAINING, characters="ab", step=7, **
         training=training,
         characters=characters,
         step=step,
+        elapsed=0.0,
+        best_loss=None,
+        stale=0,
         random_state=state.getstate(),
         documents=2,
         corpus_digest=CORPUS,
         tensors=arrays(),
-        optimizer={"adam.m": arrays(), "adam.v": arrays()},
+        optimizer={name: arrays() for name in OPTIMIZER_STATE[training.optimizer]},
     )
     return replace(run, **changes)
 
@@ -101,8 +104,14 @@ def runs(draw):
         block_size=draw(st.integers(1, 9)),
     )
     training = TrainConfig(
-        steps=draw(st.integers(1, 2**53)),
+        **draw(
+            st.fixed_dictionaries({"steps": st.integers(1, 2**53)})
+            | st.fixed_dictionaries({"seconds": st.floats(5e-324, 1e308)})
+        ),
+        optimizer=draw(st.sampled_from(OPTIMIZERS)),
         learning_rate=draw(st.floats(5e-324, 1e308)),
+        val_fraction=0.5,
+        patience=draw(st.none() | st.integers(1, 2**53)),
         dtype=draw(st.sampled_from(["float32", "float64"])),
         seed=draw(st.integers(0, 2**64 - 1)),
     )
@@ -113,6 +122,9 @@ def runs(draw):
         training=training,
         characters="".join(sorted(characters)),
         step=draw(st.integers(0, 2**53)),
+        elapsed=draw(st.floats(0, 1e308)),
+        best_loss=draw(st.none() | st.floats(allow_nan=False, allow_infinity=False)),
+        stale=draw(st.integers(0, 2**53)),
         documents=draw(st.integers(1, 2**40)),
     )
 
@@ -156,7 +168,7 @@ def test_the_files_are_what_they_say(folder):
     assert data["tensors_digest"] == hashlib.sha256(blob).hexdigest()
     assert tensors_file(folder).name == f"tensors-{data['tensors_digest'][:16]}.safetensors"
     assert data["model"] == asdict(SMALL)
-    assert data["training"] == asdict(TrainConfig())
+    assert data["training"] == asdict(TRAINING)
     assert (data["characters"], data["step"], data["documents"]) == ("ab", 7, 2)
     tensors = safetensors.numpy.load(blob)
     assert tensors["adam.v/layer0.mlp_fc1"].shape == (16, 4)
@@ -195,6 +207,17 @@ def test_a_save_replaces_the_run_and_only_the_run(folder):
     assert plain(load(folder)) == plain(later)
 
 
+def test_a_discarded_run_is_gone_and_nothing_else(folder, tmp_path):
+    save(make_run(), folder / "best")
+    discard(folder / "best")
+    assert not (folder / "best").exists()
+    discard(folder / "best")
+    (folder / "notes.txt").write_text("mine")
+    discard(folder)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    discard(tmp_path / "nowhere")
+
+
 def tensors_name(run):
     with TemporaryDirectory() as name:
         save(run, Path(name))
@@ -210,6 +233,13 @@ def tensors_name(run):
         ({"step": -1}, "step"),
         ({"step": True}, "step"),
         ({"step": 2**54}, "step"),
+        ({"elapsed": -1.0}, "elapsed"),
+        ({"elapsed": 1}, "elapsed"),
+        ({"elapsed": float("inf")}, "not JSON compliant"),
+        ({"best_loss": 2}, "best_loss"),
+        ({"best_loss": float("nan")}, "not JSON compliant"),
+        ({"stale": -1}, "stale"),
+        ({"stale": 1.0}, "stale"),
         ({"documents": 0}, "documents"),
         ({"corpus_digest": "?"}, "corpus_digest"),
         ({"characters": "aa"}, "characters"),
@@ -223,6 +253,7 @@ def tensors_name(run):
         ({"random_state": (2, tuple(range(625)), None)}, "not written"),
         ({"random_state": None}, "random_state"),
         ({"training": TrainConfig(dtype="float64")}, "is float32 (3, 4), not float64 (3, 4)"),
+        ({"training": TrainConfig(optimizer="sgd")}, "'adam.m/layer0.attn_wk' is unknown"),
         ({"model": ModelConfig(n_layer=2)}, "'adam.m/layer1.attn_wk' is missing"),
         ({"tensors": {}}, "'layer0.attn_wk' is missing"),
         ({"optimizer": {}}, "'adam.m/layer0.attn_wk' is missing"),
@@ -372,7 +403,11 @@ HOSTILE = [
 ]
 HARMLESS = [
     *(("step", 2**31), ("steps", 2**31), ("seed", 2**31), ("seed", 2**63), ("documents", 2**31)),
-    *(("learning_rate", 0.5), ("beta1", 0.5), ("beta2", 0.5), ("epsilon", 0.5)),
+    *((name, 0.5) for name in ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay")),
+    *((name, 0.5) for name in ("momentum", "clip_norm", "decay", "warmup", "val_fraction")),
+    *((name, 0.5) for name in ("elapsed", "best_loss")),
+    *((name, None) for name in ("learning_rate", "clip_norm", "eval_every", "patience")),
+    *(("seconds", None), ("best_loss", None), ("stale", 2**31)),
 ]
 
 
@@ -427,8 +462,8 @@ def test_forged_texts_are_refused(folder):
         (b'"n_embd": 4', b'"n_embd": 2147483646'),
         (b'"n_layer": 1', b'"n_layer": 1024'),
         (b'"block_size": 3', b'"block_size": 2147483647'),
-        (b'"format": 1', b'"format": 2'),
-        (b'"format": 1', b'"format": true'),
+        (b'"format": 2', b'"format": 1'),
+        (b'"format": 2', b'"format": 2.0'),
         (b"}\n", b"}"),
         (b"}\n", b"}\n\n"),
         (b"}\n", b"}{}\n"),
@@ -444,8 +479,8 @@ def test_forged_texts_are_refused(folder):
 
 
 def test_another_format_is_named(folder):
-    forge_settings(folder, lambda data: data.update(format=2))
-    assert "its format is 2, and this version reads 1" in refused(folder)
+    forge_settings(folder, lambda data: data.update(format=3))
+    assert "its format is 3, and this version reads 2" in refused(folder)
 
 
 def test_forged_tensors_are_refused(folder):

@@ -1,6 +1,7 @@
 """The command line, mostly as its users meet it: in a process of its own."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -12,9 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tapegpt import cli
+from tapegpt import budget, cli, training
+from tapegpt.checkpoint import OPTIMIZER_STATE, load
 from tapegpt.commands import bench, train
-from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
+from tapegpt.config import (
+    DTYPES,
+    GRANULARITIES,
+    ModelConfig,
+    TrainConfig,
+    default_learning_rate,
+)
 from tapegpt.corpus import default_corpus, read_documents
 from tapegpt.training import Trainer
 
@@ -120,9 +128,13 @@ def metrics(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def untimed(line):
+    return {name: value for name, value in line.items() if name != "seconds"}
+
+
 def saved(folder):
     """What a run's folder holds: names, which begin the tensors' digest, and all bytes."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 # Starting
@@ -141,6 +153,8 @@ def saved(folder):
         (["train", "--n-embd", "10"], 2),
         (["train", "--preset", "nanogpt"], 2),
         (["train", "--optimizer", "adan"], 2),
+        (["train", "--steps", "3", "--seconds", "3"], 2),
+        (["train", "--patience", "3"], 2),
         (["train", "--data", "missing.txt"], 1),
         (["train", "--resume", "--out", "missing"], 1),
         (["sample", "--temperature", "-1"], 2),
@@ -163,8 +177,9 @@ def test_help_names_every_flag(call):
     out, _ = call("train", "--help")
     for name in (
         *("data", "preset", "model", "granularity", "n-layer", "n-embd", "n-head", "block-size"),
-        *("steps", "batch-size", "optimizer", "learning-rate", "schedule", "dtype", "seed", "out"),
-        *("resume", "metrics", "quiet"),
+        *("steps", "seconds", "batch-size", "optimizer", "learning-rate", "schedule", "decay"),
+        *("warmup", "momentum", "weight-decay", "clip-norm", "val-fraction", "eval-every"),
+        *("patience", "dtype", "seed", "out", "resume", "metrics", "quiet"),
     ):
         assert re.search(rf"^  --{name}\b", out, re.M)
     out, _ = call("sample", "--help")
@@ -185,7 +200,7 @@ def test_warmup_says_that_it_compiles(warm, tapegpt):
 def test_warmup_compiles_what_training_and_sampling_use(tapegpt, granularity, dtype):
     sizes = ["--n-embd", "24", "--n-head", "3", "--n-layer", "2", "--block-size", "9"]
     kind = ["--granularity", granularity, "--dtype", dtype, "--batch-size", "5"]
-    result = tapegpt("train", "--steps", "3", *sizes, *kind)
+    result = tapegpt("train", "--steps", "3", "--val-fraction", "0.1", *sizes, *kind)
     assert COMPILING not in result.stderr
     if granularity == "vector":
         assert COMPILING not in tapegpt("sample", "--num-samples", "3").stderr
@@ -265,10 +280,11 @@ def test_metrics(call, tmp_path):
     path = tmp_path / "losses.jsonl"
     call("train", "--steps", "30", "--data", SKY, "--batch-size", "3", "--metrics", path)
     trainer = Trainer(ModelConfig(), TrainConfig(steps=30, batch_size=3), read_documents(SKY))
-    expected = [
-        {"step": step, "loss": loss} for step, loss in enumerate(trainer.advance(30).tolist(), 1)
-    ]
-    assert metrics(path) == expected
+    expected = trainer.advance(30).tolist()
+    lines = metrics(path)
+    times = [line.pop("seconds") for line in lines if "seconds" in line]
+    assert lines == [{"step": step, "loss": loss} for step, loss in enumerate(expected, 1)]
+    assert times == sorted(times) and 0 < times[0] < times[-1] < 60
     call("train", "--steps", "2", "--data", SKY, "--metrics", path)
     assert len(metrics(path)) == 2
 
@@ -335,8 +351,8 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_happened(tapegpt):
     rest = tapegpt("train", "--resume", *flags)
     assert rest.stdout == whole.stdout
     assert saved(tapegpt.folder / "parts") == saved(tapegpt.folder / "whole")
-    texts = [(tapegpt.folder / f"{name}.jsonl").read_text() for name in ("parts", "whole")]
-    assert texts[0] == texts[1]
+    parts, whole = (metrics(tapegpt.folder / f"{name}.jsonl") for name in ("parts", "whole"))
+    assert [untimed(line) for line in parts] == [untimed(line) for line in whole]
 
 
 @posix
@@ -401,7 +417,7 @@ def test_resume_refusals(call, refused):
     refused(*resume, *kept, "--dtype", "float64", names="--dtype float64")
     refused(*resume, *kept, "--preset", "microgpt", names="--preset microgpt")
     refused(*resume, *kept, "--steps", "0", names="--steps 0")
-    refused("train", "--resume", *kept, names=["all its 3 steps", "--steps above 3"])
+    refused("train", "--resume", *kept, names=["spent its --steps 3", "--steps above 3"])
     refused(*resume, *kept, "--steps", "3", names="--steps above 3")
     refused(*resume, *kept, "--out", "missing", code=1, names="'missing/run.json'")
     assert saved(Path("out")) == before
@@ -413,6 +429,184 @@ def test_a_damaged_run_is_not_resumed(call, refused):
     path = Path("out/run.json")
     path.write_text(path.read_text().replace('"step": 3', '"step": 2'))
     refused("train", "--resume", "--data", SKY, code=1, names="'out/run.json' is damaged")
+
+
+# Optimizers, schedules and budgets
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--optimizer", "adamw", "--weight-decay", "0.1", "--schedule", "cosine"],
+        ["--optimizer", "sgd", "--momentum", "0.95", "--schedule", "exponential"],
+        ["--optimizer", "sgd", "--clip-norm", "0.5", "--schedule", "constant"],
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_flags_are_the_settings_of_the_run(call, granularity, flags):
+    kind = ["--steps", "20", "--data", SKY, "--granularity", granularity, *flags]
+    call("train", *kind, "--metrics", "m.jsonl")
+    settings = {
+        name[2:].replace("-", "_"): value if value.isalpha() else float(value)
+        for name, value in zip(flags[::2], flags[1::2], strict=True)
+    }
+    training = TrainConfig(steps=20, granularity=granularity, **settings)
+    expected = Trainer(ModelConfig(), training, read_documents(SKY)).advance(20)
+    assert [line["loss"] for line in metrics(Path("m.jsonl"))] == expected.tolist()
+    run = load(Path("out"))
+    assert set(run.optimizer) == set(OPTIMIZER_STATE[training.optimizer])
+    assert run.training.learning_rate == default_learning_rate(ModelConfig(), training)
+
+
+@pytest.mark.parametrize("flags", [[], ["--granularity", "dot", "--val-fraction", "0.3"]])
+def test_training_for_some_seconds(call, flags):
+    call("train", "--seconds", "0.5", "--data", SKY, "--metrics", "m.jsonl", *flags)
+    lines = metrics(Path("m.jsonl"))
+    times = [line["seconds"] for line in lines if "seconds" in line]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert len(times) > 3
+    assert times[-2] < 0.5 <= times[-1]
+    run = load(Path("out"))
+    assert (run.training.seconds, run.training.steps) == (0.5, None)
+    assert (run.step, run.elapsed) == (len(lines), times[-1])
+    if flags:
+        evaluated = [line for line in lines if "val_loss" in line]
+        assert 2 <= len(evaluated) <= 11
+        assert evaluated[-1] == lines[-1]
+
+
+def test_more_seconds_for_a_run(call, refused):
+    flags = ["--data", SKY, "--metrics", "m.jsonl"]
+    call("train", "--seconds", "0.2", *flags)
+    done = load(Path("out"))
+    refused("train", "--resume", *flags, names=["spent its --seconds 0.2", "--seconds above 0.2"])
+    _, err = call("train", "--resume", "--seconds", "0.4", *flags)
+    assert re.search(rf"^step {done.step + 1} loss .* steps/s, 0 s left$", err, re.M)
+    run = load(Path("out"))
+    assert run.step > done.step
+    assert run.elapsed >= 0.4
+    lines = metrics(Path("m.jsonl"))
+    assert [line["step"] for line in lines] == list(range(1, run.step + 1))
+    assert lines[done.step]["seconds"] > done.elapsed
+    _, err = call("train", "--resume", "--steps", run.step + 3, *flags)
+    assert f"step {run.step + 3}/{run.step + 3} " in err
+    assert load(Path("out")).training.seconds is None
+
+
+def test_evaluations_take_none_of_the_seconds(call, monkeypatch):
+    """A clock that only training and evaluations move."""
+    now = [0.0]
+    monkeypatch.setattr(budget.time, "perf_counter", lambda: now[0])
+    advance, evaluate = Trainer.advance, Trainer.evaluate
+    paces = []
+
+    def slow_advance(trainer, count, pace=0.0):
+        paces.append(pace)
+        now[0] += 0.125 * count
+        return advance(trainer, count, pace)
+
+    def slow_evaluate(trainer):
+        now[0] += 1000
+        return evaluate(trainer)
+
+    monkeypatch.setattr(Trainer, "advance", slow_advance)
+    monkeypatch.setattr(Trainer, "evaluate", slow_evaluate)
+    call("train", "--seconds", "5", "--val-fraction", "0.2", "--data", SKY, "--metrics", "m.jsonl")
+    run, lines = load(Path("out")), metrics(Path("m.jsonl"))
+    assert (run.step, run.elapsed) == (40, 5)
+    evaluated = [line["seconds"] for line in lines if "val_loss" in line]
+    assert evaluated == [0.5 * i for i in range(1, 11)]
+    assert paces[2:] == [0.125] * (len(paces) - 2)
+
+
+# Held-out documents
+
+HOLD_OUT = ["--data", SKY, "--val-fraction", "0.2", "--metrics", "m.jsonl"]
+
+
+def evaluated(path=Path("m.jsonl")):
+    """{step: val_loss}"""
+    return {line["step"]: line["val_loss"] for line in metrics(path) if "val_loss" in line}
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_held_out_documents(call, granularity):
+    kind = ["--granularity", granularity, "--steps", "25", "--eval-every", "10"]
+    _, err = call("train", *HOLD_OUT, *kind)
+    training = TrainConfig(granularity=granularity, steps=25, val_fraction=0.2)
+    trainer = Trainer(ModelConfig(), training, read_documents(SKY))
+    losses, expected = [], {}
+    for count in (10, 10, 5):
+        losses += trainer.advance(count).tolist()
+        expected[trainer.step] = trainer.evaluate()
+    assert [line["loss"] for line in metrics(Path("m.jsonl"))] == losses
+    assert evaluated() == expected
+    last, best = load(Path("out")), load(Path("out/best"))
+    assert (last.step, last.best_loss) == (25, min(expected.values()))
+    assert expected[best.step] == best.best_loss == last.best_loss
+    assert best.stale == 0
+    assert f"least val_loss {last.best_loss:.4f}, saved in out/best\n" in err
+    assert f"val_loss {expected[25]:.4f} " in err
+    assert len(call("sample", "--run", "out/best", "--num-samples", "3")[0].splitlines()) == 3
+
+
+def test_ten_evaluations_unless_told_otherwise(call):
+    call("train", *HOLD_OUT, "--steps", "50")
+    assert list(evaluated()) == list(range(5, 51, 5))
+    call("train", *HOLD_OUT, "--steps", "7")
+    assert list(evaluated()) == list(range(1, 8))
+
+
+def fake_evaluations(monkeypatch, losses):
+    results = iter(losses)
+    monkeypatch.setattr(training, "loss_per_token", lambda *arguments: next(results))
+
+
+def test_the_best_is_kept_beside_the_last(call, monkeypatch):
+    fake_evaluations(monkeypatch, [math.nan, 3.0, 2.0, 2.5, math.nan])
+    call("train", *HOLD_OUT, "--steps", "10", "--eval-every", "2")
+    assert evaluated() == {2: None, 4: 3.0, 6: 2.0, 8: 2.5, 10: None}
+    last, best = load(Path("out")), load(Path("out/best"))
+    assert (last.step, last.best_loss, last.stale) == (10, 2.0, 2)
+    assert (best.step, best.best_loss, best.stale) == (6, 2.0, 0)
+
+
+def test_early_stopping(call, monkeypatch, refused):
+    flags = [*HOLD_OUT, "--steps", "30", "--eval-every", "3"]
+    fake_evaluations(monkeypatch, [3.0, 2.0, math.nan, 2.0, 1.0, 1.5, 1.5, 0.5, 0.6, 0.7])
+    out, err = call("train", *flags, "--patience", "2")
+    assert len(out.splitlines()) == 20
+    assert "2 evaluations without improvement: stopped early\n" in err
+    assert load(Path("out")).step == 12
+    assert load(Path("out/best")).step == 6
+    refused("train", "--resume", *flags, names=["spent its --patience 2", "--patience above 2"])
+    call("train", "--resume", *flags, "--patience", "3")
+    assert load(Path("out")).step == 30
+    assert load(Path("out/best")).step == 24
+    assert list(evaluated()) == list(range(3, 31, 3))
+
+
+def test_a_new_run_leaves_no_best_one_of_the_old(call):
+    call("train", *HOLD_OUT, "--steps", "2")
+    assert Path("out/best/run.json").exists()
+    call("train", "--data", SKY, "--steps", "2")
+    assert not Path("out/best").exists()
+
+
+@posix
+def test_interrupted_and_resumed_with_held_out_documents(tapegpt):
+    flags = ["--data", SKY, "--steps", 4000, "--batch-size", 32, "--n-embd", 8]
+    flags += ["--val-fraction", 0.3, "--eval-every", 90, "--optimizer", "sgd"]
+    tapegpt("train", *flags, "--out", "whole", "--metrics", "whole.jsonl")
+    flags = ["--out", "parts", "--metrics", "parts.jsonl", *flags]
+    interrupted(tapegpt, signal.SIGINT, *flags)
+    tapegpt("train", "--resume", *flags)
+    for folder in ("", "best"):
+        parts, whole = (tapegpt.folder / name / folder for name in ("parts", "whole"))
+        assert saved(parts) == saved(whole)
+    parts, whole = (metrics(tapegpt.folder / f"{name}.jsonl") for name in ("parts", "whole"))
+    assert [untimed(line) for line in parts] == [untimed(line) for line in whole]
 
 
 # Settings that cannot be right
@@ -438,6 +632,52 @@ def test_hostile_seeds(refused, run, value):
 @pytest.mark.parametrize("value", [*HOSTILE, "0", "-0.0", "1e-400"], ids=lambda value: value[:10])
 def test_hostile_learning_rates(refused, value):
     refused("train", f"--learning-rate={value}", names="--learning-rate")
+
+
+@pytest.mark.parametrize("flag", ["--seconds", "--clip-norm", "--decay"])
+@pytest.mark.parametrize("value", [*HOSTILE, "0"], ids=lambda value: value[:10])
+def test_hostile_numbers_above_zero(refused, flag, value):
+    refused("train", f"{flag}={value}", "--schedule", "exponential", names=flag)
+
+
+@pytest.mark.parametrize("flag", ["--momentum", "--warmup", "--val-fraction"])
+@pytest.mark.parametrize("value", [*HOSTILE, "1"], ids=lambda value: value[:10])
+def test_hostile_numbers_below_one(refused, flag, value):
+    kind = ["--optimizer", "sgd", "--schedule", "cosine"]
+    refused("train", f"{flag}={value}", *kind, names=flag)
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: value[:10])
+def test_hostile_weight_decays(refused, value):
+    refused("train", f"--weight-decay={value}", "--optimizer", "adamw", names="--weight-decay")
+
+
+@pytest.mark.parametrize("flag", ["--eval-every", "--patience"])
+@pytest.mark.parametrize("value", WHOLE, ids=lambda value: value[:10])
+def test_hostile_counts_of_evaluations(refused, flag, value):
+    refused("train", f"{flag}={value}", "--val-fraction", "0.1", names=flag)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--momentum", "0.9"],
+        ["--weight-decay", "0.1", "--optimizer", "sgd"],
+        ["--decay", "0.9"],
+        ["--warmup", "0.1", "--schedule", "constant"],
+        ["--eval-every", "10"],
+        ["--patience", "3", "--val-fraction", "0"],
+        ["--seconds", "3", "--steps", "4"],
+    ],
+)
+def test_flags_that_do_not_go_together(refused, flags):
+    refused("train", *flags, names=flags[0])
+
+
+def test_too_few_documents_to_hold_any_out(refused):
+    Path("one.txt").write_text("abc")
+    flags = ["--data", "one.txt", "--val-fraction", "0.1"]
+    refused("train", *flags, names=["--val-fraction 0.1", "none of 1 documents"])
 
 
 @pytest.mark.parametrize("value", WHOLE, ids=lambda value: value[:10])

@@ -8,11 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapegpt.config import (
+    MODELS,
+    OPTIMIZERS,
     PRESETS,
     ModelConfig,
     SampleConfig,
     TrainConfig,
     configure,
+    default_learning_rate,
     from_dict,
 )
 from tapegpt.errors import UsageError
@@ -33,9 +36,11 @@ def test_defaults_are_the_documented_ones():
         "model": "gpt", "n_layer": 1, "n_embd": 16, "n_head": 4, "block_size": 16,
     }  # fmt: skip
     assert asdict(TrainConfig()) == {
-        "steps": 1000, "batch_size": 1, "optimizer": "adam", "learning_rate": 0.01,
-        "beta1": 0.85, "beta2": 0.99, "epsilon": 1e-8, "schedule": "linear",
-        "granularity": "vector", "dtype": "float32", "seed": 42,
+        "steps": 1000, "seconds": None, "batch_size": 1, "optimizer": "adam",
+        "learning_rate": None, "beta1": 0.85, "beta2": 0.99, "epsilon": 1e-8,
+        "weight_decay": 0.01, "momentum": 0.9, "clip_norm": None, "schedule": "linear",
+        "decay": 0.998, "warmup": 0.05, "val_fraction": 0.0, "eval_every": None,
+        "patience": None, "granularity": "vector", "dtype": "float32", "seed": 42,
     }  # fmt: skip
     assert asdict(SampleConfig()) == {
         "temperature": 0.5, "num_samples": 20, "top_k": None, "top_p": None, "prompt": "",
@@ -49,6 +54,15 @@ def test_messages_name_flag_value_and_remedy():
     )
     assert refusal(TrainConfig, learning_rate=float("nan")) == (
         "--learning-rate nan is out of range: choose a finite number above 0"
+    )
+    assert refusal(TrainConfig, steps=5, seconds=2.5) == (
+        "--steps 5 and --seconds 2.5 are two budgets: choose one"
+    )
+    assert refusal(TrainConfig, patience=3) == (
+        "--patience 3 wants held-out documents: choose a --val-fraction above 0"
+    )
+    assert refusal(TrainConfig, optimizer="adan") == (
+        "--optimizer 'adan' is unknown: choose adam or adamw or sgd"
     )
     assert refusal(TrainConfig, dtype="float16") == (
         "--dtype 'float16' is unknown: choose float32 or float64"
@@ -68,6 +82,8 @@ WHOLE = [
     (ModelConfig, "block_size"),
     (TrainConfig, "steps"),
     (TrainConfig, "batch_size"),
+    (TrainConfig, "eval_every"),
+    (TrainConfig, "patience"),
     (TrainConfig, "seed"),
     (SampleConfig, "num_samples"),
     (SampleConfig, "top_k"),
@@ -85,7 +101,11 @@ def test_whole_numbers_are_checked(kind, name, value):
 @pytest.mark.parametrize(("kind", "name"), [case for case in WHOLE if case[1] != "seed"])
 def test_sizes_and_counts_start_at_one(kind, name):
     assert "0 is out of range" in refusal(kind, **{name: 0})
-    others = {"n_head": 1} if name == "n_embd" else {}
+    others = {
+        "n_embd": {"n_head": 1},
+        "eval_every": {"val_fraction": 0.1},
+        "patience": {"val_fraction": 0.1},
+    }.get(name, {})
     assert getattr(kind(**{name: 1}, **others), name) == 1
 
 
@@ -93,6 +113,12 @@ def test_sizes_and_counts_start_at_one(kind, name):
     ("kind", "name", "good", "bad"),
     [
         (TrainConfig, "learning_rate", [5e-324, 1, 1e308], [0, -0.0, -1.0]),
+        (TrainConfig, "weight_decay", [0, 0.01, 100], [-1e-9]),
+        (TrainConfig, "momentum", [0, 0.999999], [-1e-9, 1]),
+        (TrainConfig, "clip_norm", [5e-324, 1], [0, -1]),
+        (TrainConfig, "decay", [1e-9, 1], [0, -0.0, 1.000001]),
+        (TrainConfig, "warmup", [0, 0.99], [-1e-9, 1]),
+        (TrainConfig, "val_fraction", [0, 0.5, 0.99], [-1e-9, 1]),
         (TrainConfig, "beta1", [0, 0.999999], [-1e-9, 1, 1.5]),
         (TrainConfig, "beta2", [0, 0.999999], [-1e-9, 1, 1.5]),
         (TrainConfig, "epsilon", [1e-30, 1], [0, -1e-8]),
@@ -106,6 +132,13 @@ def test_numbers_are_checked(kind, name, good, bad):
         assert type(kept) is float and kept == value
     for value in [*bad, float("inf"), float("-inf"), float("nan"), 10**400, True, "0.5", [], {}]:
         assert refusal(kind, **{name: value}).startswith(f"--{name.replace('_', '-')} ")
+
+
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan"), 10**400, True, "3"])
+def test_seconds_are_checked(value):
+    assert TrainConfig(seconds=3).seconds == 3.0
+    assert TrainConfig(seconds=3).steps is None
+    assert refusal(TrainConfig, seconds=value).startswith("--seconds ")
 
 
 @pytest.mark.parametrize(
@@ -152,12 +185,54 @@ def test_configure_takes_defaults_then_preset_then_flags():
     assert configure(None, {}) == (ModelConfig(), TrainConfig())
     model, training = configure("microgpt", {})
     assert model == ModelConfig()
-    assert training == TrainConfig(dtype="float64")
+    assert training == TrainConfig(learning_rate=0.01, dtype="float64")
     model, training = configure(
         "microgpt", {"n_layer": 2, "dtype": "float32", "granularity": "scalar", "seed": None}
     )
     assert model == ModelConfig(n_layer=2)
-    assert training == TrainConfig(granularity="scalar")
+    assert training == TrainConfig(learning_rate=0.01, granularity="scalar")
+
+
+def test_one_budget_stands_for_the_other():
+    _, training = configure("microgpt", {"seconds": 2})
+    assert (training.steps, training.seconds) == (None, 2.0)
+    _, training = configure(None, {"steps": 7})
+    assert (training.steps, training.seconds) == (7, None)
+    with pytest.raises(UsageError, match="--steps 7 and --seconds 2 are two budgets"):
+        configure("microgpt", {"steps": 7, "seconds": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "needed"),
+    [
+        ("weight_decay", 0.01, {"optimizer": "adamw"}),
+        ("momentum", 0.9, {"optimizer": "sgd"}),
+        ("decay", 0.998, {"schedule": "exponential"}),
+        ("warmup", 0.05, {"schedule": "cosine"}),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(name, value, needed):
+    configure(None, {name: value, **needed})
+    ((other, kind),) = needed.items()
+    with pytest.raises(UsageError) as caught:
+        configure(None, {name: value})
+    assert str(caught.value) == (
+        f"--{name.replace('_', '-')} {value} is for --{other} {kind} alone, not for"
+        f" {getattr(TrainConfig(), other)}: leave it out"
+    )
+
+
+def test_default_learning_rates():
+    for model in MODELS:
+        for optimizer in OPTIMIZERS:
+            rate = default_learning_rate(ModelConfig(model=model), TrainConfig(optimizer=optimizer))
+            assert 0 < rate < 1
+    assert default_learning_rate(ModelConfig(), TrainConfig()) == 0.01  # microgpt's
+    slow, fast = (
+        default_learning_rate(ModelConfig(), TrainConfig(optimizer="sgd", momentum=momentum))
+        for momentum in (0.99, 0.0)
+    )
+    assert fast == pytest.approx(100 * slow)
 
 
 def test_configure_refuses():
@@ -182,6 +257,7 @@ def test_presets_hold(preset):
     [
         ModelConfig(n_layer=3),
         TrainConfig(learning_rate=1, seed=2**63),
+        TrainConfig(seconds=1, val_fraction=0.5, patience=3, clip_norm=1),
         SampleConfig(top_k=3, top_p=1, prompt="é"),
     ],
 )
@@ -220,5 +296,6 @@ def test_from_dict_survives_any_json(kind, data):
         except UsageError as error:
             assert "\n" not in str(error) and len(str(error)) < 250
         else:
-            assert getattr(config, name) == value
+            if (name, value) != ("steps", None):  # which stands for the default
+                assert getattr(config, name) == value
             assert replace(config) == config

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from tapegpt.config import ModelConfig
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.kernels.generate import generate
+from tapegpt.kernels.optimizers import ADAM, Optimizer
+from tapegpt.kernels.schedules import LINEAR, Schedule
 from tapegpt.kernels.steps import train_steps
 from tapegpt.program import Recording, record
 
@@ -158,10 +160,15 @@ def train(
     recording: Recording, corpus: TokenizedCorpus, batch_size: int, steps: int
 ) -> tuple[NDArray[np.float64], Arrays]:
     losses = np.zeros(steps)
-    m, v = recording.moment(), recording.moment()
+    state = np.stack([recording.moment(), recording.moment()])
+    optimizer = Optimizer(
+        ADAM, state, beta1=0.85, beta2=0.99, epsilon=1e-8, weight_decay=0.0, momentum=0.0,
+        clip_norm=np.inf,
+    )  # fmt: skip
+    schedule = Schedule(LINEAR, 0.01, decay=1.0, warmup=0.0, origin=0.0, span=float(steps))
     done = train_steps(
         recording.program, corpus.tokens, corpus.offsets, batch_size,
-        recording.documents_per_sweep, m, v, 0.01, 0.85, 0.99, 1e-8, steps, 0, losses,
+        recording.documents_per_sweep, optimizer, schedule, 0, losses,
     )  # fmt: skip
     assert done == steps
     return losses, {name: weights.copy() for name, weights in recording.weights.items()}

@@ -1,32 +1,43 @@
 """Training in memory: the optimizer, the schedule, batches, divergence, and exact resumption."""
 
 import hashlib
+import json
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import references
+from gradients import loss_and_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapegpt import training
 from tapegpt.checkpoint import RunError, load, save
-from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
+from tapegpt.config import (
+    DTYPES,
+    GRANULARITIES,
+    OPTIMIZERS,
+    SCHEDULES,
+    ModelConfig,
+    TrainConfig,
+    configure,
+    default_learning_rate,
+)
+from tapegpt.corpus import TokenizedCorpus, read_documents, shuffled
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.footprint import bytes_needed, nodes_needed
 from tapegpt.kernels.matmul import PANEL_DEPTH
-from tapegpt.kernels.optimizers import adam
 from tapegpt.kernels.simd import VECTOR_BYTES, WIDE_TILE
-from tapegpt.kernels.steps import linear_decay
 from tapegpt.program import record
-from tapegpt.tape.memory import aligned_zeros
 from tapegpt.training import Trainer
 
+GOLDEN = Path(__file__).parent / "golden"
 MODEL = ModelConfig(n_embd=6, n_head=2, block_size=5)
 DOCUMENTS = ["ab", "b", "abcab", "cabbage", "a", "bca", "gab"]  # one is longer than the block
-CONFIG = TrainConfig(steps=40, dtype="float64")
+CONFIG = TrainConfig(steps=40, learning_rate=0.01, dtype="float64")
 KINDS = [(granularity, dtype) for granularity in GRANULARITIES for dtype in DTYPES]
 
 
@@ -43,122 +54,128 @@ def state(trainer):
     ]
 
 
-def copied(weights):
-    return {name: array.copy() for name, array in weights.items()}
+def everything(arrays):
+    return np.concatenate([array.ravel() for array in arrays.values()])
 
 
-def numpy_adam(w, g, m, v, step, learning_rate, beta1, beta2, epsilon):
-    """Algorithm 1 of Kingma and Ba (2015), in float64."""
-    m = beta1 * m + (1 - beta1) * g
-    v = beta2 * v + (1 - beta2) * g**2
-    unbiased_m, unbiased_v = m / (1 - beta1**step), v / (1 - beta2**step)
-    return w - learning_rate * unbiased_m / (np.sqrt(unbiased_v) + epsilon), m, v
+LINEAR = [1 - step / CONFIG.steps for step in range(CONFIG.steps)]
+COSINE = [math.cos(math.pi / 2 * step / CONFIG.steps) ** 2 for step in range(CONFIG.steps)]
+SGD = {"optimizer": "sgd", "learning_rate": 0.5, "momentum": 0.7}
+ADAM = {"learning_rate": 0.03, "beta1": 0.6, "beta2": 0.9, "epsilon": 1e-2}
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("float64", 1e-13)])
 @pytest.mark.parametrize(
-    ("beta1", "beta2", "epsilon"), [(0.85, 0.99, 1e-8), (0.9, 0.999, 1e-3), (0.0, 0.0, 0.5)]
+    ("settings", "shares"),
+    [
+        (ADAM, LINEAR),
+        (ADAM | {"schedule": "constant", "clip_norm": 0.3}, [1] * 9),
+        (ADAM | {"schedule": "cosine", "warmup": 0.0}, COSINE),
+        (ADAM | {"schedule": "cosine", "warmup": 0.125}, [0.2, 0.4, 0.6, 0.8, 1, 1]),
+        (ADAM | {"optimizer": "adamw", "weight_decay": 0.2}, LINEAR),
+        (SGD | {"clip_norm": 0.3}, LINEAR),
+        (SGD | {"schedule": "exponential", "decay": 0.9}, 0.9 ** np.arange(9)),
+        (SGD | {"momentum": 0.0}, LINEAR),
+    ],
 )
-def test_adam_is_that_of_the_paper(dtype, tolerance, beta1, beta2, epsilon):
-    rng = np.random.default_rng(0)
-    count, more = 4 * VECTOR_BYTES // np.dtype(dtype).itemsize, 3
-    values, grads, m, v = (aligned_zeros(count + more, np.dtype(dtype)) for _ in range(4))
-    values[:] = rng.normal(size=count + more)
-    w, mean, square = values[:count].astype(np.float64), 0.0, 0.0
-    untouched = values[count:].copy()
-    for step in range(1, 8):
-        grads[:] = rng.normal(size=count + more) * 10.0 ** rng.integers(-6, 3, count + more)
-        rate = 0.1 / step
-        w, mean, square = numpy_adam(
-            w, grads[:count].astype(np.float64), mean, square, step, rate, beta1, beta2, epsilon
-        )
-        beyond = grads[count:].copy()
-        adam(values, grads, m, v, count, step, rate, beta1, beta2, epsilon)
-        np.testing.assert_allclose(values[:count], w, rtol=tolerance, atol=tolerance)
-        np.testing.assert_allclose(m[:count], mean, rtol=1e-4, atol=tolerance)
-        np.testing.assert_allclose(v[:count], square, rtol=1e-4, atol=tolerance)
-        assert not grads[:count].any()
-        assert (grads[count:] == beyond).all()
-    assert (values[count:] == untouched).all()
-    assert not m[count:].any()
-    assert not v[count:].any()
-
-
-def test_parameters_without_a_gradient_stay():
-    values, grads, m, v = (aligned_zeros(16, np.dtype("float64")) for _ in range(4))
-    values[:] = np.arange(16)
-    adam(values, grads, m, v, 16, 1, 0.01, 0.85, 0.99, 1e-8)
-    assert (values == np.arange(16)).all()
-
-
-def test_adam_in_float32_is_a_few_roundings_off():
-    rng = np.random.default_rng(0)
-    eps, tiny, count = np.finfo("float32").eps, 1e-30, 4096  # TINY in kernels/simd.py
-    values, grads, m, v = (aligned_zeros(count, np.dtype("float32")) for _ in range(4))
-    values[:] = rng.normal(size=count)
-    for step in range(1, 20):
-        # Also where squares are no normal numbers any more.
-        grads[:] = rng.normal(size=count) * 10.0 ** rng.integers(-25, 3, count)
-        w, g, old_m, old_v = (array.astype(np.float64) for array in (values, grads, m, v))
-        _, mean, square = numpy_adam(w, g, old_m, old_v, step, 0.01, 0.85, 0.99, 1e-8)
-        adam(values, grads, m, v, count, step, 0.01, 0.85, 0.99, 1e-8)
-        assert (np.abs(m - mean) <= 3 * eps * (np.abs(old_m) + np.abs(g)) + 1.1 * tiny).all()
-        assert (np.abs(v - square) <= 4 * eps * square + 1.1 * tiny).all()
-        # What is made of the moments, given those.
-        root = np.sqrt(v.astype(np.float64) / (1 - 0.99**step)) + 1e-8
-        update = 0.01 * m / (1 - 0.85**step) / root
-        assert (np.abs(values - (w - update)) <= eps * (10 * np.abs(update) + np.abs(w))).all()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_moments_without_a_gradient_never_become_subnormal(dtype):
-    """Arithmetic on subnormal numbers takes a hundred times as long."""
-    values, grads, m, v = (aligned_zeros(48, np.dtype(dtype)) for _ in range(4))
-    grads[:] = np.random.default_rng(0).normal(size=48) * 10.0 ** np.arange(-32, 16)
-    smallest = np.finfo(dtype).tiny
-    for step in range(1, 8000):
-        adam(values, grads, m, v, 48, step, 0.01, 0.85, 0.9, 1e-8)
-        assert (np.abs(m[m != 0]) >= smallest).all()
-        assert (v >= smallest).all()
-    assert not m.any()
-    before = values.copy()
-    adam(values, grads, m, v, 48, 8000, 0.01, 0.85, 0.9, 1e-8)
-    assert (values == before).all()
-
-
-def test_linear_schedule():
-    assert linear_decay(0.5, 0, 10) == 0.5
-    assert linear_decay(0.5, 5, 10) == 0.25
-    assert linear_decay(0.5, 9, 10) == pytest.approx(0.05)
-    assert linear_decay(0.5, 2**53 - 1, 2**53) > 0
-
-
-def test_the_rate_falls_linearly_over_the_steps_of_the_run():
-    """With both betas 0 and a tiny epsilon Adam moves every weight by the rate itself."""
-    trainer = make(steps=8, learning_rate=0.02, beta1=0.0, beta2=0.0, epsilon=1e-300)
-    for step in range(8):
-        before = trainer.recording.weights["lm_head"].copy()
-        trainer.advance(1)
-        moves = np.abs(trainer.recording.weights["lm_head"] - before)
-        np.testing.assert_allclose(moves, 0.02 * (1 - step / 8), rtol=1e-10)
-
-
-def test_adam_is_bound_to_the_settings_and_counts_steps_from_one():
-    """The moments after each step tell the gradients, and those what Adam makes of them."""
-    trainer = make(learning_rate=0.03, beta1=0.6, beta2=0.9, epsilon=1e-2)
-    snapshot = trainer.snapshot()
-    m, v = snapshot.optimizer["adam.m"], snapshot.optimizer["adam.v"]
-    for step in range(1, 6):
-        old, old_m, old_v = copied(trainer.recording.weights), copied(m), copied(v)
-        trainer.advance(1)
-        for name, weights in trainer.recording.weights.items():
-            gradients = (m[name] - 0.6 * old_m[name]) / (1 - 0.6)
-            rate = 0.03 * (1 - (step - 1) / CONFIG.steps)
-            w, _, square = numpy_adam(
-                old[name], gradients, old_m[name], old_v[name], step, rate, 0.6, 0.9, 1e-2
+def test_a_step_clips_and_optimizes_at_the_scheduled_rate(settings, shares):
+    trainer = make(**settings)
+    config, weights = trainer.training, trainer.recording.weights
+    corpus = TokenizedCorpus(trainer._tokens, trainer._offsets)
+    first, second = 0.0, 0.0
+    for step, share in enumerate(shares[:6]):
+        _, gradients = loss_and_gradients(trainer.recording, corpus, step, 1)
+        w, g = everything(weights), everything(gradients)
+        g = references.clip(g, config.clip_norm or math.inf)
+        rate = share * settings["learning_rate"]
+        if config.optimizer == "sgd":
+            w, first = references.sgd(w, g, first, rate, config.momentum)
+        else:
+            decay = settings.get("weight_decay", 0.0)
+            w, first, second = references.adam(
+                w, g, first, second, step + 1, rate, 0.6, 0.9, 1e-2, decay
             )
-            np.testing.assert_allclose(weights, w, rtol=1e-10, atol=1e-15)
-            np.testing.assert_allclose(v[name], square, rtol=1e-9, atol=1e-15)
+        trainer.advance(1)
+        np.testing.assert_allclose(everything(weights), w, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [
+        ({"optimizer": "adam"}, {"weight_decay": 0.5, "momentum": 0.1}),
+        ({"optimizer": "sgd"}, {"weight_decay": 0.5, "beta1": 0.1, "epsilon": 1.0}),
+        ({"schedule": "linear"}, {"decay": 0.5, "warmup": 0.5}),
+    ],
+)
+def test_settings_of_others_are_not_heeded(kind, others):
+    plain, other = make(**kind), make(**kind, **others)
+    plain.advance(3)
+    other.advance(3)
+    assert state(plain) == state(other)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_default_rate_for_every_optimizer(optimizer):
+    model, training = configure(None, {"optimizer": optimizer})
+    trainer = make(optimizer=optimizer, learning_rate=None)
+    assert trainer.learning_rate == default_learning_rate(model, training) > 0
+    assert trainer.snapshot().training.learning_rate == trainer.learning_rate
+    assert make(optimizer=optimizer).learning_rate == CONFIG.learning_rate
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_schedule_follows_the_clock(schedule):
+    """A step halfway through the seconds has the rate of one halfway through the steps."""
+    kind = {"schedule": schedule, "optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.1}
+    for done, pace in ((0.5, 0.5), (0.25, 1e-3), (0.0, 0.0)):
+        timed, counted = make(steps=None, seconds=60.0, **kind), make(steps=1000, **kind)
+        timed.elapsed = done * 60
+        timed.step = counted.step = int(done * 1000)
+        timed.advance(1, pace)
+        counted.advance(1)
+        if schedule == "cosine" and done == 0:  # which rises with the first step, however long
+            continue
+        np.testing.assert_allclose(
+            everything(timed.recording.weights), everything(counted.recording.weights), rtol=1e-9
+        )
+
+
+def test_the_schedule_goes_on_at_the_pace_given():
+    """With plain SGD the weights move by the rate; the budget ends within these steps."""
+    trainer = make(steps=None, seconds=10.0, optimizer="sgd", momentum=0.0, learning_rate=0.1)
+    trainer.elapsed, together = 9.0, []
+    corpus = TokenizedCorpus(trainer._tokens, trainer._offsets)
+    for step, rate in enumerate([0.01, 0.005, 0.0, 0.0]):
+        _, gradients = loss_and_gradients(trainer.recording, corpus, step, 1)
+        w = everything(trainer.recording.weights) - rate * everything(gradients)
+        trainer.advance(1, 0.5)
+        trainer.elapsed += 0.5
+        np.testing.assert_allclose(everything(trainer.recording.weights), w, rtol=1e-9)
+        together.append(w)
+    again = make(steps=None, seconds=10.0, optimizer="sgd", momentum=0.0, learning_rate=0.1)
+    again.elapsed = 9.0
+    again.advance(4, 0.5)
+    np.testing.assert_allclose(everything(again.recording.weights), together[-1], rtol=1e-9)
+
+
+def test_sgd_is_that_of_the_numpy_port():
+    """tests/golden/sky_vector.json has its losses: it draws the weights in another order, and its
+    matrices are transposed.
+    """
+    golden = json.loads((GOLDEN / "sky_vector.json").read_text())
+    config = TrainConfig(
+        optimizer="sgd", momentum=0.99, schedule="exponential", decay=0.998, dtype="float64"
+    )
+    documents = read_documents(GOLDEN / golden["config"]["data"])
+    trainer = Trainer(ModelConfig(), config, documents)
+    weights, rng = trainer.recording.weights, random.Random(42)
+    shuffled(documents, rng)
+    for name in ("wte", "wpe", "lm_head", *(name for name in weights if "." in name)):
+        matrix = weights[name] if name in ("wte", "wpe") else weights[name].T
+        for row in matrix:
+            row[:] = [rng.gauss(0, 0.08) for _ in row]
+    losses = trainer.advance(golden["config"]["num_steps"])
+    np.testing.assert_allclose(losses, golden["losses"], rtol=1e-12)
+    assert trainer.learning_rate == pytest.approx(0.002)
 
 
 def shuffled_tokens(trainer):
@@ -293,12 +310,15 @@ def test_flops(batch_size):
     assert trainer.flops(0) == 0
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(("granularity", "dtype"), KINDS)
-def test_a_resumed_run_ends_in_the_same_bits(tmp_path, granularity, dtype):
-    kind = {"granularity": granularity, "dtype": dtype, "batch_size": 2, "seed": 3}
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path, granularity, dtype, optimizer):
+    kind = {"granularity": granularity, "dtype": dtype, "optimizer": optimizer}
+    kind |= {"batch_size": 2, "seed": 3, "val_fraction": 0.3}
     through, stopped = make(**kind), make(**kind)
     losses = through.advance(9)
     first = stopped.advance(4)
+    stopped.evaluate()  # changes no bit of what comes after it
     assert through.rng.random() == stopped.rng.random()  # samples drawn on the way
     save(stopped.snapshot(), tmp_path)
     resumed = Trainer.resumed(load(tmp_path), DOCUMENTS)
@@ -357,7 +377,7 @@ def test_memory_is_wanted_for_the_documents_of_a_sweep(monkeypatch):
     vocab_size = make().tokenizer.vocab_size
     monkeypatch.setattr(training, "ROWS_PER_SWEEP", 4 * MODEL.block_size)
     for documents, fits, too_many in ((1, 1, 2), (3, 3, 4), (4, 100, None)):
-        needed = bytes_needed(MODEL, vocab_size, "vector", "float64", documents)
+        needed = bytes_needed(MODEL, vocab_size, "vector", "float64", documents, 2)
         monkeypatch.setattr(training, "bytes_available", lambda needed=needed: needed)
         nodes = nodes_needed(MODEL, vocab_size, "vector", documents)
         monkeypatch.setattr(training, "LARGEST_TAPE", nodes)
@@ -368,6 +388,22 @@ def test_memory_is_wanted_for_the_documents_of_a_sweep(monkeypatch):
             monkeypatch.setattr(training, "bytes_available", lambda: math.inf)
             with pytest.raises(UsageError, match="nodes"):
                 make(batch_size=too_many)
+
+
+def test_memory_is_wanted_for_an_evaluation_and_for_the_optimizer(monkeypatch):
+    vocab_size = make().tokenizer.vocab_size
+    monkeypatch.setattr(training, "ROWS_PER_SWEEP", 4 * MODEL.block_size)
+    for documents, arrays, fits, too_large in (
+        (1, 2, {}, {"val_fraction": 0.3}),
+        (4, 2, {"val_fraction": 0.3}, None),
+        (1, 1, {"optimizer": "sgd"}, {"optimizer": "adamw"}),
+    ):
+        needed = bytes_needed(MODEL, vocab_size, "vector", "float64", documents, arrays)
+        monkeypatch.setattr(training, "bytes_available", lambda needed=needed: needed)
+        make(**fits)
+        if too_large is not None:
+            with pytest.raises(UsageError, match="GB"):
+                make(**too_large)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

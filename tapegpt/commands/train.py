@@ -2,8 +2,8 @@
 
 import json
 import logging
+import math
 import signal
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -15,8 +15,9 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.checkpoint import Run, load, save
-from tapegpt.config import ModelConfig, SampleConfig, TrainConfig, configure, from_dict
+from tapegpt.budget import Clock
+from tapegpt.checkpoint import Run, discard, load, save
+from tapegpt.config import ModelConfig, SampleConfig, TrainConfig, configure, flag, from_dict
 from tapegpt.corpus import default_corpus, read_documents
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.progress import Progress
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from tapegpt.training import Trainer
 
 SECONDS_PER_CALL = 0.2  # of training between looks at signals and the clock
+CHANGEABLE = ("steps", "seconds", "eval_every", "patience")  # when a run is resumed
+BEST = "best"  # the folder, beside the last state of a run, of the one with the least val_loss
 LOG = logging.getLogger("tapegpt")
 
 
@@ -65,57 +68,98 @@ def run(
                 training.granularity,
                 training.dtype,
             )
-            _train(trainer, stop, log, quiet)
-        save(trainer.snapshot(), out)
+            _train(trainer, out, stop, log, quiet)
+        _save(trainer, out)
     if stop:
         LOG.warning(
-            "stopped after step %d of %d; saved in %s%s",
-            trainer.step, training.steps, out,
-            ": go on with --resume" if trainer.step < training.steps else "",
-        )  # fmt: skip
+            "stopped after step %d%s; saved in %s%s",
+            trainer.step,
+            "" if training.steps is None else f" of {training.steps}",
+            out,
+            "" if trainer.finished else ": go on with --resume",
+        )
         return 128 + stop[0]
+    if training.patience is not None and trainer.stale >= training.patience:
+        LOG.info("%d evaluations without improvement: stopped early", trainer.stale)
+    if trainer.best_loss is not None:
+        LOG.info("least val_loss %.4f, saved in %s", trainer.best_loss, out / BEST)
     LOG.info("saved in %s", out)
     for text in sample_in_turn(trainer.recording, trainer.tokenizer, SampleConfig(), trainer.rng):
         print(text)
     return 0
 
 
-def _train(trainer: "Trainer", stop: list[int], log: IO[str] | None, quiet: bool) -> None:
-    """Do the steps that are left, until a signal says stop."""
-    steps = trainer.training.steps
+def _train(
+    trainer: "Trainer", out: Path, stop: list[int], log: IO[str] | None, quiet: bool
+) -> None:
+    """Do the steps that are left, with evaluations between them, until a signal says stop."""
     trainer.advance(0)  # compiles what is not in the cache
-    count = 1
-    with Progress(trainer.step, steps, quiet) as progress:
-        while trainer.step < steps and not stop:
-            begin = time.perf_counter()
-            first = trainer.step + 1
-            losses = trainer.advance(min(count, steps - trainer.step))
-            seconds = time.perf_counter() - begin
-            _write_metrics(log, first, losses)
-            progress.update(trainer.step, float(losses[-1]))
-            count = max(1, min(4 * count, int(count * SECONDS_PER_CALL / seconds)))
+    budget, clock = trainer.budget, Clock(trainer.elapsed)
+    count, pace = 1, 0.0
+    with Progress(budget, trainer.step, trainer.elapsed, quiet) as progress:
+        while not (trainer.finished or stop):
+            first, begin = trainer.step, trainer.elapsed
+            count = min(count, budget.steps_ahead(first, begin, pace))
+            losses = trainer.advance(count, pace)
+            trainer.elapsed = clock.read()
+            measured = {"seconds": trainer.elapsed}
+            evaluations = budget.evaluations(trainer.step, trainer.elapsed)
+            due = trainer.finished or evaluations > budget.evaluations(first, begin)
+            if due and trainer.training.val_fraction > 0:
+                with clock.paused():
+                    measured["val_loss"] = _evaluate(trainer, out)
+            _write_metrics(log, first + 1, losses, measured)
+            progress.update(
+                trainer.step, trainer.elapsed, float(losses[-1]), measured.get("val_loss")
+            )
+            pace = (trainer.elapsed - begin) / count
+            count = max(1, min(4 * count, int(SECONDS_PER_CALL / pace)))
+
+
+def _evaluate(trainer: "Trainer", out: Path) -> float:
+    """Returns the loss on the held-out documents; saves the run, and again if it is the best."""
+    loss = trainer.evaluate()
+    _save(trainer, out)
+    if trainer.stale == 0:
+        save(trainer.snapshot(), out / BEST)
+    return loss
+
+
+def _save(trainer: "Trainer", out: Path) -> None:
+    """Save the run as it is now, and leave no best one of a run that was there before it."""
+    save(trainer.snapshot(), out)
+    if trainer.best_loss is None:
+        discard(out / BEST)
 
 
 def _resumed_settings(
     saved: Run, preset: str | None, settings: Mapping[str, object], out: Path
 ) -> tuple[ModelConfig, TrainConfig]:
-    """The saved run's settings, with the number of steps that the command line may change."""
+    """The saved run's settings, but for those that the command line may change."""
     if preset is not None:
         raise UsageError(f"--preset {preset} does not go with --resume: the run has its settings")
+    changed = {}
     for name, value in settings.items():
         kept = getattr(saved.model, name, getattr(saved.training, name, None))
-        if name != "steps" and value != kept:
-            flag = "--" + name.replace("_", "-")
+        if name in CHANGEABLE:
+            changed[name] = value
+        elif value != kept:
             raise UsageError(
-                f"{flag} {value} differs from {kept} in the run: leave it out, or start anew"
+                f"{flag(name)} {value} differs from {kept} in the run: leave it out, or start anew"
                 " in another --out"
             )
-    steps = {"steps": settings["steps"]} if "steps" in settings else {}
-    training = from_dict(TrainConfig, {**asdict(saved.training), **steps})
-    if training.steps <= saved.step:
-        raise UsageError(
-            f"the run in {out} has all its {saved.step} steps: choose --steps above {saved.step}"
-        )
+    budget = {"steps": None, "seconds": None} if changed.keys() & {"steps", "seconds"} else {}
+    training = from_dict(TrainConfig, {**asdict(saved.training), **budget, **changed})
+    for name, total, done in (
+        ("steps", training.steps, saved.step),
+        ("seconds", training.seconds, saved.elapsed),
+        ("patience", training.patience, saved.stale),
+    ):
+        if total is not None and total <= done:
+            raise UsageError(
+                f"the run in {out} has spent its {flag(name)} {total}:"
+                f" choose {flag(name)} above {done}"
+            )
     return saved.model, training
 
 
@@ -145,10 +189,15 @@ def _open_metrics(path: Path | None, append: bool) -> Iterator[IO[str] | None]:
         ) from error
 
 
-def _write_metrics(stream: IO[str] | None, first: int, losses: NDArray[np.float64]) -> None:
+def _write_metrics(
+    stream: IO[str] | None, first: int, losses: NDArray[np.float64], measured: dict[str, float]
+) -> None:
+    """Write one line a step, the last with what was measured after it; JSON has no NaN but null."""
     if stream is not None:
-        for step, loss in enumerate(losses.tolist(), first):
-            stream.write(json.dumps({"step": step, "loss": loss}) + "\n")
+        lines = [{"step": step, "loss": loss} for step, loss in enumerate(losses.tolist(), first)]
+        for name, value in measured.items():
+            lines[-1][name] = value if math.isfinite(value) else None
+        stream.write("".join(json.dumps(line) + "\n" for line in lines))
         stream.flush()
 
 

@@ -7,18 +7,18 @@ from tapegpt.machine import peak_gflops
 from tapegpt.sampling import sample_in_turn
 from tapegpt.training import Trainer
 
-
 HEAD_WIDTHS = (1, 2, 4, 8, 16)  # attention has kernels for each, see kernels/lanes.py
 
 
 def run() -> int:
-    """Train and sample tiny models of every kind. Returns the exit code."""
+    """Train, evaluate and sample tiny models of every kind. Returns the exit code."""
     for granularity, dtype in itertools.product(GRANULARITIES, DTYPES):
-        training = TrainConfig(steps=1, granularity=granularity, dtype=dtype)
+        training = TrainConfig(val_fraction=0.5, granularity=granularity, dtype=dtype)
         for width in HEAD_WIDTHS if granularity == "vector" else HEAD_WIDTHS[:1]:
             model = ModelConfig(n_embd=2 * width, n_head=2, block_size=2)
-            trainer = Trainer(model, training, ["ab"])
+            trainer = Trainer(model, training, ["ab", "ba"])
             trainer.advance(1)
+            trainer.evaluate()
             list(sample_in_turn(trainer.recording, trainer.tokenizer, SampleConfig(), trainer.rng))
     peak_gflops()
     return 0
