@@ -1,4 +1,4 @@
-"""What all benchmarks share: one thread, the machine's description, a figure for every record."""
+"""What all benchmarks share: one core, the machine's description, a figure for every record."""
 
 import os
 import sys
@@ -18,6 +18,9 @@ if "numpy" in sys.modules and any(name not in os.environ for name in ONE_THREAD)
         f"set {' '.join(f'{name}={value!r}' for name, value in ONE_THREAD.items())}"
     )
 os.environ.update(ONE_THREAD)
+# XLA runs operations side by side in spite of all settings; on one core they take turns.
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 import numba  # noqa: E402
 from table import tables  # noqa: E402
