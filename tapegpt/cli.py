@@ -182,7 +182,13 @@ def _sample_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "sample", help="draw texts from a saved run", description="Draw texts from a saved run."
     )
     add = parser.add_argument
-    add("--run", type=Path, default=Path("out"), metavar="DIR", help="default out")
+    add(
+        "--run",
+        type=Path,
+        default=Path("out"),
+        metavar="DIR",
+        help="default out; its best: out/best",
+    )
     add(
         "--temperature",
         type=float,

@@ -57,11 +57,11 @@ class LearningRates:
 
     adam: float
     adamw: float
-    sgd: float  # times 1 - momentum: how far a constant gradient moves a weight in the long run
+    sgd: float  # over the steps that a gradient is remembered: each has 1 - momentum of this
 
 
 LEARNING_RATES: Mapping[str, LearningRates] = {
-    "gpt": LearningRates(adam=0.01, adamw=0.01, sgd=0.2),
+    "gpt": LearningRates(adam=0.01, adamw=0.01, sgd=0.1),
 }
 
 

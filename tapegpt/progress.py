@@ -31,7 +31,7 @@ class Progress:
                 initial=self._begin,
                 total=budget.total,
                 unit="step",
-                bar_format=None if by_step else "{l_bar}{bar}| {n:.0f}/{total:g} s{postfix}",
+                bar_format=None if by_step else "{l_bar}{bar}| {n:.1f}/{total:g} s{postfix}",
                 dynamic_ncols=True,
             )
 

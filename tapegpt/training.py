@@ -15,13 +15,11 @@ from tapegpt.config import ModelConfig, TrainConfig, default_learning_rate
 from tapegpt.corpus import Tokenizer, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.footprint import bytes_available, bytes_needed, nodes_needed
-from tapegpt.kernels import optimizers, schedules
-from tapegpt.kernels.optimizers import Optimizer
-from tapegpt.kernels.schedules import Schedule
 from tapegpt.kernels.steps import train_steps
 from tapegpt.kernels.validation import loss_per_token
 from tapegpt.models import parameter_shapes
-from tapegpt.program import record
+from tapegpt.optimizers import kernel_optimizer, kernel_schedule
+from tapegpt.program import Recording, record
 from tapegpt.tape.memory import LARGEST_TAPE, aligned_zeros
 
 INITIAL_DEVIATION = 0.08  # of the weights, as in microgpt
@@ -31,17 +29,6 @@ TABLES = ("wte", "wpe")  # parameters that are looked up, not multiplied with
 # A batch that may have more rows than this is packed and swept in turns, and their gradients are
 # added up, so that what a sweep writes is still in the cache when it is read.
 ROWS_PER_SWEEP = 256
-
-OPTIMIZERS = {"adam": optimizers.ADAM, "adamw": optimizers.ADAM, "sgd": optimizers.SGD}
-SCHEDULES = {
-    "linear": schedules.LINEAR,
-    "exponential": schedules.EXPONENTIAL,
-    "cosine": schedules.COSINE,
-    "constant": schedules.CONSTANT,
-}
-
-# The thousandth part of a budget of seconds decays as a step does.
-TIMED_STEPS = 1000
 
 
 class Trainer:
@@ -72,10 +59,7 @@ class Trainer:
         self.recording = record(
             model, self.tokenizer.vocab_size, training.granularity, training.dtype, together
         )
-        program = self.recording.program
-        names = OPTIMIZER_STATE[training.optimizer]
-        self._state = aligned_zeros(len(names) * program.num_params, program.machine.values.dtype)
-        self._state = self._state.reshape(len(names), program.num_params)
+        self._state = _optimizer_state(self.recording, training)
         for weights in self.recording.weights.values():
             for row in weights:
                 row[:] = [self.rng.gauss(0, INITIAL_DEVIATION) for _ in row]
@@ -124,6 +108,7 @@ class Trainer:
         """
         config = self.training
         program = self.recording.program
+        span = self.budget.span(self.step, self.elapsed, pace)
         losses = np.zeros(count)
         done = train_steps(
             program,
@@ -131,8 +116,8 @@ class Trainer:
             self._offsets,
             config.batch_size,
             self.recording.documents_per_sweep,
-            self._optimizer(),
-            self._schedule(pace),
+            kernel_optimizer(config, self._state),
+            kernel_schedule(config, self.learning_rate, *span),
             self.step,
             losses,
         )
@@ -161,32 +146,6 @@ class Trainer:
         else:
             self.stale += 1
         return loss
-
-    def _optimizer(self) -> Optimizer:
-        config = self.training
-        return Optimizer(
-            kind=OPTIMIZERS[config.optimizer],
-            state=self._state,
-            beta1=config.beta1,
-            beta2=config.beta2,
-            epsilon=config.epsilon,
-            weight_decay=config.weight_decay if config.optimizer == "adamw" else 0.0,
-            momentum=config.momentum,
-            clip_norm=math.inf if config.clip_norm is None else config.clip_norm,
-        )
-
-    def _schedule(self, pace: float) -> Schedule:
-        config = self.training
-        origin, span = self.budget.span(self.step, self.elapsed, pace)
-        timed = config.seconds is not None
-        return Schedule(
-            kind=SCHEDULES[config.schedule],
-            learning_rate=self.learning_rate,
-            decay=config.decay ** (TIMED_STEPS / span) if timed else config.decay,
-            warmup=config.warmup,
-            origin=origin,
-            span=span,
-        )
 
     def _state_by_name(self) -> dict[str, dict[str, NDArray[np.floating]]]:
         names = OPTIMIZER_STATE[self.training.optimizer]
@@ -239,6 +198,13 @@ class Trainer:
             tensors=self.recording.weights,
             optimizer=self._state_by_name(),
         )
+
+
+def _optimizer_state(recording: Recording, training: TrainConfig) -> NDArray[np.floating]:
+    """Zeros: (arrays, num_params)."""
+    count, program = len(OPTIMIZER_STATE[training.optimizer]), recording.program
+    state = aligned_zeros(count * program.num_params, program.machine.values.dtype)
+    return state.reshape(count, program.num_params)
 
 
 def _documents_per_sweep(model: ModelConfig, training: TrainConfig) -> int:
