@@ -316,11 +316,14 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, granularity, dtype, optim
     through, stopped = make(**kind), make(**kind)
     losses = through.advance(9)
     first = stopped.advance(4)
-    stopped.evaluate()  # changes no bit of what comes after it
+    for _ in range(2):
+        stopped.evaluate()  # changes no bit of what comes after it
+    stopped.elapsed = 2.5
     assert through.rng.random() == stopped.rng.random()  # samples drawn on the way
     save(stopped.snapshot(), tmp_path)
     resumed = Trainer.resumed(load(tmp_path), DOCUMENTS)
-    assert resumed.step == 4
+    assert (resumed.step, resumed.elapsed) == (4, 0.0)  # seconds are kept where they are the budget
+    assert (resumed.best_loss, resumed.stale) == (stopped.best_loss, 1)
     assert np.concatenate([first, resumed.advance(5)]).tobytes() == losses.tobytes()
     assert state(resumed) == state(through)
     assert resumed.rng.getstate() == through.rng.getstate()
