@@ -6,6 +6,7 @@ from tapegpt.kernels import records as op
 from tapegpt.kernels.attention import move_document
 from tapegpt.kernels.dispatch import read_record
 from tapegpt.kernels.jit import inlined, jit
+from tapegpt.kernels.recurrence import move_state
 from tapegpt.kernels.simd import (
     count_at_most,
     keep_first,
@@ -116,6 +117,8 @@ def close_gaps(program, begin, p, alive, samples):
                 if op.ATTENTION <= code < op.CROSS_ENTROPY:
                     power = code - op.ATTENTION
                     move_document(machine.values, machine.operands, at, power, alive, i, p + 1)
+                elif code == op.PREVIOUS:
+                    move_state(machine.values, machine.operands, at, alive, i)
     return alive
 
 
@@ -141,7 +144,8 @@ def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_tu
         p = 0
         while alive > 0 and p < block:
             begin, end = program.ends[p if program.unrolled else 0], program.logit_ends[p]
-            # Attention keeps what it looks back at; other rows can make room for the next ones.
+            # Attention keeps what it looks back at, and a state is read before it is overwritten:
+            # rows can make room for the next ones.
             row = p if program.unrolled else 0
             inputs[program.starts + p] = row
             inputs[program.starts + p + 1] = row + alive

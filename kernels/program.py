@@ -21,7 +21,8 @@ class Program(NamedTuple):
     """A machine, and where the model's inputs and outputs lie in it.
 
     An unrolled program records every position of one document, one after the other: a prefix of
-    its records serves a shorter document. Any other runs each record over the rows of a batch.
+    its records serves a shorter document. Any other runs each record over the rows of a batch: all
+    at once or, in a recurrence, position by position.
     """
 
     machine: Machine

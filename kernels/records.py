@@ -6,7 +6,8 @@ A tape is five flat arrays:
     grads     float[nodes]        gradient of the root with respect to every node
     records   uint32[count, 4]    one row per operation, in the order they were recorded
     operands  int64[...]          argument lists of the records that need more than two
-    inputs    int64[...]          token ids, positions, targets: what changes between replays
+    inputs    int64[...]          token ids, positions, targets: what changes between replays,
+                                  and the choices that records make
 
 A node id is an index into `values` and `grads`. A scalar node is one id. An array node is a run
 of ids that starts on a 64-byte boundary, row after row, each row padded with zeros to whole
@@ -65,10 +66,14 @@ ARRAY_RELU = 33
 ARRAY_ADD = 34
 ARRAY_SCALE = 35
 ARRAY_MEAN = 36
+TOPK = 37
+GATHERED_LINEAR = 38
+PREVIOUS = 39
+CARRY = 40  # no kernel: where the stretch that PREVIOUS begins ends, see sweep.py
 
 # Rows of the table of addresses: one for every opcode, and one for stretches of scalar records.
-SCALARS = 37
-COUNT = 38
+SCALARS = 41
+COUNT = 42
 
 # Operations on scalars with several results.
 SEVERAL = frozenset((LOOKUP, SOFTMAX, RUN, DOT_ROWS, DOT_COLUMNS))

@@ -627,6 +627,27 @@ def count_at_most(typing_context, a, limit):
     return types.intp(a, a.dtype), codegen
 
 
+@intrinsic
+def lanes_above(typing_context, a, limit):
+    """A bit for every lane, the first one lowest: whether it is above the number `limit`."""
+
+    def codegen(context, builder, sig, args):
+        above = builder.fcmp_ordered(">", args[0], broadcast(builder, a, args[1]))
+        return builder.zext(builder.bitcast(above, ir.IntType(a.lanes)), ir.IntType(64))
+
+    return types.intp(a, a.dtype), codegen
+
+
+@intrinsic
+def lowest_bit(typing_context, bits):
+    """The number of the lowest bit that is set."""
+
+    def codegen(context, builder, sig, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.intp(types.intp), codegen
+
+
 @intrinsic(prefer_literal=True)
 def row_offsets(typing_context, first, limit, stride, rows):
     """Offsets of rows first, first + 1, ..., `rows` of them, `stride` elements apart.

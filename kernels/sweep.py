@@ -5,6 +5,9 @@ loop down. `window` is the part of the batch that array operations on batch rows
 rows.py. The reverse sweep adds to `grads`: the caller clears what no record overwrites, and seeds
 the root.
 
+What lies between PREVIOUS and CARRY is replayed once for every position of the window, first to
+last, or back.
+
 Array operations are called by address, one at a time, and so are whole stretches of scalar
 operations: a program pays, in compile time, only for what it uses.
 """
@@ -28,6 +31,7 @@ from tapegpt.kernels.products import (
     dot_run_backward,
     dot_run_forward,
 )
+from tapegpt.kernels.recurrence import position_window
 from tapegpt.kernels.reduction import (
     softmax_backward,
     softmax_forward,
@@ -184,14 +188,22 @@ def hand_over(machine):
 def forward_sweep(machine, begin, end, window):
     """Compute the values of records begin to end - 1, in order."""
     kernels, values, grads, records, operands, inputs = hand_over(machine)
-    i = begin
+    i, previous, here = begin, end, window
     while i < end:
         code, out, at, _ = read_record(records, i)
         if code < op.FIRST_CALLED:
             address = kernels[op.SCALARS, FORWARD]
             i = call_scalars(address, values, grads, records, operands, inputs, i, end)
+        elif code == op.CARRY:
+            if here[1] < window[1]:
+                i, here = previous, position_window(inputs, operands[at], here[1])
+            else:
+                i, here = i + 1, window
         else:
-            call_forward(kernels[code, FORWARD], values, operands, inputs, out, at, window)
+            # The first time, not back from CARRY.
+            if code == op.PREVIOUS and i != previous:
+                previous, here = i, position_window(inputs, operands[at + 3], window[0])
+            call_forward(kernels[code, FORWARD], values, operands, inputs, out, at, here)
             i += 1
 
 
@@ -199,17 +211,25 @@ def forward_sweep(machine, begin, end, window):
 def reverse_sweep(machine, begin, end, window):
     """Carry gradients from the outputs of records end - 1 down to begin to their operands."""
     kernels, values, grads, records, operands, inputs = hand_over(machine)
-    i = end - 1
+    i, carry, here = end - 1, end, window
     while i >= begin:
         code, out, at, fresh = read_record(records, i)
         if code < op.FIRST_CALLED:
             address = kernels[op.SCALARS, BACKWARD]
             i = call_scalars(address, values, grads, records, operands, inputs, i, begin)
+        elif code == op.CARRY:
+            carry, here = i, position_window(inputs, operands[at], window[1] - 1)
+            i -= 1
         else:
             # A transpose has none: gradients go straight to the weights.
             if kernels[code, BACKWARD] != 0:
                 call_backward(
                     kernels[code, BACKWARD],
-                    values, grads, operands, inputs, out, at, fresh, window,
+                    values, grads, operands, inputs, out, at, fresh, here,
                 )  # fmt: skip
             i -= 1
+            if code == op.PREVIOUS:
+                if here[0] > window[0]:
+                    i, here = carry - 1, position_window(inputs, operands[at + 3], here[0] - 1)
+                else:
+                    here = window

@@ -32,11 +32,17 @@ from tapegpt.kernels.products import (
     dot_rows_backward,
     dot_rows_forward,
 )
+from tapegpt.kernels.recurrence import previous_backward, previous_forward
 from tapegpt.kernels.reduction import max_backward, max_forward
 from tapegpt.kernels.rmsnorm import rmsnorm_backward, rmsnorm_forward
 from tapegpt.kernels.runs import run_backward, run_forward
 from tapegpt.kernels.softmax import array_softmax_backward, array_softmax_forward
 from tapegpt.kernels.sweep import scalars_backward, scalars_forward
+from tapegpt.kernels.topk import (
+    gathered_linear_backward,
+    gathered_linear_forward,
+    topk_forward,
+)
 
 KERNELS = {
     op.MAX: (max_forward, max_backward),
@@ -54,6 +60,9 @@ KERNELS = {
     op.ARRAY_ADD: (array_add_forward, array_add_backward),
     op.ARRAY_SCALE: (array_scale_forward, array_scale_backward),
     op.ARRAY_MEAN: (array_mean_forward, array_mean_backward),
+    op.TOPK: (topk_forward, None),
+    op.GATHERED_LINEAR: (gathered_linear_forward, gathered_linear_backward),
+    op.PREVIOUS: (previous_forward, previous_backward),
 }
 
 

@@ -122,7 +122,7 @@ def _train_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     add("--preset", metavar="NAME", help=f"settings by name: {', '.join(PRESETS)}")
     add("--model", choices=MODELS, help=f"default {model.model}")
     add("--granularity", choices=GRANULARITIES, help=f"default {training.granularity}")
-    for name in ("n_layer", "n_embd", "n_head", "block_size"):
+    for name in ("n_layer", "n_embd", "n_head", "block_size", "n_state", "n_att"):
         add(flag(name), type=int, metavar="N", help=f"default {getattr(model, name)}")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=int, metavar="N", help=f"default {training.steps}")

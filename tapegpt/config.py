@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 from tapegpt.errors import UsageError
 
-MODELS = ("gpt",)
+MODELS = ("gpt", "rnn", "rnn-att")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("linear", "exponential", "cosine", "constant")
 GRANULARITIES = ("scalar", "dot", "vector")
 DTYPES = ("float32", "float64")
+INITIALIZATIONS = ("by-output", "by-input")
 
 LARGEST_SIZE = 2**31 - 1  # extents on the tape are 32-bit
 LARGEST_LAYERS = 1024  # each layer adds names and records: bounds both before any is made
@@ -37,6 +38,8 @@ class ModelConfig:
     n_embd: int = 16
     n_head: int = 4
     block_size: int = 16
+    n_state: int = 32  # of the recurrent nets
+    n_att: int = 16  # coordinates of the state that fire, of rnn-att
 
     def __post_init__(self) -> None:
         _choice(self, "model", MODELS)
@@ -44,7 +47,14 @@ class ModelConfig:
         _whole(self, "n_embd", 1, LARGEST_SIZE)
         _whole(self, "n_head", 1, LARGEST_SIZE)
         _whole(self, "block_size", 1, LARGEST_SIZE)
-        if self.n_embd % self.n_head:
+        _whole(self, "n_state", 1, LARGEST_SIZE)
+        _whole(self, "n_att", 1, LARGEST_SIZE)
+        if self.model == "rnn-att" and self.n_att > self.n_state:
+            raise UsageError(
+                f"--n-att {self.n_att} is more than --n-state {self.n_state}: "
+                f"choose at most {self.n_state}"
+            )
+        if self.model == "gpt" and self.n_embd % self.n_head:
             raise UsageError(
                 f"--n-embd {self.n_embd} is not divisible by --n-head {self.n_head}: "
                 f"choose a multiple of {self.n_head}"
@@ -62,6 +72,8 @@ class LearningRates:
 
 LEARNING_RATES: Mapping[str, LearningRates] = {
     "gpt": LearningRates(adam=0.01, adamw=0.01, sgd=0.1),
+    "rnn": LearningRates(adam=0.01, adamw=0.01, sgd=0.5),
+    "rnn-att": LearningRates(adam=0.01, adamw=0.01, sgd=0.3),
 }
 
 
@@ -88,6 +100,7 @@ class TrainConfig:
     patience: int | None = None  # evaluations without improvement that end the training
     granularity: str = "vector"
     dtype: str = "float32"
+    initialization: str = "by-output"  # whose weights are drawn one after the other
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -124,6 +137,7 @@ class TrainConfig:
                     )
         _choice(self, "granularity", GRANULARITIES)
         _choice(self, "dtype", DTYPES)
+        _choice(self, "initialization", INITIALIZATIONS)
         _whole(self, "seed", 0, LARGEST_SEED)
 
 
@@ -151,6 +165,21 @@ class SampleConfig:
             _whole(self, "seed", 0, LARGEST_SEED)
 
 
+# What microgpt's NumPy port has in all its models.
+NUMPY_PORT: Mapping[str, object] = {
+    "n_embd": 16,
+    "block_size": 16,
+    "steps": 1000,
+    "batch_size": 1,
+    "optimizer": "sgd",
+    "momentum": 0.99,
+    "schedule": "exponential",
+    "decay": 0.998,
+    "dtype": "float64",
+    "initialization": "by-input",
+    "seed": 42,
+}
+
 PRESETS: Mapping[str, Mapping[str, object]] = {
     "microgpt": {  # the original program's numbers, whatever the defaults above become
         "model": "gpt",
@@ -167,17 +196,38 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "epsilon": 1e-8,
         "schedule": "linear",
         "dtype": "float64",
+        "initialization": "by-output",
         "seed": 42,
+    },
+    "brief-ds-vector": {
+        **NUMPY_PORT,
+        "model": "gpt",
+        "n_layer": 1,
+        "n_head": 4,
+        "learning_rate": 0.002,
+    },
+    "brief-ds-rnn": {**NUMPY_PORT, "model": "rnn", "n_state": 32, "learning_rate": 0.01},
+    "brief-ds-rnn-att": {
+        **NUMPY_PORT,
+        "model": "rnn-att",
+        "n_state": 32,
+        "n_att": 16,
+        "learning_rate": 0.03,
+        "momentum": 0.95,
     },
 }
 
 
-# Settings that do nothing unless another has this value.
+# Settings that do nothing unless another has one of these values.
 NEEDED = {
-    "weight_decay": ("optimizer", "adamw"),
-    "momentum": ("optimizer", "sgd"),
-    "decay": ("schedule", "exponential"),
-    "warmup": ("schedule", "cosine"),
+    "n_layer": ("model", ("gpt",)),
+    "n_head": ("model", ("gpt",)),
+    "n_state": ("model", ("rnn", "rnn-att")),
+    "n_att": ("model", ("rnn-att",)),
+    "weight_decay": ("optimizer", ("adamw",)),
+    "momentum": ("optimizer", ("sgd",)),
+    "decay": ("schedule", ("exponential",)),
+    "warmup": ("schedule", ("cosine",)),
 }
 
 
@@ -202,11 +252,12 @@ def configure(
             raise UsageError(f"unknown setting {_show(name)}: leave it out")
     model = ModelConfig(**{name: settings[name] for name in in_model if name in settings})
     training = TrainConfig(**{name: settings[name] for name in in_training if name in settings})
-    for name, (other, value) in NEEDED.items():
-        if name in given and getattr(training, other) != value:
+    for name, (other, values) in NEEDED.items():
+        value = getattr(model if other in in_model else training, other)
+        if name in given and value not in values:
             raise UsageError(
-                f"{flag(name)} {_show(given[name])} is for {flag(other)} {value} alone, not for"
-                f" {getattr(training, other)}: leave it out"
+                f"{flag(name)} {_show(given[name])} is for {flag(other)} {' or '.join(values)}"
+                f" alone, not for {value}: leave it out"
             )
     return model, training
 

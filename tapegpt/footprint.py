@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from tapegpt.config import ModelConfig
-from tapegpt.models import parameter_shapes
+from tapegpt.models import multiplications, parameter_shapes
 
 LANES = 16  # at most
 RECORD_BYTES = 40  # of a record, twice: the tape's and the program's, and what growing leaves over
@@ -14,6 +14,8 @@ RECORD_BYTES = 40  # of a record, twice: the tape's and the program's, and what 
 
 def nodes_needed(model: ModelConfig, vocab_size: int, granularity: str, documents: int) -> int:
     """About as many nodes as `record` allocates for a sweep over so many documents."""
+    if model.model != "gpt":
+        return _recurrent_nodes(model, vocab_size, granularity, documents)
     width, layers, block = model.n_embd, model.n_layer, model.block_size
     parameters = _parameters(model, vocab_size)
     if granularity == "vector":
@@ -30,6 +32,18 @@ def nodes_needed(model: ModelConfig, vocab_size: int, granularity: str, document
     position = products + 25 * layers * width + 5 * vocab_size
     pair = layers * (columns + 5 * model.n_head)
     return parameters + block * position + block * (block + 1) // 2 * pair
+
+
+def _recurrent_nodes(model: ModelConfig, vocab_size: int, granularity: str, documents: int) -> int:
+    parameters, state = _parameters(model, vocab_size), 8 * model.n_state
+    if granularity == "vector":
+        row = 2 * model.n_embd + state + 2 * vocab_size
+        return 2 * parameters + documents * model.block_size * row
+    weights = multiplications(model, vocab_size)
+    position = 2 * weights if granularity == "scalar" else 0
+    if model.model == "rnn-att":
+        position += model.n_att * model.n_state  # the rows of m that fire
+    return parameters + model.block_size * (position + state + 5 * vocab_size)
 
 
 def bytes_needed(

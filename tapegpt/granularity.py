@@ -14,7 +14,7 @@ single sum is taken is microgpt's.
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.tape import Batch, Tape
+from tapegpt.tape import Batch, Input, Tape
 
 Row = NDArray[np.int64]
 Parameters = dict[str, NDArray[np.floating]]
@@ -36,6 +36,12 @@ class Vector:
             (self._weights[positions], self._batch.positions),
         )
 
+    def embed_token(self, table: str) -> int:
+        return self._tape.embed((self._weights[table], self._batch.tokens))
+
+    def embed_position(self, table: str) -> int:
+        return self._tape.embed((self._weights[table], self._batch.positions))
+
     def linear(self, x: int, weights: str, plus: int | None = None) -> int:
         return self._tape.linear(x, self._weights[weights], plus)
 
@@ -45,8 +51,23 @@ class Vector:
     def relu(self, x: int) -> int:
         return self._tape.relu(x)
 
+    def add(self, x: int, y: int) -> int:
+        return self._tape.add(x, y)
+
     def attention(self, q: int, k: int, v: int, n_head: int, layer: int) -> int:
         return self._tape.attention(q, k, v, n_head)
+
+    def previous(self, width: int) -> int:
+        return self._tape.previous(width)
+
+    def carry(self, x: int) -> int:
+        return self._tape.carry(x)
+
+    def topk(self, x: int, k: int) -> Input:
+        return self._tape.topk(x, k)
+
+    def gathered_linear(self, x: int, which: Input, weights: str, plus: int) -> int:
+        return self._tape.gathered_linear(x, which, self._weights[weights], plus)
 
     def cross_entropy(self, logits: int) -> int:
         """The loss of the batch."""
@@ -63,16 +84,23 @@ class Scalar:
         self._batch = batch
         self._keys: dict[int, list[Row]] = {}
         self._values: dict[int, list[Row]] = {}
+        self._carried: Row | None = None
 
     def embed(self, tokens: str, positions: str) -> Row:
-        table = self._weights[tokens]
-        token = self._tape.lookup(table[0], self._batch.tokens, self.position, table.shape[1])
-        return self.each("add", token, self._weights[positions][self.position])
+        return self.add(self.embed_token(tokens), self.embed_position(positions))
+
+    def embed_token(self, table: str) -> Row:
+        rows = self._weights[table]
+        return self._tape.lookup(rows[0], self._batch.tokens, self.position, rows.shape[1])
+
+    def embed_position(self, table: str) -> Row:
+        row: Row = self._weights[table][self.position]
+        return row
 
     def linear(self, x: Row, weights: str, plus: Row | None = None) -> Row:
         w = self._weights[weights]
         result = self.dot(w, np.broadcast_to(x, w.shape))
-        return result if plus is None else self.each("add", result, plus)
+        return result if plus is None else self.add(result, plus)
 
     def rmsnorm(self, x: Row) -> Row:
         squares = self.dot(x[None], x[None])
@@ -83,6 +111,9 @@ class Scalar:
 
     def relu(self, x: Row) -> Row:
         return self.each("relu", x)
+
+    def add(self, x: Row, y: Row) -> Row:
+        return self.each("add", x, y)
 
     def attention(self, q: Row, k: Row, v: Row, n_head: int, layer: int) -> Row:
         keys, values = self._keys.setdefault(layer, []), self._values.setdefault(layer, [])
@@ -99,6 +130,23 @@ class Scalar:
         weights_all = np.broadcast_to(weights[:, None, :], v_all.shape)
         count = len(keys)
         return self.dot(weights_all.reshape(-1, count), v_all.reshape(-1, count))
+
+    def previous(self, width: int) -> Row:
+        return self._tape.variables(np.zeros(width)) if self._carried is None else self._carried
+
+    def carry(self, x: Row) -> Row:
+        self._carried = x
+        return x
+
+    def topk(self, x: Row, k: int) -> Input:
+        return self._tape.largest(x, k)
+
+    def gathered_linear(self, x: Row, which: Input, weights: str, plus: Row) -> Row:
+        w = self._weights[weights]
+        chosen = np.concatenate([self._tape.lookup(x[:1], which, j, 1) for j in range(which.width)])
+        rows = np.stack([self._tape.lookup(w[0], which, j, w.shape[1]) for j in range(which.width)])
+        products = self.dot(rows.T, np.broadcast_to(chosen, rows.T.shape))
+        return self.add(products, plus)
 
     def softmax(self, x: Row) -> Row:
         """e^x / sum(e^x) for every row of x."""

@@ -2,7 +2,7 @@
 
 Each pass takes and returns a `Machine` whose results are the same. They are for programs in which
 every array but the parameters is used by array operations, and none twice by one record; weights
-and tables are parameters.
+and tables are parameters, and what a recurrence carries is used after it too.
 """
 
 from collections import defaultdict
@@ -25,6 +25,8 @@ DIFFERENTIABLE = {
     op.ARRAY_ADD: (2, 3),
     op.ARRAY_SCALE: (2,),
     op.ARRAY_MEAN: (2,),
+    op.GATHERED_LINEAR: (3, 7),
+    op.PREVIOUS: (2,),
 }
 
 # Places in the argument list of a linear.

@@ -12,7 +12,7 @@ from tapegpt.kernels import records as op
 from tapegpt.kernels.dispatch import BACKWARD, FORWARD
 from tapegpt.kernels.program import Program
 from tapegpt.kernels.table import load_kernels
-from tapegpt.models import gpt, parameter_shapes
+from tapegpt.models import network, parameter_shapes
 from tapegpt.passes import fuse_relu, hoist_constants, mark_overwritten
 from tapegpt.tape import Tape
 
@@ -77,7 +77,7 @@ def _record_vector(
     vocab_size = shapes["wte"][0]
     batch = tape.batch(documents, model.block_size, vocab_size)
     net = Vector(tape, weights, batch)
-    logits = gpt(net, model)
+    logits = network(net, model)
     root = net.cross_entropy(logits)
 
     machine, constants = hoist_constants(tape.machine())
@@ -122,7 +122,7 @@ def _record_unrolled(
     total = op.NONE
     for position in range(model.block_size):
         net.position = position
-        row = gpt(net, model)
+        row = network(net, model)
         logits.append(int(row[0]))
         logit_ends.append(tape.mark().records)
         loss = net.cross_entropy(row)

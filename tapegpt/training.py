@@ -11,20 +11,18 @@ from numpy.typing import NDArray
 
 from tapegpt.budget import StepBudget, TimeBudget, budget_of
 from tapegpt.checkpoint import OPTIMIZER_STATE, Run, RunError
-from tapegpt.config import ModelConfig, TrainConfig, default_learning_rate
+from tapegpt.config import ModelConfig, TrainConfig, default_learning_rate, flag
 from tapegpt.corpus import Tokenizer, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.footprint import bytes_available, bytes_needed, nodes_needed
 from tapegpt.kernels.steps import train_steps
 from tapegpt.kernels.validation import loss_per_token
-from tapegpt.models import parameter_shapes
+from tapegpt.models import multiplications, tables
 from tapegpt.optimizers import kernel_optimizer, kernel_schedule
 from tapegpt.program import Recording, record
 from tapegpt.tape.memory import LARGEST_TAPE, aligned_zeros
 
 INITIAL_DEVIATION = 0.08  # of the weights, as in microgpt
-
-TABLES = ("wte", "wpe")  # parameters that are looked up, not multiplied with
 
 # A batch that may have more rows than this is packed and swept in turns, and their gradients are
 # added up, so that what a sweep writes is still in the cache when it is read.
@@ -60,8 +58,13 @@ class Trainer:
             model, self.tokenizer.vocab_size, training.granularity, training.dtype, together
         )
         self._state = _optimizer_state(self.recording, training)
-        for weights in self.recording.weights.values():
-            for row in weights:
+        self._draw_weights()
+
+    def _draw_weights(self) -> None:
+        by_input = self.training.initialization == "by-input"
+        for name, weights in self.recording.weights.items():
+            transposed = by_input and name not in tables(self.model)
+            for row in weights.T if transposed else weights:
                 row[:] = [self.rng.gauss(0, INITIAL_DEVIATION) for _ in row]
 
     @classmethod
@@ -157,9 +160,9 @@ class Trainer:
     def flops(self, count: int) -> int:
         """Floating-point operations of the next `count` steps that the model itself needs.
 
-        For every position 6 (2 forward, 4 backward) a matrix parameter; for every pair of a
-        position with itself or an earlier one 12 n_embd a layer. No padding, no copies, nothing
-        of the norms, the loss or the optimizer.
+        For every position 6 (2 forward, 4 backward) a weight that it is multiplied with; for
+        every pair of a position with itself or an earlier one 12 n_embd a layer of attention. No
+        padding, no copies, nothing of the norms, the loss or the optimizer.
         """
         config = self.training
         documents = np.arange(
@@ -169,12 +172,9 @@ class Trainer:
         lengths = np.diff(self._offsets)[documents] - 1
         lengths = np.minimum(lengths, self.model.block_size)
         pairs = (lengths * (lengths + 1) // 2).sum()
-        shapes = parameter_shapes(self.model, self.tokenizer.vocab_size)
-        matrices = sum(
-            outputs * inputs for name, (outputs, inputs) in shapes.items() if name not in TABLES
-        )
-        attention = 12 * self.model.n_embd * self.model.n_layer * pairs
-        return int(6 * matrices * lengths.sum() + attention)
+        products = 6 * multiplications(self.model, self.tokenizer.vocab_size) * lengths.sum()
+        layers = self.model.n_layer if self.model.model == "gpt" else 0
+        return int(products + 12 * self.model.n_embd * layers * pairs)
 
     def _diverged(self, problem: str) -> DivergedError:
         return DivergedError(
@@ -246,8 +246,9 @@ def _check_memory(
         problem = f"about {nodes:.1e} nodes, a tape holds {LARGEST_TAPE:.1e}"
     else:
         return
+    names = ("n_embd", "n_layer" if model.model == "gpt" else "n_state", "block_size")
+    sizes = ", ".join(f"{flag(name)} {getattr(model, name)}" for name in names)
     raise UsageError(
-        f"the model needs {problem} (--granularity {training.granularity}): make --n-embd"
-        f" {model.n_embd}, --n-layer {model.n_layer}, --block-size {model.block_size} or"
+        f"the model needs {problem} (--granularity {training.granularity}): make {sizes} or"
         f" --batch-size {training.batch_size} smaller"
     )

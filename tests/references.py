@@ -12,6 +12,16 @@ def linear(x, w, plus=0.0):
     return plus + x @ w.T
 
 
+def topk(x, k):
+    """Where the k largest of every row stand, in order of their columns; of equals the first."""
+    return np.sort(np.argsort(-x, axis=1, kind="stable")[:, :k])
+
+
+def gathered_linear(x, columns, w, plus=0.0):
+    """Row r of x times W (inputs, outputs), of both only columns[r]."""
+    return plus + np.array([row[some] @ w[some] for row, some in zip(x, columns, strict=True)])
+
+
 def rmsnorm(x, epsilon=1e-5):
     return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + epsilon)
 

@@ -182,9 +182,25 @@ def several(draw):
     return Case([x, w / np.sqrt(width), u / np.sqrt(width)], build, reference)
 
 
+@st.composite
+def gathered_linear(draw):
+    rows, n_in, n_out = draw(few), draw(sizes), draw(sizes)
+    k = draw(st.integers(1, n_in))
+    shapes = [(n_in, n_out), (rows, n_out)]
+    more = normal(draw, *shapes[: draw(st.integers(1, 2))])
+    # So far apart that a step does not change the choice.
+    x = np.arange(rows * n_in).reshape(rows, n_in) / n_in - rows / 2 + 1e-3
+    x = np.random.default_rng(draw(seeds)).permuted(x, axis=1)
+    return Case(
+        [x, *more],
+        lambda tape, x, w, *plus: tape.gathered_linear(x, tape.topk(x, k), w, *plus),
+        lambda x, w, *plus: references.gathered_linear(x, references.topk(x, k), w, *plus),
+    )
+
+
 CASES = [
     embed, linear, linear_of_itself, rmsnorm, softmax, attention, attention_to_itself,
-    cross_entropy, relu, add, add_to_itself, scale, mean, several,
+    cross_entropy, relu, add, add_to_itself, scale, mean, gathered_linear, several,
 ]  # fmt: skip
 
 few_examples = settings(max_examples=min(25, settings().max_examples))

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from tapegpt import checkpoint, files
 from tapegpt.checkpoint import OPTIMIZER_STATE, Run, RunError, discard, load, save
-from tapegpt.config import OPTIMIZERS, ModelConfig, TrainConfig
+from tapegpt.config import MODELS, OPTIMIZERS, ModelConfig, TrainConfig
 from tapegpt.errors import TapegptError
 from tapegpt.models import parameter_shapes
 
@@ -96,12 +96,15 @@ def folder(tmp_path):
 
 @st.composite
 def runs(draw):
-    n_head = draw(st.integers(1, 3))
+    n_head, n_att = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     model = ModelConfig(
+        model=draw(st.sampled_from(MODELS)),
         n_layer=draw(st.integers(1, 3)),
         n_head=n_head,
         n_embd=n_head * draw(st.integers(1, 5)),
         block_size=draw(st.integers(1, 9)),
+        n_state=n_att + draw(st.integers(0, 3)),
+        n_att=n_att,
     )
     training = TrainConfig(
         **draw(

@@ -177,6 +177,7 @@ def test_help_names_every_flag(call):
     out, _ = call("train", "--help")
     for name in (
         *("data", "preset", "model", "granularity", "n-layer", "n-embd", "n-head", "block-size"),
+        *("n-state", "n-att"),
         *("steps", "seconds", "batch-size", "optimizer", "learning-rate", "schedule", "decay"),
         *("warmup", "momentum", "weight-decay", "clip-norm", "val-fraction", "eval-every"),
         *("patience", "dtype", "seed", "out", "resume", "metrics", "quiet"),
@@ -204,6 +205,8 @@ def test_warmup_compiles_what_training_and_sampling_use(tapegpt, granularity, dt
     assert COMPILING not in result.stderr
     if granularity == "vector":
         assert COMPILING not in tapegpt("sample", "--num-samples", "3").stderr
+    sparse = ["--model", "rnn-att", "--n-state", "20", "--n-att", "3"]
+    assert COMPILING not in tapegpt("train", "--steps", "3", *sparse, *kind).stderr
 
 
 # Training
@@ -221,6 +224,7 @@ def test_train_defaults(trained):
     settings = json.loads((folder / "out" / "run.json").read_text(encoding="utf-8"))
     assert settings["model"] == {
         "model": "gpt", "n_layer": 1, "n_embd": 16, "n_head": 4, "block_size": 16,
+        "n_state": 32, "n_att": 16,
     }  # fmt: skip
     assert settings["step"] == settings["training"]["steps"] == 1000
     assert settings["documents"] == len(read_documents(default_corpus()))
@@ -616,7 +620,11 @@ WHOLE = [*HOSTILE, "0", "1.5", "9" * 30, "1e3"]
 
 
 @pytest.mark.parametrize(
-    "flag", ["--n-layer", "--n-embd", "--n-head", "--block-size", "--steps", "--batch-size"]
+    "flag",
+    [
+        *("--n-layer", "--n-embd", "--n-head", "--block-size", "--n-state", "--n-att"),
+        *("--steps", "--batch-size"),
+    ],
 )
 @pytest.mark.parametrize("value", WHOLE, ids=lambda value: value[:10])
 def test_hostile_sizes(refused, flag, value):

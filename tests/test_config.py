@@ -34,13 +34,15 @@ def refusal(kind, **settings):
 def test_defaults_are_the_documented_ones():
     assert asdict(ModelConfig()) == {
         "model": "gpt", "n_layer": 1, "n_embd": 16, "n_head": 4, "block_size": 16,
+        "n_state": 32, "n_att": 16,
     }  # fmt: skip
     assert asdict(TrainConfig()) == {
         "steps": 1000, "seconds": None, "batch_size": 1, "optimizer": "adam",
         "learning_rate": None, "beta1": 0.85, "beta2": 0.99, "epsilon": 1e-8,
         "weight_decay": 0.01, "momentum": 0.9, "clip_norm": None, "schedule": "linear",
         "decay": 0.998, "warmup": 0.05, "val_fraction": 0.0, "eval_every": None,
-        "patience": None, "granularity": "vector", "dtype": "float32", "seed": 42,
+        "patience": None, "granularity": "vector", "dtype": "float32",
+        "initialization": "by-output", "seed": 42,
     }  # fmt: skip
     assert asdict(SampleConfig()) == {
         "temperature": 0.5, "num_samples": 20, "top_k": None, "top_p": None, "prompt": "",
@@ -80,6 +82,8 @@ WHOLE = [
     (ModelConfig, "n_embd"),
     (ModelConfig, "n_head"),
     (ModelConfig, "block_size"),
+    (ModelConfig, "n_state"),
+    (ModelConfig, "n_att"),
     (TrainConfig, "steps"),
     (TrainConfig, "batch_size"),
     (TrainConfig, "eval_every"),
@@ -149,6 +153,7 @@ def test_seconds_are_checked(value):
         (TrainConfig, "schedule"),
         (TrainConfig, "granularity"),
         (TrainConfig, "dtype"),
+        (TrainConfig, "initialization"),
     ],
 )
 @pytest.mark.parametrize("value", ["", "GPT", "x" * 10000, "a\nb", "\ud800", None, 1, ["gpt"]])
@@ -173,6 +178,15 @@ def test_heads_divide_the_embedding(n_embd, n_head):
         assert f"--n-embd {n_embd} " in line and f"--n-head {n_head}:" in line
     else:
         assert ModelConfig(n_embd=n_embd, n_head=n_head).n_head == n_head
+
+
+def test_models_check_the_sizes_that_they_have():
+    assert refusal(ModelConfig, model="rnn-att", n_state=8, n_att=9) == (
+        "--n-att 9 is more than --n-state 8: choose at most 8"
+    )
+    ModelConfig(model="rnn-att", n_state=8, n_att=8)
+    ModelConfig(model="rnn", n_state=8, n_att=9)
+    ModelConfig(model="rnn", n_embd=5, n_head=4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -203,22 +217,26 @@ def test_one_budget_stands_for_the_other():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "needed"),
+    ("name", "value", "other", "kinds", "wrong"),
     [
-        ("weight_decay", 0.01, {"optimizer": "adamw"}),
-        ("momentum", 0.9, {"optimizer": "sgd"}),
-        ("decay", 0.998, {"schedule": "exponential"}),
-        ("warmup", 0.05, {"schedule": "cosine"}),
+        ("weight_decay", 0.01, "optimizer", ["adamw"], "adam"),
+        ("momentum", 0.9, "optimizer", ["sgd"], "adam"),
+        ("decay", 0.998, "schedule", ["exponential"], "linear"),
+        ("warmup", 0.05, "schedule", ["cosine"], "linear"),
+        ("n_layer", 2, "model", ["gpt"], "rnn"),
+        ("n_head", 2, "model", ["gpt"], "rnn-att"),
+        ("n_state", 32, "model", ["rnn", "rnn-att"], "gpt"),
+        ("n_att", 16, "model", ["rnn-att"], "rnn"),
     ],
 )
-def test_settings_that_would_do_nothing_are_refused(name, value, needed):
-    configure(None, {name: value, **needed})
-    ((other, kind),) = needed.items()
+def test_settings_that_would_do_nothing_are_refused(name, value, other, kinds, wrong):
+    for kind in kinds:
+        configure(None, {name: value, other: kind})
     with pytest.raises(UsageError) as caught:
-        configure(None, {name: value})
+        configure(None, {name: value, other: wrong})
     assert str(caught.value) == (
-        f"--{name.replace('_', '-')} {value} is for --{other} {kind} alone, not for"
-        f" {getattr(TrainConfig(), other)}: leave it out"
+        f"--{name.replace('_', '-')} {value} is for --{other} {' or '.join(kinds)} alone, not for"
+        f" {wrong}: leave it out"
     )
 
 

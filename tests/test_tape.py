@@ -415,6 +415,8 @@ class Fixture:
     batch_rows: int  # rows of the batch, 3 columns
     rows: Input  # two numbers below 4
     others: Input  # of another tape
+    square: int  # (3, 3)
+    two_a_row: Input  # of two rows
 
 
 def make_fixture(dtype: str = "float64") -> Fixture:
@@ -434,6 +436,8 @@ def make_fixture(dtype: str = "float64") -> Fixture:
         batch_rows=tape.embed((w, batch.tokens)),
         rows=tape.input([0, 1], below=4),
         others=other.input([0, 1, 2], below=3),
+        square=tape.array(np.ones((3, 3))),
+        two_a_row=tape.topk(x, 2),
     )
     tape.backward(b)
     return fixture
@@ -469,12 +473,17 @@ ID_USES: dict[str, Callable[[Fixture, Any], object]] = {
     "linear, x": lambda f, i: f.tape.linear(i, f.w),
     "linear, w": lambda f, i: f.tape.linear(f.x, i),
     "linear, plus": lambda f, i: f.tape.linear(f.x, f.w, i),
+    "topk": lambda f, i: f.tape.topk(i, 1),
+    "gathered_linear, x": lambda f, i: f.tape.gathered_linear(i, f.rows, f.w),
+    "gathered_linear, w": lambda f, i: f.tape.gathered_linear(f.wide, f.rows, i),
+    "gathered_linear, plus": lambda f, i: f.tape.gathered_linear(f.wide, f.rows, f.w, i),
     "rmsnorm": lambda f, i: f.tape.rmsnorm(i),
     "attention, q": lambda f, i: f.tape.attention(i, f.x, f.x, 1),
     "attention, v": lambda f, i: f.tape.attention(f.x, f.x, i, 1),
     "cross_entropy": lambda f, i: f.tape.cross_entropy(i, [0, 1]),
     "embed": lambda f, i: f.tape.embed((f.w, [0, 1]), (i, [0, 1])),
 }
+OPTIONAL = [ID_USES["linear, plus"], ID_USES["gathered_linear, plus"]]
 BULK_USES: dict[str, Callable[[Fixture, Any], object]] = {
     "record, left": lambda f, i: f.tape.record("add", [i], [f.a]),
     "record, right": lambda f, i: f.tape.record("add", [f.a], [i]),
@@ -483,6 +492,7 @@ BULK_USES: dict[str, Callable[[Fixture, Any], object]] = {
     "runs, left": lambda f, i: f.tape.runs("add", [i, f.b], [f.a, f.a]),
     "runs, right": lambda f, i: f.tape.runs("add", [f.a, f.a], [i, f.b]),
     "runs, one": lambda f, i: f.tape.runs("exp", [i, f.a]),
+    "largest": lambda f, i: f.tape.largest([i], 1),
     "sums": lambda f, i: f.tape.sums([[f.a, i]]),
     "softmaxes": lambda f, i: f.tape.softmaxes([[f.a, i]]),
     "dots, left": lambda f, i: f.tape.dots([[i]], [[f.a]]),
@@ -503,7 +513,7 @@ def test_ids_that_are_not_on_the_tape(use: Callable[[Fixture, Any], object]) -> 
 def test_what_is_not_an_id(use: Callable[[Fixture, Any], object]) -> None:
     f = make_fixture()
     for node in [1.0, "1", None, True, [0], (), np.array([0]), 1j, object()]:
-        if node is not None or use is not ID_USES["linear, plus"]:
+        if node is not None or use not in OPTIONAL:
             refused(f.tape, partial(use, f, node), repr(node))
 
 
@@ -670,6 +680,47 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
     "linear by a batch": (lambda f: f.tape.linear(f.x, f.batch_rows), "is a batch array"),
     "linear plus another shape": (lambda f: f.tape.linear(f.x, f.w, f.x), "not (2, 3)"),
     "linear plus a batch": (lambda f: f.tape.linear(f.x, f.w, f.batch_rows), "the result's shape"),
+    "topk of none": (lambda f: f.tape.topk(f.x, 0), "0 is not a number of columns"),
+    "topk of too many": (lambda f: f.tape.topk(f.x, 4), "x has 3 columns, fewer than 4"),
+    "largest of too few": (lambda f: f.tape.largest([f.a], 2), "wants at least 2 nodes"),
+    "largest of scattered": (lambda f: f.tape.largest([f.b, f.a], 1), "consecutive ids"),
+    "largest of nothing": (lambda f: f.tape.largest([], 1), "not an array of node ids"),
+    "gathered_linear of other columns": (
+        lambda f: f.tape.gathered_linear(f.x, f.rows, f.w),
+        "x has 3 columns, W 4 rows",
+    ),
+    "gathered_linear by a batch": (
+        lambda f: f.tape.gathered_linear(f.x, f.rows, f.batch_rows),
+        "x has 3 columns, W -1 rows",
+    ),
+    "gathered_linear of a batch": (
+        lambda f: f.tape.gathered_linear(f.batch_rows, f.two_a_row, f.square),
+        "does not choose from columns of x",
+    ),
+    "gathered_linear past the columns": (
+        lambda f: f.tape.gathered_linear(f.x, f.rows, f.square),
+        "does not choose from columns of x",
+    ),
+    "gathered_linear by another tape's": (
+        lambda f: f.tape.gathered_linear(f.x, f.others, f.square),
+        "is not an input of",
+    ),
+    "gathered_linear plus another shape": (
+        lambda f: f.tape.gathered_linear(f.wide, f.rows, f.w, f.wide),
+        "gathered_linear: plus must have the result's shape, not (2, 4)",
+    ),
+    "embed by several a row": (
+        lambda f: f.tape.embed((f.w, f.two_a_row)),
+        "more than one number a row",
+    ),
+    "targets, several a row": (
+        lambda f: f.tape.cross_entropy(f.x, f.two_a_row),
+        "more than one number a row",
+    ),
+    "set one of several a row": (
+        lambda f: f.tape.set_input(f.two_a_row, [0, 1]),
+        "holds 4 numbers, not 2",
+    ),
     "attention of two shapes": (lambda f: f.tape.attention(f.x, f.w, f.x, 1), "one shape"),
     "attention with two heads": (lambda f: f.tape.attention(f.x, f.x, f.x, 2), "divisible by 2"),
     "attention without heads": (lambda f: f.tape.attention(f.x, f.x, f.x, 0), "0 is not a number"),
@@ -748,6 +799,9 @@ GROWING: dict[str, Callable[[Fixture], object]] = {
     "array": lambda f: f.tape.array(np.ones((2, 2))),
     "scale an array": lambda f: f.tape.scale(f.x, 2.0),
     "linear": lambda f: f.tape.linear(f.w, f.x),
+    "topk": lambda f: f.tape.topk(f.x, 1),
+    "largest": lambda f: f.tape.largest([f.a], 1),
+    "gathered_linear": lambda f: f.tape.gathered_linear(f.x, f.two_a_row, f.square),
     "rmsnorm": lambda f: f.tape.rmsnorm(f.x),
     "attention": lambda f: f.tape.attention(f.x, f.x, f.x, 1),
     "cross_entropy": lambda f: f.tape.cross_entropy(f.x, [0, 1]),

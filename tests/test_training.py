@@ -1,7 +1,6 @@
 """Training in memory: the optimizer, the schedule, batches, divergence, and exact resumption."""
 
 import hashlib
-import json
 import math
 import random
 from dataclasses import replace
@@ -26,7 +25,7 @@ from tapegpt.config import (
     configure,
     default_learning_rate,
 )
-from tapegpt.corpus import TokenizedCorpus, read_documents, shuffled
+from tapegpt.corpus import TokenizedCorpus
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.footprint import bytes_needed, nodes_needed
 from tapegpt.kernels.matmul import PANEL_DEPTH
@@ -155,25 +154,6 @@ def test_the_schedule_goes_on_at_the_pace_given():
     again.elapsed = 9.0
     again.advance(4, 0.5)
     np.testing.assert_allclose(everything(again.recording.weights), together[-1], rtol=1e-9)
-
-
-def test_sgd_is_that_of_the_numpy_port():
-    """tests/golden/sky_vector.json has its losses: it draws the weights in another order, and its
-    matrices are transposed.
-    """
-    golden = json.loads((GOLDEN / "sky_vector.json").read_text())
-    kind = {"optimizer": "sgd", "momentum": 0.99, "schedule": "exponential", "decay": 0.998}
-    config = TrainConfig(**kind, learning_rate=0.002, dtype="float64")
-    documents = read_documents(GOLDEN / golden["config"]["data"])
-    trainer = Trainer(ModelConfig(), config, documents)
-    weights, rng = trainer.recording.weights, random.Random(42)
-    shuffled(documents, rng)
-    for name in ("wte", "wpe", "lm_head", *(name for name in weights if "." in name)):
-        matrix = weights[name] if name in ("wte", "wpe") else weights[name].T
-        for row in matrix:
-            row[:] = [rng.gauss(0, 0.08) for _ in row]
-    losses = trainer.advance(golden["config"]["num_steps"])
-    np.testing.assert_allclose(losses, golden["losses"], rtol=1e-12)
 
 
 def shuffled_tokens(trainer):
@@ -423,6 +403,10 @@ def test_the_footprint_is_about_right(
     """Never much too low, or models would be tried that exhaust memory; padding is left out, and
     what matrix products pack."""
     model = ModelConfig(n_layer=layers, n_head=heads, n_embd=heads * head_dim, block_size=block)
+    check_footprint(model, vocab_size, granularity, documents)
+
+
+def check_footprint(model, vocab_size, granularity, documents):
     recording = record(model, vocab_size, granularity, "float32", documents)
     nodes = int(recording.program.tops[-1])
     padding = 2000 + PANEL_DEPTH * WIDE_TILE[1] * VECTOR_BYTES // 4
@@ -430,6 +414,24 @@ def test_the_footprint_is_about_right(
     machine = recording.program.machine
     taken = machine.records.nbytes + machine.operands.nbytes + 8 * (nodes - padding)
     assert bytes_needed(model, vocab_size, granularity, "float32", documents) >= taken
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("model", ["rnn", "rnn-att"])
+@given(
+    n_embd=st.sampled_from([8, 24]),
+    n_state=st.sampled_from([16, 64]),
+    n_att=st.integers(1, 16),
+    block=st.integers(1, 24),
+    vocab_size=st.integers(2, 200),
+    documents=st.integers(1, 20),
+)
+@settings(max_examples=10)
+def test_the_footprint_of_recurrent_nets(
+    model, granularity, n_embd, n_state, n_att, block, vocab_size, documents
+):
+    sizes = ModelConfig(model=model, n_embd=n_embd, n_state=n_state, n_att=n_att, block_size=block)
+    check_footprint(sizes, vocab_size, granularity, documents)
 
 
 def test_the_seed_decides_everything():

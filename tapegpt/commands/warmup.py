@@ -14,8 +14,11 @@ def run() -> int:
     """Train, evaluate and sample tiny models of every kind. Returns the exit code."""
     for granularity, dtype in itertools.product(GRANULARITIES, DTYPES):
         training = TrainConfig(val_fraction=0.5, granularity=granularity, dtype=dtype)
-        for width in HEAD_WIDTHS if granularity == "vector" else HEAD_WIDTHS[:1]:
-            model = ModelConfig(n_embd=2 * width, n_head=2, block_size=2)
+        widths = HEAD_WIDTHS if granularity == "vector" else HEAD_WIDTHS[:1]
+        models = [ModelConfig(n_embd=2 * width, n_head=2, block_size=2) for width in widths]
+        # What the dense recurrent net needs is among this.
+        models.append(ModelConfig(model="rnn-att", n_embd=2, n_state=2, n_att=1, block_size=2))
+        for model in models:
             trainer = Trainer(model, training, ["ab", "ba"])
             trainer.advance(1)
             trainer.evaluate()

@@ -1,5 +1,38 @@
 """The networks."""
 
-from tapegpt.models.gpt import gpt, parameter_shapes
+from typing import TypeVar
 
-__all__ = ["gpt", "parameter_shapes"]
+from tapegpt.config import ModelConfig
+from tapegpt.models.gpt import gpt, gpt_shapes
+from tapegpt.models.rnn import rnn, rnn_att, rnn_shapes
+from tapegpt.models.vocabulary import Vocabulary
+
+X = TypeVar("X")
+
+
+def parameter_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, int]]:
+    """Name and shape (outputs, inputs) of every weight, in the order of initialisation.
+
+    Of tables, see `tables`, (rows, width).
+    """
+    shapes = gpt_shapes if model.model == "gpt" else rnn_shapes
+    return shapes(model, vocab_size)
+
+
+def tables(model: ModelConfig) -> set[str]:
+    """The parameters whose rows are looked up."""
+    return {"wte", "wpe", "m"} if model.model == "rnn-att" else {"wte", "wpe"}
+
+
+def multiplications(model: ModelConfig, vocab_size: int) -> int:
+    """How many weights a position's numbers are multiplied with."""
+    shapes = parameter_shapes(model, vocab_size)
+    matrices = sum(
+        outputs * inputs for name, (outputs, inputs) in shapes.items() if name not in tables(model)
+    )
+    return matrices + (model.n_att * model.n_state if model.model == "rnn-att" else 0)
+
+
+def network(net: Vocabulary[X], model: ModelConfig) -> X:
+    """Record the logits of the next token, for the positions that `net` stands at."""
+    return {"gpt": gpt, "rnn": rnn, "rnn-att": rnn_att}[model.model](net, model)

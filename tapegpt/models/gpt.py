@@ -8,7 +8,7 @@ from tapegpt.models.vocabulary import Vocabulary
 X = TypeVar("X")
 
 
-def parameter_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, int]]:
+def gpt_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, int]]:
     """Name and shape (outputs, inputs) of every weight, in the order of initialisation."""
     width, hidden = model.n_embd, 4 * model.n_embd
     shapes = {

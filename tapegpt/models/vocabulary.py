@@ -1,6 +1,9 @@
 """The words that a network is written in; a granularity says what each of them records."""
 
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from tapegpt.tape import Input
 
 X = TypeVar("X")
 
@@ -14,6 +17,12 @@ class Vocabulary(Protocol[X]):
     def embed(self, tokens: str, positions: str) -> X:
         """The token's row of one table plus the position's row of the other."""
 
+    def embed_token(self, table: str) -> X:
+        """The token's row of a table."""
+
+    def embed_position(self, table: str) -> X:
+        """The position's row of a table."""
+
     def linear(self, x: X, weights: str, plus: X | None = None) -> X:
         """plus + W x"""
 
@@ -23,5 +32,20 @@ class Vocabulary(Protocol[X]):
     def relu(self, x: X) -> X:
         """max(0, x)"""
 
+    def add(self, x: X, y: X) -> X:
+        """x + y"""
+
     def attention(self, q: X, k: X, v: X, n_head: int, layer: int) -> X:
         """Causal self-attention over this position and the earlier ones of the same layer."""
+
+    def previous(self, width: int) -> X:
+        """What `carry` was given at the position before; zeros at the first."""
+
+    def carry(self, x: X) -> X:
+        """x, which the next position will find in `previous`."""
+
+    def topk(self, x: X, k: int) -> "Input":
+        """Which k coordinates of x are the largest, of equals the first."""
+
+    def gathered_linear(self, x: X, which: "Input", weights: str, plus: X) -> X:
+        """plus + the sum of x[i] W[i] over the chosen coordinates; W has a row for every input."""

@@ -18,12 +18,13 @@ makes recording cheap. The memory layout is drawn in kernels/records.py.
 from tapegpt.tape.arrays import ArrayOperations
 from tapegpt.tape.node import Node
 from tapegpt.tape.parts import Batch, Input, Mark, Number, TapeError
+from tapegpt.tape.recurrence import Recurrence
 from tapegpt.tape.scalars import ScalarOperations
 
 __all__ = ["Batch", "Input", "Mark", "Node", "Tape", "TapeError"]
 
 
-class Tape(ScalarOperations, ArrayOperations):
+class Tape(ScalarOperations, ArrayOperations, Recurrence):
     """An append-only tape of float32 or float64 nodes.
 
     Raises TapeError, a ValueError, for every misuse; the tape is then as it was before the call.

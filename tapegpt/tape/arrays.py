@@ -1,5 +1,6 @@
 """The vocabulary for array nodes."""
 
+from array import array
 from collections.abc import Iterable
 
 from tapegpt.kernels import records as op
@@ -46,8 +47,7 @@ class ArrayOperations(Leaves):
             raise TapeError(
                 f"linear: x has {n_in} columns, W {weights.width}: they must be the same"
             )
-        if plus is not None and (self._array(plus).rows, self._array(plus).width) != (rows, n_out):
-            raise TapeError(f"linear: plus must have the result's shape, not {self.shape(plus)}")
+        self._check_plus("linear", plus, rows, n_out)
         transposed = self._transposed.get(w)
         if transposed is None:
             transposed = self._record_array(op.TRANSPOSE, n_in, n_out, (n_out, n_in, w))
@@ -126,6 +126,40 @@ class ArrayOperations(Leaves):
         )  # fmt: skip
         return self._record_list(op.CROSS_ENTROPY, arguments)
 
+    @all_or_nothing
+    def topk(self, x: int, k: int) -> Input:
+        """In which columns of every row its k largest elements stand, from left to right.
+
+        Of equals the first count. Chosen anew whenever the record is replayed.
+        """
+        shape, k = self._array(x), self._count(k, "columns")
+        if k > shape.width:
+            raise TapeError(f"topk: x has {shape.width} columns, fewer than {k}")
+        numbers = array("q", [0]) * (self._capacity(shape.rows) * k)
+        which = self._new_input(numbers, shape.rows, shape.width, k)
+        room = self._auxiliary(shape.stride)
+        self._append(op.TOPK, room, (shape.rows, shape.width, x, k, which.slot))
+        return which
+
+    def gathered_linear(self, x: int, which: Input, w: int, plus: int | None = None) -> int:
+        """plus + x W for x (rows, n_in), of which only the columns `which` count, W (n_in, n_out).
+
+        which: for each row as many columns of its own, as `topk` gives them; work and memory
+        traffic grow with their number, not with n_in.
+        """
+        shape, weights = self._array(x), self._array(w)
+        n_in, n_out = weights.rows, weights.width
+        if n_in != shape.width:
+            raise TapeError(
+                f"gathered_linear: x has {shape.width} columns, W {n_in} rows: they must agree"
+            )
+        if self._known(which).count != shape.rows or which.below > n_in:
+            raise TapeError(f"gathered_linear: {which} does not choose from columns of x")
+        self._check_plus("gathered_linear", plus, shape.rows, n_out)
+        start = op.NONE if plus is None else plus
+        arguments = (shape.rows, n_in, n_out, x, w, which.width, which.slot, start)
+        return self._record_array(op.GATHERED_LINEAR, shape.rows, n_out, arguments)
+
     def softmax(self, x: int) -> int:
         """e^x / sum(e^x), row by row."""
         return self._elementwise(op.ARRAY_SOFTMAX, x)
@@ -156,7 +190,15 @@ class ArrayOperations(Leaves):
             return self.input(which, below)
         if self._known(which).below > below:
             raise TapeError(f"the input's numbers go up to {which.below - 1}, past {below - 1}")
+        if which.width > 1:
+            raise TapeError(f"{which} has more than one number a row")
         return which
+
+    def _check_plus(self, operation: str, plus: int | None, rows: int, width: int) -> None:
+        if plus is not None and (self._array(plus).rows, self._array(plus).width) != (rows, width):
+            raise TapeError(
+                f"{operation}: plus must have the result's shape, not {self.shape(plus)}"
+            )
 
     def _elementwise(self, opcode: int, x: int, *more: int) -> int:
         shape = self._array(x)

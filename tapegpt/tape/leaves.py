@@ -124,13 +124,14 @@ class Leaves(Memory):
         if which.count == op.BATCH:
             raise TapeError(f"{which} belongs to a batch, which is packed as a whole")
         given = self._row_numbers(values, which.below)
-        if len(given) != which.count:
-            raise TapeError(f"the input holds {which.count} numbers, not {len(given)}")
+        count = which.count * which.width
+        if len(given) != count:
+            raise TapeError(f"the input holds {count} numbers, not {len(given)}")
         self._evaluate()
-        self._inputs[which.slot : which.slot + which.count] = array("q", given)
+        self._inputs[which.slot : which.slot + count] = array("q", given)
 
-    def _new_input(self, numbers: Iterable[int], count: int, below: int) -> Input:
-        which = Input(len(self._inputs), count, below)
+    def _new_input(self, numbers: Iterable[int], count: int, below: int, width: int = 1) -> Input:
+        which = Input(len(self._inputs), count, below, width)
         self._inputs.extend(numbers)
         self._known_inputs.add(which)
         return which

@@ -76,6 +76,7 @@ class Memory:
         self._transposed: dict[int, int] = {}  # weights: the node of their transpose
         self._panel: int | None = None  # where matrix products pack what they read
         self._batch: Batch | None = None
+        self._recurrence: int | None = None  # the record of a `previous` that waits for its `carry`
         self._evaluated = 0  # records whose values have been computed
         self._ready = [0, 0]  # records whose kernels have been loaded, forward and backward
 
@@ -138,6 +139,8 @@ class Memory:
 
     def mark(self) -> Mark:
         """Where the tape now ends, for `reset`."""
+        if self._recurrence is not None:
+            raise TapeError("mark: carry the rows of the recurrence first")
         mark = self._end()
         self._marks.add(mark)
         return mark
@@ -175,6 +178,8 @@ class Memory:
             self._panel = None
         if self._batch is not None and self._batch.weights >= mark.nodes:
             self._batch = None
+        if self._recurrence is not None and self._recurrence >= mark.records:
+            self._recurrence = None
 
     def _records_until(self, node: int) -> int:
         """How many records there are up to the last whose results begin at a node or before it."""

@@ -22,6 +22,7 @@ class Input:
     slot: int
     count: int  # or op.BATCH
     below: int  # every number is from 0 to below - 1
+    width: int = 1  # numbers of a row
 
 
 class Shape(NamedTuple):

@@ -1,5 +1,6 @@
 """The vocabulary for scalar nodes, one operation at a time and many at once."""
 
+from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -194,7 +195,8 @@ class ScalarOperations(Leaves):
         """
         given = self._on_tape(self._ids(first))
         stride = self._count(stride, "nodes")
-        (row,) = self._row_numbers([index], self._capacity(self._known(which).count))
+        numbers = self._capacity(self._known(which).count) * which.width
+        (row,) = self._row_numbers([index], numbers)
         last = given.max(initial=0) + (which.below - 1) * stride
         if last >= self._size:
             raise TapeError(f"lookup reaches node {last} of a tape of {self._size} nodes")
@@ -204,6 +206,21 @@ class ScalarOperations(Leaves):
         arguments = np.tile([count, 0, which.slot + row, stride], (len(bases), 1))
         arguments[:, 1] = bases
         return self._record_many(op.LOOKUP, arguments, count).reshape(given.shape)
+
+    @all_or_nothing
+    def largest(self, nodes: ArrayLike, k: int) -> Input:
+        """Which k of a run of consecutive nodes are the largest, for `lookup`; in their order.
+
+        Of equals the first count. Chosen anew whenever the record is replayed.
+        """
+        given = self._on_tape(self._ids(nodes)).ravel().tolist()
+        k = self._count(k, "nodes")
+        if k > len(given) or not _consecutive(given):
+            raise TapeError(f"largest wants at least {k} nodes with consecutive ids")
+        which = self._new_input(array("q", [0]) * k, 1, len(given), k)
+        room = self._auxiliary(self.stride(len(given)))
+        self._append(op.TOPK, room, (1, len(given), given[0], k, which.slot))
+        return which
 
     def sums(self, nodes: ArrayLike) -> Ids:
         """The sum of every row of ids, (rows, terms): one record each."""

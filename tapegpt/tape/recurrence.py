@@ -1,0 +1,60 @@
+"""The vocabulary for rows that go on from the position before."""
+
+from tapegpt.kernels import records as op
+from tapegpt.tape.leaves import Leaves
+from tapegpt.tape.memory import all_or_nothing
+from tapegpt.tape.parts import TapeError
+
+# What a position can be made of: operations that keep to the rows they are given.
+ROW_BY_ROW = {
+    op.EMBED,
+    op.LINEAR,
+    op.RMSNORM,
+    op.ARRAY_SOFTMAX,
+    op.ARRAY_RELU,
+    op.ARRAY_ADD,
+    op.ARRAY_SCALE,
+    op.TOPK,
+    op.GATHERED_LINEAR,
+}
+
+
+class Recurrence(Leaves):
+    """A stretch of operations that is computed position by position."""
+
+    @all_or_nothing
+    def previous(self, width: int) -> int:
+        """A batch array: what `carry` is given, a position earlier; zeros at the first position.
+
+        Until then only operations on batch arrays can be recorded, and of those no attention and
+        none that gives a single number.
+        """
+        if self._recurrence is not None:
+            raise TapeError("previous: carry the rows of the recurrence before first")
+        starts, width = self.declared_batch.starts, self._count(width, "columns")
+        record = len(self._records) // 4
+        out = self._record_array(op.PREVIOUS, op.BATCH, width, (op.BATCH, width, op.NONE, starts))
+        self._operands[-2] = out  # rows of zeros, as long as nothing is carried
+        self._recurrence = record
+        return out
+
+    def carry(self, x: int) -> int:
+        """Have `previous` be the rows of x, and end what is computed position by position."""
+        record = self._recurrence
+        if record is None:
+            raise TapeError("carry: there is no recurrence, which begins with previous")
+        _, state, at, _ = self._records[4 * record : 4 * record + 4]
+        if self._array(x) != self._shapes[state]:
+            raise TapeError(f"carry: previous has the shape {self.shape(state)}, x {self.shape(x)}")
+        for i in range(4 * (record + 1), len(self._records), 4):
+            opcode, _, arguments, _ = self._records[i : i + 4]
+            by_row = opcode in ROW_BY_ROW and self._operands[arguments] == op.BATCH
+            if opcode != op.TRANSPOSE and not by_row:
+                raise TapeError(
+                    "between previous and carry every operation is one on batch arrays, row by row"
+                )
+        self._record_list(op.CARRY, (self._operands[at + 3],))
+        self._operands[at + 2] = x
+        self._recurrence = None
+        self._evaluated = min(self._evaluated, record)
+        return x
