@@ -4,14 +4,14 @@ from tapegpt.kernels.jit import jit
 
 
 @jit
-def pack_batch(program, tokens, offsets, first, count, share):
+def pack_batch(program, tokens, offsets, first, count, document_share, token_share):
     """Lay out documents first to first + count - 1 (around the end of the corpus), position-major.
 
     tokens[offsets[d] : offsets[d + 1]] is document d with its delimiters; only the first `block`
     positions are used. Rows are sorted so that all documents' position 0 come first, then
     position 1, and so on; documents in order of falling length, so that those still alive at a
-    position are a prefix of those before. Every document's mean loss weighs `share`.
-    Returns the window of the whole batch.
+    position are a prefix of those before. Each token of a document that has n of them weighs
+    document_share / n + token_share in the loss. Returns the window of the whole batch.
     """
     inputs, starts = program.machine.inputs, program.starts
     block, documents = len(program.ends) - 1, len(offsets) - 1
@@ -47,5 +47,8 @@ def pack_batch(program, tokens, offsets, first, count, share):
             inputs[program.tokens + row] = tokens[offsets[d] + p]
             inputs[program.positions + row] = p
             inputs[program.targets + row] = tokens[offsets[d] + p + 1]
-            program.machine.values[program.weights + row] = share / n
+            for k in range(program.look_back):
+                earlier = tokens[offsets[d] + max(0, p - 1 - k)]
+                inputs[program.earlier + k * program.capacity + row] = earlier
+            program.machine.values[program.weights + row] = document_share / n + token_share
     return 0, longest, 0, inputs[starts + longest]

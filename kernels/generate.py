@@ -122,6 +122,12 @@ def close_gaps(program, begin, p, alive, samples):
     return alive
 
 
+@inlined
+def token_before(program, samples, text, p):
+    """What comes before position p of the samples: the delimiter at the start and before that."""
+    return program.vocab_size - 1 if p <= 0 else samples[text, p - 1]
+
+
 @jit
 def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_turn, samples):
     """Continue `prompt` once for each row of samples, as many together as a sweep can hold.
@@ -150,9 +156,11 @@ def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_tu
             inputs[program.starts + p] = row
             inputs[program.starts + p + 1] = row + alive
             for i in range(alive):
-                last = program.vocab_size - 1 if p == 0 else samples[documents[i], p - 1]
-                inputs[program.tokens + row + i] = last
+                inputs[program.tokens + row + i] = token_before(program, samples, documents[i], p)
                 inputs[program.positions + row + i] = p
+                for k in range(program.look_back):
+                    earlier = token_before(program, samples, documents[i], p - 1 - k)
+                    inputs[program.earlier + k * program.capacity + row + i] = earlier
             forward_sweep(program.machine, begin, end, (p, p + 1, row, row + alive))
             for i in range(alive):
                 text = documents[i]

@@ -10,19 +10,22 @@ from tapegpt.kernels.jit import jit
 from tapegpt.kernels.simd import clear_tiny, fma, lanes, load, quick_root, splat, store, tiny
 
 ADAM, SGD = 0, 1
+STEPS_PER_AVERAGE = 8  # neighbours hardly differ
 
 
 class Optimizer(NamedTuple):
     """What makes an update of a gradient. AdamW is Adam with weight_decay above 0."""
 
     kind: int
-    state: NDArray[np.floating]  # (arrays, num_params): Adam's m and v, or SGD's velocity
+    # (arrays, num_params): Adam's m and v, or SGD's velocity; then, if any, the averaged weights
+    state: NDArray[np.floating]
     beta1: float
     beta2: float
     epsilon: float
     weight_decay: float
     momentum: float
     clip_norm: float  # infinite where gradients of any length will do
+    averaging: float  # share of the steps that the averaged weights look back on, 0 for none
 
 
 @jit
@@ -41,6 +44,8 @@ def update(values, grads, count, optimizer, step, learning_rate):
             values, grads, state[0], state[1], count, step, learning_rate,
             optimizer.beta1, optimizer.beta2, optimizer.epsilon, optimizer.weight_decay,
         )  # fmt: skip
+    if optimizer.averaging > 0 and step % STEPS_PER_AVERAGE == 0:
+        average(values, state[-1], count, step // STEPS_PER_AVERAGE, optimizer.averaging)
 
 
 @jit
@@ -93,3 +98,16 @@ def sgd(values, grads, velocity, count, learning_rate, momentum):
         store(velocity, i, moved)
         store(values, i, fma(moved, step, load(values, i)))
         store(grads, i, zero)
+
+
+# mean = mean + (w - mean) / (1 + share n)
+@jit
+def average(values, mean, count, n, share):
+    """Polynomial-decay averaging (Shamir and Zhang 2013): the n-th of the weights join the mean.
+
+    It looks back on about a share of all that it has seen, whenever one looks at it.
+    """
+    part = 1 / (1 + share * (n - 1))
+    for i in range(0, count, lanes(values)):
+        before = load(mean, i)
+        store(mean, i, before + (load(values, i) - before) * part)

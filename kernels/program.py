@@ -37,7 +37,10 @@ class Program(NamedTuple):
 
     # Nodes: the loss of p positions, one past the last node of p positions, the first logit of
     # position p (in row 0, where rows are logits_row apart), the weight of every row's loss.
+    # roots are those that training follows: of an ensemble the mean of its networks' losses, while
+    # that of their mean logits is the one that counts, in common_roots.
     roots: NDArray[np.int64]  # (block + 1,)
+    common_roots: NDArray[np.int64]  # (block + 1,)
     tops: NDArray[np.int64]  # (block + 1,)
     logits: NDArray[np.int64]  # (block,)
     logits_row: int
@@ -49,6 +52,13 @@ class Program(NamedTuple):
     positions: int
     targets: int
     starts: int  # block + 1 of them
+
+    # Also slots: the token before, the one before that, and so on to look_back of them, `capacity`
+    # rows each, delimiters where there is none; the key of what dropout leaves out, 0 for nothing.
+    earlier: int
+    look_back: int
+    capacity: int
+    key: int
 
     placed: NDArray[np.int64]  # (block + 1,): scratch for packing
     # Scratch for sampling: which text each document of a sweep is, and how likely tokens are.

@@ -68,12 +68,13 @@ ARRAY_SCALE = 35
 ARRAY_MEAN = 36
 TOPK = 37
 GATHERED_LINEAR = 38
-PREVIOUS = 39
-CARRY = 40  # no kernel: where the stretch that PREVIOUS begins ends, see sweep.py
+DROPOUT = 39
+PREVIOUS = 40
+CARRY = 41  # no kernel: where the stretch that PREVIOUS begins ends, see sweep.py
 
 # Rows of the table of addresses: one for every opcode, and one for stretches of scalar records.
-SCALARS = 41
-COUNT = 42
+SCALARS = 42
+COUNT = 43
 
 # Operations on scalars with several results.
 SEVERAL = frozenset((LOOKUP, SOFTMAX, RUN, DOT_ROWS, DOT_COLUMNS))

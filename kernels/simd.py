@@ -639,6 +639,18 @@ def lanes_above(typing_context, a, limit):
 
 
 @intrinsic
+def keep_chosen(typing_context, value, bits):
+    """The lanes of `value` whose bit is set, the first one lowest, and 0 in the others."""
+
+    def codegen(context, builder, sig, args):
+        mask = builder.trunc(args[1], ir.IntType(value.lanes))
+        kept = builder.bitcast(mask, ir.VectorType(ir.IntType(1), value.lanes))
+        return builder.select(kept, args[0], constant(value, 0.0))
+
+    return value(value, types.intp), codegen
+
+
+@intrinsic
 def lowest_bit(typing_context, bits):
     """The number of the lowest bit that is set."""
 

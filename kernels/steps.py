@@ -3,6 +3,7 @@
 import math
 
 from tapegpt.kernels.batch import pack_batch
+from tapegpt.kernels.dropout import dropout_key
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.optimizers import update
 from tapegpt.kernels.schedules import scheduled_rate
@@ -31,24 +32,30 @@ def loss_and_gradient(program, window):
 
 @jit
 def train_steps(
-    program, tokens, offsets, batch_size, documents_per_sweep, optimizer, schedule, first, losses
+    program, tokens, offsets, batch_size, documents_per_sweep, shares, optimizer, schedule, seed,
+    first, losses,
 ):  # fmt: skip
     """Do training steps first, first + 1, ..., one for each element of losses.
 
-    A step takes the next batch_size documents of the corpus and writes the mean of their mean
-    losses to losses. Returns the number of steps done: fewer than asked for where a loss was not
-    finite, with that loss in losses and the parameters as they were before it.
+    A step takes the next batch_size documents of the corpus and writes the sum of their losses,
+    weighted by the shares of a document and of a token, to losses. Returns the number of steps
+    done: fewer than asked for where a loss was not finite, with that loss in losses and the
+    parameters as they were before it. seed: of what dropout leaves out, uint64.
     """
+    inputs = program.machine.inputs
     for i in range(len(losses)):
         step = first + i
         update_constants(program)
         loss = 0.0
         for begin in range(0, batch_size, documents_per_sweep):
-            count = min(documents_per_sweep, batch_size - begin)
-            window = pack_batch(
-                program, tokens, offsets, step * batch_size + begin, count, 1 / batch_size
+            document, count = (
+                step * batch_size + begin,
+                min(documents_per_sweep, batch_size - begin),
             )
+            window = pack_batch(program, tokens, offsets, document, count, shares[0], shares[1])
+            inputs[program.key] = dropout_key(seed, document)
             loss += loss_and_gradient(program, window)
+        inputs[program.key] = 0  # whoever replays the program now wants all of it
         losses[i] = loss
         if not math.isfinite(loss):
             return i

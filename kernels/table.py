@@ -14,6 +14,7 @@ from tapegpt.kernels.dispatch import (
     handed,
     scalars_signature,
 )
+from tapegpt.kernels.dropout import dropout_backward, dropout_forward
 from tapegpt.kernels.elementwise import (
     array_add_backward,
     array_add_forward,
@@ -62,6 +63,7 @@ KERNELS = {
     op.ARRAY_MEAN: (array_mean_forward, array_mean_backward),
     op.TOPK: (topk_forward, None),
     op.GATHERED_LINEAR: (gathered_linear_forward, gathered_linear_backward),
+    op.DROPOUT: (dropout_forward, dropout_backward),
     op.PREVIOUS: (previous_forward, previous_backward),
 }
 

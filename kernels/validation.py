@@ -14,10 +14,8 @@ def loss_per_token(program, tokens, offsets, documents_per_sweep):
     loss, count = 0.0, 0
     for first in range(0, documents, documents_per_sweep):
         together = min(documents_per_sweep, documents - first)
-        window = pack_batch(program, tokens, offsets, first, together, 1.0)
-        for row in range(window[3]):
-            values[program.weights + row] = 1  # a token weighs the same in any document
+        window = pack_batch(program, tokens, offsets, first, together, 0.0, 1.0)
         forward_sweep(program.machine, program.ends[0], program.ends[window[1]], window)
-        loss += values[program.roots[window[1]]]
+        loss += values[program.common_roots[window[1]]]
         count += window[3]
     return loss / count

@@ -40,6 +40,7 @@ OPTIMIZER_STATE = {
     "adamw": ("adam.m", "adam.v"),
     "sgd": ("sgd.velocity",),
 }
+AVERAGE = "average"  # of the weights, where the training wants one
 
 MANIFEST = "run.json"
 MANIFEST_LIMIT = 8 << 20  # bytes: a vocabulary of all of Unicode needs half of it
@@ -71,6 +72,17 @@ class Run:
     corpus_digest: str
     tensors: Mapping[str, Array] = field(default_factory=dict)  # as parameter_shapes names them
     optimizer: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)  # {"adam.m": {…}, …}
+
+    @property
+    def weights(self) -> Mapping[str, Array]:
+        """What to predict with: the averaged weights where there are some."""
+        return self.optimizer.get(AVERAGE, self.tensors)
+
+
+def state_names(training: TrainConfig) -> tuple[str, ...]:
+    """What there is of every parameter beside its value."""
+    averages = (AVERAGE,) if training.averaging > 0 else ()
+    return (*OPTIMIZER_STATE[training.optimizer], *averages)
 
 
 def save(run: Run, folder: Path) -> None:
@@ -132,7 +144,7 @@ def _load(folder: Path, text: bytes) -> Run:
     weights = [name for name in shapes if "/" not in name]
     optimizer = {
         slot: {name: tensors[f"{slot}/{name}"] for name in weights}
-        for slot in OPTIMIZER_STATE[run.training.optimizer]
+        for slot in state_names(run.training)
     }
     return replace(run, tensors={name: tensors[name] for name in weights}, optimizer=optimizer)
 
@@ -215,7 +227,7 @@ def _parse(text: bytes) -> tuple[Run, str]:
 def _shapes(run: Run) -> dict[str, tuple[int, int]]:
     """What the tensors' file must hold: the weights, and the optimizer's state of each."""
     weights = parameter_shapes(run.model, len(run.characters) + 1)
-    slots = OPTIMIZER_STATE[run.training.optimizer]
+    slots = state_names(run.training)
     return weights | {f"{slot}/{name}": weights[name] for slot in slots for name in weights}
 
 

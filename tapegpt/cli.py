@@ -23,6 +23,7 @@ from tapegpt.config import (
     OPTIMIZERS,
     PRESETS,
     SCHEDULES,
+    WEIGHTINGS,
     ModelConfig,
     SampleConfig,
     TrainConfig,
@@ -124,6 +125,17 @@ def _train_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     add("--granularity", choices=GRANULARITIES, help=f"default {training.granularity}")
     for name in ("n_layer", "n_embd", "n_head", "block_size", "n_state", "n_att"):
         add(flag(name), type=int, metavar="N", help=f"default {getattr(model, name)}")
+    for name, meaning in {
+        "look_back": "earlier characters that a position embeds beside its own",
+        "ensemble": "networks that are trained side by side and predict together",
+    }.items():
+        add(flag(name), type=int, metavar="N", help=f"{meaning} (default {getattr(model, name)})")
+    add(
+        "--dropout",
+        type=float,
+        metavar="X",
+        help=f"share of what a block adds, left out in training (default {model.dropout:g})",
+    )
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=int, metavar="N", help=f"default {training.steps}")
     budget.add_argument(
@@ -148,16 +160,28 @@ def _train_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "warmup": "cosine: share of the training in which the rate rises",
         "momentum": "of sgd",
         "weight_decay": "of adamw, embeddings included",
+        "averaging": "predict with the mean of the weights over this share of the steps; 0: none",
     }.items():
         default = getattr(training, name)
         add(flag(name), type=float, metavar="X", help=f"{meaning} (default {default:g})")
     add("--clip-norm", type=float, metavar="X", help="shorten longer gradients to this norm")
+    add(
+        "--weighting",
+        choices=WEIGHTINGS,
+        help=f"what weighs the same in the loss, default {training.weighting}",
+    )
     add(
         "--val-fraction",
         type=float,
         metavar="X",
         help="share of the documents that is held out, to measure val_loss (nats, mean over all"
         " their tokens) and to keep the best state of the run in the folder best of --out",
+    )
+    add(
+        "--test-fraction",
+        type=float,
+        metavar="X",
+        help="share of the documents that is held out until the end, to measure test_loss",
     )
     add("--eval-every", type=int, metavar="N", help="steps (default: ten evaluations in all)")
     add("--patience", type=int, metavar="N", help="stop after N evaluations without improvement")
@@ -170,7 +194,7 @@ def _train_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
         type=Path,
         metavar="FILE",
         help="write every step's loss (nats, mean over documents of the mean over positions), and"
-        " val_loss and the seconds of training where measured, as JSON lines",
+        " val_loss, test_loss and the seconds of training where measured, as JSON lines",
     )
     add("--quiet", action="store_true", help="no progress, only results")
     parser.set_defaults(command=_train)

@@ -16,6 +16,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("linear", "exponential", "cosine", "constant")
 GRANULARITIES = ("scalar", "dot", "vector")
 DTYPES = ("float32", "float64")
+WEIGHTINGS = ("document", "token")
 INITIALIZATIONS = ("by-output", "by-input")
 
 LARGEST_SIZE = 2**31 - 1  # extents on the tape are 32-bit
@@ -26,6 +27,7 @@ LARGEST_SEED = 2**64 - 1
 DEFAULT_STEPS = 1000
 
 Check = tuple[Callable[[float], bool], str]  # of a number, and what a user should choose
+SHARE: Check = (lambda x: 0 <= x < 1, "a number from 0 up to but not 1")
 ABOVE_ZERO: Check = (lambda x: 0 < x < inf, "a finite number above 0")
 
 
@@ -40,6 +42,9 @@ class ModelConfig:
     block_size: int = 16
     n_state: int = 32  # of the recurrent nets
     n_att: int = 16  # coordinates of the state that fire, of rnn-att
+    look_back: int = 0  # earlier tokens that a position embeds beside its own
+    ensemble: int = 1  # networks, each with a loss of its own, that predict together
+    dropout: float = 0.0  # share of what a block adds to its input, left out in training
 
     def __post_init__(self) -> None:
         _choice(self, "model", MODELS)
@@ -49,6 +54,20 @@ class ModelConfig:
         _whole(self, "block_size", 1, LARGEST_SIZE)
         _whole(self, "n_state", 1, LARGEST_SIZE)
         _whole(self, "n_att", 1, LARGEST_SIZE)
+        _whole(self, "look_back", 0, LARGEST_SIZE)
+        _whole(self, "ensemble", 1, LARGEST_LAYERS)
+        _number(self, "dropout", *SHARE)
+        if self.look_back >= self.block_size:
+            raise UsageError(
+                f"--look-back {self.look_back} is not below --block-size {self.block_size}:"
+                f" choose at most {self.block_size - 1}"
+            )
+        for name, without in (("look_back", 0), ("ensemble", 1), ("dropout", 0)):
+            if self.model != "gpt" and getattr(self, name) != without:
+                raise UsageError(
+                    f"{flag(name)} {getattr(self, name)} is for --model gpt alone,"
+                    f" not for {self.model}: leave it out"
+                )
         if self.model == "rnn-att" and self.n_att > self.n_state:
             raise UsageError(
                 f"--n-att {self.n_att} is more than --n-state {self.n_state}: "
@@ -95,7 +114,10 @@ class TrainConfig:
     schedule: str = "linear"
     decay: float = 0.998  # exponential: a step's factor, or that of a thousandth of `seconds`
     warmup: float = 0.05  # cosine: share of the training in which the rate rises
+    averaging: float = 0.0  # share of the steps that the averaged weights look back on, 0: none
+    weighting: str = "document"  # what weighs the same in the loss
     val_fraction: float = 0.0  # of the documents, held out
+    test_fraction: float = 0.0  # of the documents, held out until the end
     eval_every: int | None = None  # steps; None: ten times in all
     patience: int | None = None  # evaluations without improvement that end the training
     granularity: str = "vector"
@@ -119,8 +141,16 @@ class TrainConfig:
         _choice(self, "optimizer", OPTIMIZERS)
         if self.learning_rate is not None:
             _number(self, "learning_rate", *ABOVE_ZERO)
-        for name in ("beta1", "beta2", "momentum", "warmup", "val_fraction"):
-            _number(self, name, lambda x: 0 <= x < 1, "a number from 0 up to but not 1")
+        for name in ("beta1", "beta2", "momentum", "warmup", "averaging"):
+            _number(self, name, *SHARE)
+        for name in ("val_fraction", "test_fraction"):
+            _number(self, name, *SHARE)
+        if self.val_fraction + self.test_fraction >= 1:
+            raise UsageError(
+                f"--val-fraction {self.val_fraction:g} and --test-fraction {self.test_fraction:g}"
+                " leave nothing to train on: choose smaller ones"
+            )
+        _choice(self, "weighting", WEIGHTINGS)
         _number(self, "epsilon", *ABOVE_ZERO)
         _number(self, "weight_decay", lambda x: 0 <= x < inf, "a finite number from 0 up")
         if self.clip_norm is not None:
@@ -259,6 +289,11 @@ def configure(
                 f"{flag(name)} {_show(given[name])} is for {flag(other)} {' or '.join(values)}"
                 f" alone, not for {value}: leave it out"
             )
+    if model.dropout > 0 and training.granularity != "vector":
+        raise UsageError(
+            f"--dropout {model.dropout:g} is for --granularity vector alone,"
+            f" not for {training.granularity}: leave it out"
+        )
     return model, training
 
 

@@ -16,20 +16,22 @@ def nodes_needed(model: ModelConfig, vocab_size: int, granularity: str, document
     """About as many nodes as `record` allocates for a sweep over so many documents."""
     if model.model != "gpt":
         return _recurrent_nodes(model, vocab_size, granularity, documents)
-    width, layers, block = model.n_embd, model.n_layer, model.block_size
+    width, block = model.n_embd, model.block_size
+    layers = model.ensemble * model.n_layer
     parameters = _parameters(model, vocab_size)
     if granularity == "vector":
         # Of every row a layer keeps 16 numbers per column; its attention keeps q, k, v once more
         # and the weights, one lane for a head of a document. Of parameters there are transposes.
-        row = 16 * layers * width + 2 * width + 2 * vocab_size
+        per_column = 16 if model.dropout == 0 else 18
+        row = per_column * layers * width + model.ensemble * (2 * width + 2 * vocab_size)
         heads = max(documents * model.n_head, LANES)
         lanes = layers * heads * block * (3 * width // model.n_head + block)
         return 2 * parameters + documents * block * row + lanes
     # A product and a sum for every weight of a matrix at every position, and for every pair of
     # positions four nodes a column and five a head. With dot a whole sum is one node.
-    matrices = parameters - (vocab_size + block) * width
+    matrices = multiplications(model, vocab_size)
     products, columns = (2 * matrices, 4 * width) if granularity == "scalar" else (0, 0)
-    position = products + 25 * layers * width + 5 * vocab_size
+    position = products + 25 * layers * width + 5 * model.ensemble * vocab_size
     pair = layers * (columns + 5 * model.n_head)
     return parameters + block * position + block * (block + 1) // 2 * pair
 

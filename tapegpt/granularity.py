@@ -11,6 +11,8 @@ of a matrix with a vector, then the sums of every output side by side. The order
 single sum is taken is microgpt's.
 """
 
+from functools import reduce
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,24 +28,29 @@ class Vector:
     """Rows of a batch as array nodes."""
 
     def __init__(self, tape: Tape, weights: dict[str, int], batch: Batch) -> None:
+        self.prefix = ""
         self._tape = tape
         self._weights = weights
         self._batch = batch
 
-    def embed(self, tokens: str, positions: str) -> int:
+    def embed(self, tokens: str, positions: str, *earlier: str) -> int:
         return self._tape.embed(
-            (self._weights[tokens], self._batch.tokens),
-            (self._weights[positions], self._batch.positions),
+            (self._weight(tokens), self._batch.tokens),
+            (self._weight(positions), self._batch.positions),
+            *zip(map(self._weight, earlier), self._batch.earlier, strict=True),
         )
 
     def embed_token(self, table: str) -> int:
-        return self._tape.embed((self._weights[table], self._batch.tokens))
+        return self._tape.embed((self._weight(table), self._batch.tokens))
 
     def embed_position(self, table: str) -> int:
-        return self._tape.embed((self._weights[table], self._batch.positions))
+        return self._tape.embed((self._weight(table), self._batch.positions))
 
-    def linear(self, x: int, weights: str, plus: int | None = None) -> int:
-        return self._tape.linear(x, self._weights[weights], plus)
+    def linear(self, x: int, weights: str, plus: int | None = None, dropout: float = 0.0) -> int:
+        if dropout == 0:
+            return self._tape.linear(x, self._weight(weights), plus)
+        y = self._tape.linear(x, self._weight(weights))
+        return self._tape.dropout(y, dropout, self._batch.key, plus)
 
     def rmsnorm(self, x: int) -> int:
         return self._tape.rmsnorm(x, EPSILON)
@@ -67,11 +74,18 @@ class Vector:
         return self._tape.topk(x, k)
 
     def gathered_linear(self, x: int, which: Input, weights: str, plus: int) -> int:
-        return self._tape.gathered_linear(x, which, self._weights[weights], plus)
+        return self._tape.gathered_linear(x, which, self._weight(weights), plus)
+
+    def average(self, rows: list[int]) -> int:
+        """The mean of arrays."""
+        return self._tape.scale(reduce(self._tape.add, rows), 1 / len(rows))
 
     def cross_entropy(self, logits: int) -> int:
         """The loss of the batch."""
         return self._tape.cross_entropy(logits, self._batch.targets)
+
+    def _weight(self, name: str) -> int:
+        return self._weights[self.prefix + name]
 
 
 class Scalar:
@@ -79,26 +93,31 @@ class Scalar:
 
     def __init__(self, tape: Tape, weights: dict[str, Row], batch: Batch) -> None:
         self.position = 0
+        self.prefix = ""
         self._tape = tape
         self._weights = weights
         self._batch = batch
-        self._keys: dict[int, list[Row]] = {}
-        self._values: dict[int, list[Row]] = {}
+        self._keys: dict[str, list[Row]] = {}
+        self._values: dict[str, list[Row]] = {}
         self._carried: Row | None = None
 
-    def embed(self, tokens: str, positions: str) -> Row:
-        return self.add(self.embed_token(tokens), self.embed_position(positions))
+    def embed(self, tokens: str, positions: str, *earlier: str) -> Row:
+        x = self.add(self.embed_token(tokens), self.embed_position(positions))
+        for table, which in zip(earlier, self._batch.earlier, strict=True):
+            x = self.add(x, self._lookup(table, which))
+        return x
 
     def embed_token(self, table: str) -> Row:
-        rows = self._weights[table]
-        return self._tape.lookup(rows[0], self._batch.tokens, self.position, rows.shape[1])
+        return self._lookup(table, self._batch.tokens)
 
     def embed_position(self, table: str) -> Row:
-        row: Row = self._weights[table][self.position]
+        row: Row = self._weight(table)[self.position]
         return row
 
-    def linear(self, x: Row, weights: str, plus: Row | None = None) -> Row:
-        w = self._weights[weights]
+    def linear(self, x: Row, weights: str, plus: Row | None = None, dropout: float = 0.0) -> Row:
+        if dropout > 0:
+            raise ValueError("dropout wants array nodes")  # which `configure` makes sure of
+        w = self._weight(weights)
         result = self.dot(w, np.broadcast_to(x, w.shape))
         return result if plus is None else self.add(result, plus)
 
@@ -116,7 +135,8 @@ class Scalar:
         return self.each("add", x, y)
 
     def attention(self, q: Row, k: Row, v: Row, n_head: int, layer: int) -> Row:
-        keys, values = self._keys.setdefault(layer, []), self._values.setdefault(layer, [])
+        name = f"{self.prefix}{layer}"
+        keys, values = self._keys.setdefault(name, []), self._values.setdefault(name, [])
         keys.append(k)
         values.append(v)
         head_dim = len(q) // n_head
@@ -142,11 +162,15 @@ class Scalar:
         return self._tape.largest(x, k)
 
     def gathered_linear(self, x: Row, which: Input, weights: str, plus: Row) -> Row:
-        w = self._weights[weights]
+        w = self._weight(weights)
         chosen = np.concatenate([self._tape.lookup(x[:1], which, j, 1) for j in range(which.width)])
         rows = np.stack([self._tape.lookup(w[0], which, j, w.shape[1]) for j in range(which.width)])
         products = self.dot(rows.T, np.broadcast_to(chosen, rows.T.shape))
         return self.add(products, plus)
+
+    def average(self, rows: list[Row]) -> Row:
+        """The mean of rows."""
+        return self._scale(reduce(self.add, rows), 1 / len(rows))
 
     def softmax(self, x: Row) -> Row:
         """e^x / sum(e^x) for every row of x."""
@@ -179,6 +203,13 @@ class Scalar:
     def max(self, x: Row) -> Row:
         """The largest of every row of x."""
         return np.array([self._tape.max(row) for row in x])
+
+    def _weight(self, name: str) -> Row:
+        return self._weights[self.prefix + name]
+
+    def _lookup(self, table: str, which: Input) -> Row:
+        rows = self._weight(table)
+        return self._tape.lookup(rows[0], which, self.position, rows.shape[1])
 
     def _scale(self, x: Row, factor: float) -> Row:
         return self.each("scale", x, self._constants(factor, x))

@@ -31,6 +31,7 @@ def kernel_optimizer(config: TrainConfig, state: NDArray[np.floating]) -> Optimi
         epsilon=config.epsilon,
         weight_decay=config.weight_decay if config.optimizer == "adamw" else 0.0,
         momentum=config.momentum,
+        averaging=config.averaging,
         clip_norm=math.inf if config.clip_norm is None else config.clip_norm,
     )
 

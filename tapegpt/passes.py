@@ -26,6 +26,7 @@ DIFFERENTIABLE = {
     op.ARRAY_SCALE: (2,),
     op.ARRAY_MEAN: (2,),
     op.GATHERED_LINEAR: (3, 7),
+    op.DROPOUT: (2, 6),
     op.PREVIOUS: (2,),
 }
 

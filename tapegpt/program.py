@@ -1,7 +1,8 @@
 """A model recorded and made ready for replay: from a configuration to a `Program`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,9 @@ from tapegpt.kernels import records as op
 from tapegpt.kernels.dispatch import BACKWARD, FORWARD
 from tapegpt.kernels.program import Program
 from tapegpt.kernels.table import load_kernels
-from tapegpt.models import network, parameter_shapes
+from tapegpt.models import networks, parameter_shapes
 from tapegpt.passes import fuse_relu, hoist_constants, mark_overwritten
-from tapegpt.tape import Tape
+from tapegpt.tape import Batch, Tape
 
 Floats = NDArray[np.floating]
 
@@ -57,28 +58,32 @@ def record(
     scalar and dot take one document at a time, whatever documents_per_sweep says. directions:
     the sweeps that will be made, whose kernels are loaded or compiled here.
     """
-    shapes = parameter_shapes(model, vocab_size)
+    if BACKWARD not in directions:  # nobody trains
+        model = replace(model, dropout=0.0)
     if granularity == "vector":
-        recording = _record_vector(model, shapes, dtype, documents_per_sweep)
+        recording = _record_vector(model, vocab_size, dtype, documents_per_sweep)
     else:
         kind = {"scalar": Scalar, "dot": Dot}[granularity]
-        recording = _record_unrolled(kind, model, shapes, dtype)
+        recording = _record_unrolled(kind, model, vocab_size, dtype)
     machine = recording.program.machine
     for direction in directions:
         load_kernels(machine.kernels, machine.values.dtype, machine.records, direction)
     return recording
 
 
-def _record_vector(
-    model: ModelConfig, shapes: dict[str, tuple[int, int]], dtype: str, documents: int
-) -> Recording:
+def _record_vector(model: ModelConfig, vocab_size: int, dtype: str, documents: int) -> Recording:
     tape = Tape(dtype)
+    shapes = parameter_shapes(model, vocab_size)
     weights = {name: tape.parameter(np.zeros(shape)) for name, shape in shapes.items()}
-    vocab_size = shapes["wte"][0]
-    batch = tape.batch(documents, model.block_size, vocab_size)
+    batch = tape.batch(documents, model.block_size, vocab_size, model.look_back)
     net = Vector(tape, weights, batch)
-    logits = network(net, model)
-    root = net.cross_entropy(logits)
+    each = networks(net, model)
+    logits = each[0] if model.ensemble == 1 else net.average(each)
+    before_losses = tape.mark().records
+    together = net.cross_entropy(logits)
+    losses = [together] if model.ensemble == 1 else [net.cross_entropy(x) for x in each]
+    mean_loss = _mean(tape, losses)
+    loss_records = tape.mark().records - before_losses
 
     machine, constants = hoist_constants(tape.machine())
     machine = mark_overwritten(fuse_relu(machine), tape.num_params)
@@ -91,17 +96,23 @@ def _record_vector(
         vocab_size=vocab_size,
         unrolled=False,
         ends=ends,
-        logit_ends=np.full(block, len(machine.records) - 1),  # all but the loss
-        roots=np.full(block + 1, root),
+        logit_ends=np.full(block, len(machine.records) - loss_records),
+        roots=np.full(block + 1, mean_loss),
+        common_roots=np.full(block + 1, together),
         tops=np.full(block + 1, len(tape)),
         logits=np.full(block, logits),
         logits_row=tape.stride(vocab_size),
         weights=batch.weights,
-        clear=np.zeros((0, 2), np.int64),
+        # Of the losses, and of what makes one of them; array operations overwrite theirs.
+        clear=np.array([(node, node + 1) for node in (*losses, *range(losses[-1], mean_loss))]),
         tokens=batch.tokens.slot,
         positions=batch.positions.slot,
         targets=batch.targets.slot,
         starts=batch.starts,
+        earlier=batch.earlier[0].slot if batch.earlier else op.NONE,
+        look_back=len(batch.earlier),
+        capacity=batch.documents * batch.block,
+        key=batch.key.slot,
         placed=np.zeros(block + 1, np.int64),
         documents=np.zeros(documents, np.int64),
         likelihoods=np.zeros(2 * tape.stride(vocab_size), dtype),
@@ -110,25 +121,29 @@ def _record_vector(
 
 
 def _record_unrolled(
-    kind: type[Scalar], model: ModelConfig, shapes: dict[str, tuple[int, int]], dtype: str
+    kind: type[Scalar], model: ModelConfig, vocab_size: int, dtype: str
 ) -> Recording:
     tape = Tape(dtype)
+    shapes = parameter_shapes(model, vocab_size)
     weights = {name: tape.scalar_parameters(np.zeros(shape)) for name, shape in shapes.items()}
     tape.end_parameters()
-    vocab_size = shapes["wte"][0]
-    batch = tape.batch(1, model.block_size, vocab_size)
+    batch = tape.batch(1, model.block_size, vocab_size, model.look_back)
     net = kind(tape, weights, batch)
-    ends, logit_ends, roots, tops, logits = [0], [], [op.NONE], [tape.num_params], []
-    total = op.NONE
+    ends, logit_ends, roots, common_roots = [0], [], [op.NONE], [op.NONE]
+    tops, logits = [tape.num_params], []
+    total: int | None = None
+    common: int | None = None
     for position in range(model.block_size):
         net.position = position
-        row = network(net, model)
+        each = networks(net, model)
+        row = each[0] if model.ensemble == 1 else net.average(each)
         logits.append(int(row[0]))
         logit_ends.append(tape.mark().records)
-        loss = net.cross_entropy(row)
-        total = loss if position == 0 else tape.add(total, loss)
-        # All rows of one document have one weight: 1 / positions.
-        roots.append(int(tape.record("scale", [total], [batch.weights])[0]))
+        common = _add(tape, common, net.cross_entropy(row))
+        common_roots.append(_weighted(tape, common, batch))
+        if model.ensemble > 1:
+            total = _add(tape, total, _mean(tape, [net.cross_entropy(x) for x in each]))
+            roots.append(_weighted(tape, total, batch))
         ends.append(tape.mark().records)
         tops.append(len(tape))
     program = Program(
@@ -138,7 +153,8 @@ def _record_unrolled(
         unrolled=True,
         ends=np.array(ends),
         logit_ends=np.array(logit_ends),
-        roots=np.array(roots),
+        roots=np.array(roots if model.ensemble > 1 else common_roots),
+        common_roots=np.array(common_roots),
         tops=np.array(tops),
         logits=np.array(logits),
         logits_row=0,
@@ -148,6 +164,10 @@ def _record_unrolled(
         positions=batch.positions.slot,
         targets=batch.targets.slot,
         starts=batch.starts,
+        earlier=batch.earlier[0].slot if batch.earlier else op.NONE,
+        look_back=len(batch.earlier),
+        capacity=batch.documents * batch.block,
+        key=batch.key.slot,
         placed=np.zeros(model.block_size + 1, np.int64),
         documents=np.zeros(1, np.int64),
         likelihoods=np.zeros(2 * tape.stride(vocab_size), dtype),
@@ -157,3 +177,16 @@ def _record_unrolled(
         for name, nodes in weights.items()
     }
     return Recording(program, 1, views)
+
+
+def _mean(tape: Tape, nodes: list[int]) -> int:
+    return nodes[0] if len(nodes) == 1 else tape.scale(reduce(tape.add, nodes), 1 / len(nodes))
+
+
+def _add(tape: Tape, total: int | None, loss: int) -> int:
+    return loss if total is None else tape.add(total, loss)
+
+
+def _weighted(tape: Tape, total: int, batch: Batch) -> int:
+    """A document's sum of losses times their weight: all of its rows have one, 1 / positions."""
+    return int(tape.record("scale", [total], [batch.weights])[0])

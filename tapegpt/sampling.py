@@ -32,7 +32,7 @@ def sample(run: Run, config: SampleConfig) -> Iterator[str]:
         run.model, tokenizer.vocab_size, "vector", run.training.dtype, together, [FORWARD]
     )
     for name, weights in recording.weights.items():
-        weights[:] = run.tensors[name]
+        weights[:] = run.weights[name]
     rng = np.random.default_rng(run.training.seed if config.seed is None else config.seed)
     for first in range(0, config.num_samples, SAMPLES_PER_CALL):
         count = min(SAMPLES_PER_CALL, config.num_samples - first)

@@ -3,14 +3,15 @@
 import hashlib
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.budget import StepBudget, TimeBudget, budget_of
-from tapegpt.checkpoint import OPTIMIZER_STATE, Run, RunError
+from tapegpt.checkpoint import Run, RunError, state_names
 from tapegpt.config import ModelConfig, TrainConfig, default_learning_rate, flag
 from tapegpt.corpus import Tokenizer, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
@@ -23,6 +24,8 @@ from tapegpt.program import Recording, record
 from tapegpt.tape.memory import LARGEST_TAPE, aligned_zeros
 
 INITIAL_DEVIATION = 0.08  # of the weights, as in microgpt
+
+FRACTIONS = ("val_fraction", "test_fraction")
 
 # A batch that may have more rows than this is packed and swept in turns, and their gradients are
 # added up, so that what a sweep writes is still in the cache when it is read.
@@ -51,14 +54,26 @@ class Trainer:
         together = _documents_per_sweep(model, training)
         _check_memory(model, training, self.tokenizer.vocab_size, together)
         corpus = tokenize(ordered, self.tokenizer)
-        split = len(ordered) - _count_held_out(training.val_fraction, len(ordered))
+        test = len(ordered) - _count_held_out("test_fraction", training, len(ordered))
+        held_out = test - _count_held_out("val_fraction", training, len(ordered))
+        if held_out < 1:
+            names = [name for name in FRACTIONS if getattr(training, name) > 0]
+            shown = " with ".join(f"{flag(name)} {getattr(training, name):g}" for name in names)
+            raise UsageError(
+                f"{shown} leaves none of {len(ordered)} documents to train on:"
+                " choose a smaller one, or more documents"
+            )
         self._tokens = corpus.tokens
-        self._offsets, self._held_out = corpus.offsets[: split + 1], corpus.offsets[split:]
+        self._offsets = corpus.offsets[: held_out + 1]
+        self._held_out = corpus.offsets[held_out : test + 1]
+        self._test = corpus.offsets[test:]
         self.recording = record(
             model, self.tokenizer.vocab_size, training.granularity, training.dtype, together
         )
         self._state = _optimizer_state(self.recording, training)
         self._draw_weights()
+        if training.averaging > 0:
+            self._state[-1] = self._parameters
 
     def _draw_weights(self) -> None:
         by_input = self.training.initialization == "by-input"
@@ -66,6 +81,11 @@ class Trainer:
             transposed = by_input and name not in tables(self.model)
             for row in weights.T if transposed else weights:
                 row[:] = [self.rng.gauss(0, INITIAL_DEVIATION) for _ in row]
+
+    @property
+    def _parameters(self) -> NDArray[np.floating]:
+        program = self.recording.program
+        return program.machine.values[: program.num_params]
 
     @classmethod
     def resumed(cls, run: Run, documents: Sequence[str]) -> "Trainer":
@@ -105,7 +125,8 @@ class Trainer:
         """Do `count` steps and return their losses; no steps still compile what they would need.
 
         With a budget of seconds the schedule goes on from `self.elapsed` at `pace` seconds a step.
-        A loss, in nats, is the mean over a batch's documents of the mean over their positions.
+        A loss, in nats, is the mean over a batch's documents of the mean over their positions; or,
+        where tokens weigh the same, the sum over their positions, by the mean of all documents'.
         Raises `DivergedError` at the first loss, or after the last step for a weight, that is not
         finite.
         """
@@ -119,15 +140,17 @@ class Trainer:
             self._offsets,
             config.batch_size,
             self.recording.documents_per_sweep,
+            self._shares(),
             kernel_optimizer(config, self._state),
             kernel_schedule(config, self.learning_rate, *span),
+            np.uint64(config.seed),
             self.step,
             losses,
         )
         self.step += int(done)
         if done < count:
             raise self._diverged(f"the loss is {losses[done]} at step {self.step + 1}")
-        if not np.isfinite(program.machine.values[: program.num_params]).all():
+        if not np.isfinite(self._parameters).all():
             raise self._diverged(f"a weight is not finite after step {self.step}")
         return losses
 
@@ -136,22 +159,49 @@ class Trainer:
 
         It takes its place in `best_loss` and `stale`: NaN is never an improvement.
         """
-        loss = float(
-            loss_per_token(
-                self.recording.program,
-                self._tokens,
-                self._held_out,
-                self.recording.documents_per_sweep,
-            )
-        )
+        loss = self._loss_per_token(self._held_out)
         if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             self.best_loss, self.stale = loss, 0
         else:
             self.stale += 1
         return loss
 
+    def test(self) -> float:
+        """The loss on the documents that were held out for the end, as `evaluate` measures it."""
+        return self._loss_per_token(self._test)
+
+    def _loss_per_token(self, offsets: NDArray[np.int64]) -> float:
+        recording = self.recording
+        with self.averaged():
+            return float(
+                loss_per_token(
+                    recording.program, self._tokens, offsets, recording.documents_per_sweep
+                )
+            )
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Predict with the averaged weights, if there are some."""
+        if self.training.averaging == 0:
+            yield
+            return
+        latest = self._parameters.copy()
+        self._parameters[:] = self._state[-1]
+        try:
+            yield
+        finally:
+            self._parameters[:] = latest
+
+    def _shares(self) -> tuple[float, float]:
+        """What a document and what a token weighs in the loss of a batch."""
+        config = self.training
+        if config.weighting == "document":
+            return 1 / config.batch_size, 0.0
+        lengths = np.minimum(np.diff(self._offsets) - 1, self.model.block_size)
+        return 0.0, 1 / (config.batch_size * float(lengths.mean()))
+
     def _state_by_name(self) -> dict[str, dict[str, NDArray[np.floating]]]:
-        names = OPTIMIZER_STATE[self.training.optimizer]
+        names = state_names(self.training)
         return {
             name: self.recording.by_name(array)
             for name, array in zip(names, self._state, strict=True)
@@ -193,7 +243,7 @@ class Trainer:
             best_loss=self.best_loss,
             stale=self.stale,
             random_state=self.rng.getstate(),
-            documents=len(self._offsets) + len(self._held_out) - 2,
+            documents=len(self._offsets) + len(self._held_out) + len(self._test) - 3,
             corpus_digest=self.corpus_digest,
             tensors=self.recording.weights,
             optimizer=self._state_by_name(),
@@ -202,7 +252,7 @@ class Trainer:
 
 def _optimizer_state(recording: Recording, training: TrainConfig) -> NDArray[np.floating]:
     """Zeros: (arrays, num_params)."""
-    count, program = len(OPTIMIZER_STATE[training.optimizer]), recording.program
+    count, program = len(state_names(training)), recording.program
     state = aligned_zeros(count * program.num_params, program.machine.values.dtype)
     return state.reshape(count, program.num_params)
 
@@ -210,20 +260,14 @@ def _optimizer_state(recording: Recording, training: TrainConfig) -> NDArray[np.
 def _documents_per_sweep(model: ModelConfig, training: TrainConfig) -> int:
     most = max(1, ROWS_PER_SWEEP // model.block_size)
     # An evaluation sweeps over as many as it can: four times as fast as one by one.
-    return most if training.val_fraction > 0 else min(training.batch_size, most)
+    evaluates = training.val_fraction + training.test_fraction > 0
+    return most if evaluates else min(training.batch_size, most)
 
 
-def _count_held_out(fraction: float, documents: int) -> int:
-    """How many documents are held out: one at least where a fraction of them is."""
-    if fraction == 0:
-        return 0
-    count = max(1, round(fraction * documents))
-    if count == documents:
-        raise UsageError(
-            f"--val-fraction {fraction:g} leaves none of {documents} documents to train on:"
-            " choose a smaller one, or more documents"
-        )
-    return count
+def _count_held_out(name: str, training: TrainConfig, documents: int) -> int:
+    """How many documents a fraction holds out: one at least where it is above 0."""
+    fraction = getattr(training, name)
+    return max(1, round(fraction * documents)) if fraction > 0 else 0
 
 
 def _check_memory(
@@ -236,7 +280,7 @@ def _check_memory(
         training.granularity,
         training.dtype,
         documents,
-        optimizer_arrays=len(OPTIMIZER_STATE[training.optimizer]),
+        optimizer_arrays=len(state_names(training)),
     )
     nodes = nodes_needed(model, vocab_size, training.granularity, documents)
     available = bytes_available()

@@ -47,6 +47,34 @@ def attention(q, k, v, n_head):
     return out
 
 
+def dropout(x, rate, key, record, plus=0.0):
+    """256 equally likely numbers for every element; the lowest are left out."""
+    kept = max(1, 256 - round(256 * rate))
+    with np.errstate(over="ignore"):
+        stream = _mixed(np.uint64(key) + np.uint64(record) * ODD)
+        columns = np.arange(x.shape[1])
+        piece = np.arange(len(x))[:, None] * -(-x.shape[1] // 16) + columns // 16
+        low = _mixed(stream + piece.astype("uint64") * ODD)
+        high = _mixed(low + ODD)
+    # Of each word, an element has one bit in every 16.
+    drawn = 0
+    for word in (low, high):
+        for k in range(4):
+            bit = word >> (columns % 16 + 16 * k).astype("uint64") & np.uint64(1)
+            drawn = drawn // 2 + 128 * (1 - bit.astype(int))
+    return plus + np.where((key == 0) | (drawn < kept), x, 0) * (1 if key == 0 else 256 / kept)
+
+
+ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mixed(x):
+    """SplitMix64's finaliser."""
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
+
+
 def cross_entropy(logits, targets):
     """The mean over rows of -ln softmax(logits)[target]."""
     probabilities = softmax(logits)[np.arange(len(logits)), list(targets)]
@@ -60,7 +88,12 @@ def gpt_loss(weights, n_layer, n_head, tokens):
 
 def gpt_logits(weights, n_layer, n_head, tokens):
     """What follows each token: (tokens, vocabulary)."""
-    x = rmsnorm(embed([weights["wte"], weights["wpe"]], [tokens, range(len(tokens))]))
+    tables, which = [weights["wte"], weights["wpe"]], [list(tokens), range(len(tokens))]
+    while (name := f"wte_back{len(tables) - 1}") in weights:
+        distance = len(tables) - 1
+        tables.append(weights[name])
+        which.append([tokens[max(0, p - distance)] for p in range(len(tokens))])
+    x = rmsnorm(embed(tables, which))
     for layer in range(n_layer):
 
         def through(x, name, layer=layer):

@@ -198,9 +198,21 @@ def gathered_linear(draw):
     )
 
 
+@st.composite
+def dropout(draw):
+    rows, width = draw(few), draw(sizes)
+    rate, key = draw(st.sampled_from([0.0, 0.1, 0.5, 0.999])), draw(st.integers(0, 2**63 - 2))
+    return Case(
+        normal(draw, *[(rows, width)] * draw(st.integers(1, 2))),
+        lambda tape, x, *plus: tape.dropout(x, rate, tape.input([key], 2**63 - 1), *plus),
+        lambda x, *plus: references.dropout(x, rate, key, 0, *plus),
+    )
+
+
 CASES = [
     embed, linear, linear_of_itself, rmsnorm, softmax, attention, attention_to_itself,
-    cross_entropy, relu, add, add_to_itself, scale, mean, gathered_linear, several,
+    cross_entropy, relu, add, add_to_itself, scale, mean, gathered_linear, dropout,
+    several,
 ]  # fmt: skip
 
 few_examples = settings(max_examples=min(25, settings().max_examples))

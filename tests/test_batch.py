@@ -16,11 +16,14 @@ from tapegpt.program import record
 VOCABULARY = 5
 DOCUMENTS = 6  # a sweep holds so many
 MODELS = {
-    block: ModelConfig(n_layer=2, n_embd=n_embd, n_head=n_head, block_size=block)
+    block: ModelConfig(
+        n_layer=2, n_embd=n_embd, n_head=n_head, block_size=block, look_back=min(2, block - 1)
+    )
     # Heads of 3, 4 and 2 columns, rows with and without padding, 12 to 30 heads in a position.
     for block, n_embd, n_head in ((1, 6, 2), (3, 16, 4), (8, 10, 5))
 }
-SHARE = 0.25
+SHARE = 0.25  # of a document in the loss of a batch
+TOKEN_SHARE = 0.01
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda block: f"block{block}")
@@ -59,16 +62,17 @@ def chosen(documents, first, count):
     return [documents[d % len(documents)] for d in range(first, first + count)]
 
 
-def naive_rows(documents, block, share):
-    """(token, position, target, weight) of every row, and the number of rows at every position."""
+def naive_rows(documents, block, look_back):
+    """What every row holds, and the number of rows at every position."""
     longest_first = sorted(documents, key=lambda document: -min(block, len(document) - 1))
     rows, counts = [], []
     for p in range(block):
         alive = [document for document in longest_first if p < len(document) - 1]
         counts.append(len(alive))
         for document in alive:
-            weight = share / min(block, len(document) - 1)
-            rows.append((document[p], p, document[p + 1], weight))
+            weight = SHARE / min(block, len(document) - 1) + TOKEN_SHARE
+            earlier = [document[max(0, p - 1 - k)] for k in range(look_back)]
+            rows.append((document[p], p, document[p + 1], weight, *earlier))
     return rows, counts
 
 
@@ -83,9 +87,9 @@ def test_rows_are_packed_position_by_position(recording, model, documents, first
     inputs, weights = program.machine.inputs, program.machine.values[program.weights :]
     capacity = DOCUMENTS * block
     inputs[:] = weights[:capacity] = stale
-    window = pack_batch(program, *corpus(documents), first, count, SHARE)
+    window = pack_batch(program, *corpus(documents), first, count, SHARE, TOKEN_SHARE)
 
-    rows, counts = naive_rows(chosen(documents, first, count), block, SHARE)
+    rows, counts = naive_rows(chosen(documents, first, count), block, model.look_back)
     longest = sum(alive > 0 for alive in counts)
     assert window == (0, longest, 0, len(rows))
     starts = inputs[program.starts : program.starts + block + 1]
@@ -96,6 +100,7 @@ def test_rows_are_packed_position_by_position(recording, model, documents, first
         inputs[program.positions :],
         inputs[program.targets :],
         weights,
+        *[inputs[program.earlier + k * capacity :] for k in range(model.look_back)],
     ]
     packed = zip(*[column[: len(rows)].tolist() for column in columns], strict=True)
     assert list(packed) == rows
@@ -107,7 +112,7 @@ def loss_and_parameter_gradient(recording, documents, first, count):
     program = recording.program
     update_constants(program)
     program.machine.grads[: program.num_params] = 0
-    window = pack_batch(program, *corpus(documents), first, count, SHARE)
+    window = pack_batch(program, *corpus(documents), first, count, SHARE, 0.0)
     loss = loss_and_gradient(program, window)
     gradients = recording.by_name(program.machine.grads)
     return loss, {name: gradient.copy() for name, gradient in gradients.items()}
@@ -194,7 +199,7 @@ def test_forward_goes_position_by_position_too(model):
     loss, _ = loss_and_parameter_gradient(whole, documents, 0, 5)
     program = stepwise.program
     update_constants(program)
-    window = pack_batch(program, *corpus(documents), 0, 5, SHARE)
+    window = pack_batch(program, *corpus(documents), 0, 5, SHARE, 0.0)
     total = 0
     for part in windows_of_positions(program, window[1]):
         forward_sweep(program.machine, program.ends[0], program.ends[window[1]], part)

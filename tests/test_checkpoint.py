@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapegpt import checkpoint, files
-from tapegpt.checkpoint import OPTIMIZER_STATE, Run, RunError, discard, load, save
+from tapegpt.checkpoint import Run, RunError, discard, load, save, state_names
 from tapegpt.config import MODELS, OPTIMIZERS, ModelConfig, TrainConfig
 from tapegpt.errors import TapegptError
 from tapegpt.models import parameter_shapes
@@ -56,7 +56,7 @@ def make_run(seed=0, model=SMALL, training=TRAINING, characters="ab", step=7, **
         documents=2,
         corpus_digest=CORPUS,
         tensors=arrays(),
-        optimizer={name: arrays() for name in OPTIMIZER_STATE[training.optimizer]},
+        optimizer={name: arrays() for name in state_names(training)},
     )
     return replace(run, **changes)
 
@@ -408,7 +408,7 @@ HARMLESS = [
     *(("step", 2**31), ("steps", 2**31), ("seed", 2**31), ("seed", 2**63), ("documents", 2**31)),
     *((name, 0.5) for name in ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay")),
     *((name, 0.5) for name in ("momentum", "clip_norm", "decay", "warmup", "val_fraction")),
-    *((name, 0.5) for name in ("elapsed", "best_loss")),
+    *((name, 0.5) for name in ("elapsed", "best_loss", "dropout", "test_fraction")),
     *((name, None) for name in ("learning_rate", "clip_norm", "eval_every", "patience")),
     *(("seconds", None), ("best_loss", None), ("stale", 2**31)),
 ]

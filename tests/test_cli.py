@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from tapegpt import budget, cli, training
-from tapegpt.checkpoint import OPTIMIZER_STATE, load
+from tapegpt.checkpoint import load, state_names
 from tapegpt.commands import bench, train
 from tapegpt.config import (
     DTYPES,
     GRANULARITIES,
     ModelConfig,
     TrainConfig,
+    configure,
     default_learning_rate,
 )
 from tapegpt.corpus import default_corpus, read_documents
@@ -177,9 +178,10 @@ def test_help_names_every_flag(call):
     out, _ = call("train", "--help")
     for name in (
         *("data", "preset", "model", "granularity", "n-layer", "n-embd", "n-head", "block-size"),
-        *("n-state", "n-att"),
+        *("n-state", "n-att", "look-back", "ensemble", "dropout", "weighting", "averaging"),
         *("steps", "seconds", "batch-size", "optimizer", "learning-rate", "schedule", "decay"),
         *("warmup", "momentum", "weight-decay", "clip-norm", "val-fraction", "eval-every"),
+        *("test-fraction",),
         *("patience", "dtype", "seed", "out", "resume", "metrics", "quiet"),
     ):
         assert re.search(rf"^  --{name}\b", out, re.M)
@@ -224,7 +226,7 @@ def test_train_defaults(trained):
     settings = json.loads((folder / "out" / "run.json").read_text(encoding="utf-8"))
     assert settings["model"] == {
         "model": "gpt", "n_layer": 1, "n_embd": 16, "n_head": 4, "block_size": 16,
-        "n_state": 32, "n_att": 16,
+        "n_state": 32, "n_att": 16, "look_back": 0, "ensemble": 1, "dropout": 0.0,
     }  # fmt: skip
     assert settings["step"] == settings["training"]["steps"] == 1000
     assert settings["documents"] == len(read_documents(default_corpus()))
@@ -444,6 +446,7 @@ def test_a_damaged_run_is_not_resumed(call, refused):
     [
         ["--optimizer", "adamw", "--weight-decay", "0.1", "--schedule", "cosine"],
         ["--optimizer", "sgd", "--momentum", "0.95", "--schedule", "exponential"],
+        ["--ensemble", "2", "--look-back", "3", "--averaging", "0.1", "--weighting", "token"],
         ["--optimizer", "sgd", "--clip-norm", "0.5", "--schedule", "constant"],
     ],
     ids=lambda flags: flags[1],
@@ -452,14 +455,14 @@ def test_flags_are_the_settings_of_the_run(call, granularity, flags):
     kind = ["--steps", "20", "--data", SKY, "--granularity", granularity, *flags]
     call("train", *kind, "--metrics", "m.jsonl")
     settings = {
-        name[2:].replace("-", "_"): value if value.isalpha() else float(value)
+        name[2:].replace("-", "_"): value if value.isalpha() else json.loads(value)
         for name, value in zip(flags[::2], flags[1::2], strict=True)
     }
-    training = TrainConfig(steps=20, granularity=granularity, **settings)
-    expected = Trainer(ModelConfig(), training, read_documents(SKY)).advance(20)
+    model, training = configure(None, {"steps": 20, "granularity": granularity, **settings})
+    expected = Trainer(model, training, read_documents(SKY)).advance(20)
     assert [line["loss"] for line in metrics(Path("m.jsonl"))] == expected.tolist()
     run = load(Path("out"))
-    assert set(run.optimizer) == set(OPTIMIZER_STATE[training.optimizer])
+    assert set(run.optimizer) == set(state_names(training))
     assert run.training.learning_rate == default_learning_rate(ModelConfig(), training)
 
 
@@ -537,8 +540,8 @@ def evaluated(path=Path("m.jsonl")):
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_held_out_documents(call, granularity):
     kind = ["--granularity", granularity, "--steps", "25", "--eval-every", "10"]
-    _, err = call("train", *HOLD_OUT, *kind)
-    training = TrainConfig(granularity=granularity, steps=25, val_fraction=0.2)
+    _, err = call("train", *HOLD_OUT, *kind, "--test-fraction", "0.1")
+    training = TrainConfig(granularity=granularity, steps=25, val_fraction=0.2, test_fraction=0.1)
     trainer = Trainer(ModelConfig(), training, read_documents(SKY))
     losses, expected = [], {}
     for count in (10, 10, 5):
@@ -546,6 +549,8 @@ def test_held_out_documents(call, granularity):
         expected[trainer.step] = trainer.evaluate()
     assert [line["loss"] for line in metrics(Path("m.jsonl"))] == losses
     assert evaluated() == expected
+    assert metrics(Path("m.jsonl"))[-1]["test_loss"] == trainer.test()
+    assert f"test_loss {trainer.test():.4f}\n" in err
     last, best = load(Path("out")), load(Path("out/best"))
     assert (last.step, last.best_loss) == (25, min(expected.values()))
     assert expected[best.step] == best.best_loss == last.best_loss
@@ -648,7 +653,10 @@ def test_hostile_numbers_above_zero(refused, flag, value):
     refused("train", f"{flag}={value}", "--schedule", "exponential", names=flag)
 
 
-@pytest.mark.parametrize("flag", ["--momentum", "--warmup", "--val-fraction"])
+@pytest.mark.parametrize(
+    "flag",
+    ["--momentum", "--warmup", "--val-fraction", "--test-fraction", "--averaging", "--dropout"],
+)
 @pytest.mark.parametrize("value", [*HOSTILE, "1"], ids=lambda value: value[:10])
 def test_hostile_numbers_below_one(refused, flag, value):
     kind = ["--optimizer", "sgd", "--schedule", "cosine"]
@@ -676,6 +684,11 @@ def test_hostile_counts_of_evaluations(refused, flag, value):
         ["--eval-every", "10"],
         ["--patience", "3", "--val-fraction", "0"],
         ["--seconds", "3", "--steps", "4"],
+        ["--dropout", "0.1", "--granularity", "dot"],
+        ["--look-back", "2", "--model", "rnn"],
+        ["--ensemble", "2", "--model", "rnn-att"],
+        ["--look-back", "16"],
+        ["--val-fraction", "0.5", "--test-fraction", "0.5"],
     ],
 )
 def test_flags_that_do_not_go_together(refused, flags):

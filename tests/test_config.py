@@ -34,14 +34,15 @@ def refusal(kind, **settings):
 def test_defaults_are_the_documented_ones():
     assert asdict(ModelConfig()) == {
         "model": "gpt", "n_layer": 1, "n_embd": 16, "n_head": 4, "block_size": 16,
-        "n_state": 32, "n_att": 16,
+        "n_state": 32, "n_att": 16, "look_back": 0, "ensemble": 1, "dropout": 0.0,
     }  # fmt: skip
     assert asdict(TrainConfig()) == {
         "steps": 1000, "seconds": None, "batch_size": 1, "optimizer": "adam",
         "learning_rate": None, "beta1": 0.85, "beta2": 0.99, "epsilon": 1e-8,
         "weight_decay": 0.01, "momentum": 0.9, "clip_norm": None, "schedule": "linear",
-        "decay": 0.998, "warmup": 0.05, "val_fraction": 0.0, "eval_every": None,
-        "patience": None, "granularity": "vector", "dtype": "float32",
+        "decay": 0.998, "warmup": 0.05, "averaging": 0.0, "weighting": "document",
+        "val_fraction": 0.0, "test_fraction": 0.0, "eval_every": None, "patience": None,
+        "granularity": "vector", "dtype": "float32",
         "initialization": "by-output", "seed": 42,
     }  # fmt: skip
     assert asdict(SampleConfig()) == {

@@ -42,10 +42,18 @@ RECURRENT = {
     "sparse, all fire": ("rnn-att", 4, 19, 19, 5, 11),
 }
 
-EVERYTHING = [*SIZES, *RECURRENT]
+# Of what microgpt has not: the model; vocabulary.
+MORE = {
+    "looks back": (ModelConfig(n_embd=6, n_head=2, block_size=7, look_back=3), 5),
+    "ensemble": (ModelConfig(n_embd=4, n_head=2, block_size=5, look_back=1, ensemble=3), 6),
+}
+
+EVERYTHING = [*SIZES, *RECURRENT, *MORE]
 
 
 def make_model(sizes: str) -> tuple[ModelConfig, int]:
+    if sizes in MORE:
+        return MORE[sizes]
     if sizes in RECURRENT:
         model, n_embd, n_state, n_att, block_size, vocab_size = RECURRENT[sizes]
         config = ModelConfig(
@@ -185,18 +193,21 @@ def train(
     state = np.stack([recording.moment(), recording.moment()])
     optimizer = Optimizer(
         ADAM, state, beta1=0.85, beta2=0.99, epsilon=1e-8, weight_decay=0.0, momentum=0.0,
-        clip_norm=np.inf,
+        clip_norm=np.inf, averaging=0.0,
     )  # fmt: skip
     schedule = Schedule(LINEAR, 0.01, decay=1.0, warmup=0.0, origin=0.0, span=float(steps))
     done = train_steps(
         recording.program, corpus.tokens, corpus.offsets, batch_size,
-        recording.documents_per_sweep, optimizer, schedule, 0, losses,
+        recording.documents_per_sweep, (1 / batch_size, 0.0), optimizer, schedule, np.uint64(0), 0,
+        losses,
     )  # fmt: skip
     assert done == steps
     return losses, {name: weights.copy() for name, weights in recording.weights.items()}
 
 
-@pytest.mark.parametrize("sizes", ["4 lane heads", "recurrent, odd", "sparse, one fires"])
+@pytest.mark.parametrize(
+    "sizes", ["4 lane heads", "recurrent, odd", "sparse, one fires", "looks back", "ensemble"]
+)
 @pytest.mark.parametrize(
     ("granularity", "documents_per_sweep"),
     [("dot", 1), ("vector", 1), ("vector", 2), ("vector", 4), ("vector", 5), ("vector", 64)],
@@ -237,7 +248,7 @@ def samples(recording: Recording, uniforms: NDArray[np.float64]) -> list[list[in
     return result.tolist()
 
 
-@pytest.mark.parametrize("sizes", ["1 lane heads", "3 lane heads", "two layers", *RECURRENT])
+@pytest.mark.parametrize("sizes", ["1 lane heads", "3 lane heads", "two layers", *RECURRENT, *MORE])
 def test_samples(sizes: str) -> None:
     model, _ = make_model(sizes)
     uniforms = np.random.default_rng(3).random((9, model.block_size))

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapegpt.config import DTYPES
-from tapegpt.kernels.optimizers import ADAM, SGD, Optimizer, adam, clip_gradient, sgd, update
+from tapegpt.kernels.optimizers import (
+    ADAM,
+    SGD,
+    STEPS_PER_AVERAGE,
+    Optimizer,
+    adam,
+    average,
+    clip_gradient,
+    sgd,
+    update,
+)
 from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.tape.memory import aligned_zeros
 
@@ -159,6 +169,29 @@ def test_sgd_with_momentum(dtype, count, momentum, seed):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("share", [0.05, 0.5, 1.0])
+def test_averaged_weights(dtype, share):
+    """Later weights count more, but with a share of 1 all the same."""
+    rng, count = np.random.default_rng(0), vectors(dtype, 3)
+    values, mean = random_arrays(dtype, count, rng, 1)
+    mean[:] = 7  # the first take its place
+    seen, parts = [], []
+    for n in range(1, 30):
+        values[:] = rng.normal(size=count + MORE)
+        seen.append(doubles(values[:count]))
+        average(values, mean, count, n, share)
+        parts = [
+            *(part * (1 - 1 / (1 + share * (n - 1))) for part in parts),
+            1 / (1 + share * (n - 1)),
+        ]
+        expected = np.tensordot(parts, seen, 1)
+        np.testing.assert_allclose(mean[:count], expected, rtol=0, atol=TOLERANCES[dtype])
+    if share == 1:
+        np.testing.assert_allclose(parts, 1 / 29)
+    assert (mean[count:] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @given(
     count=st.integers(1, 70),
     scale=st.integers(-25, 35),
@@ -200,7 +233,7 @@ def test_an_update_clips_and_then_optimizes(dtype, clip_norm, kind, weight_decay
     state = aligned_zeros((2 - kind) * count, np.dtype(dtype)).reshape(-1, count)
     optimizer = Optimizer(
         kind, state, beta1=0.8, beta2=0.9, epsilon=1e-6, weight_decay=weight_decay, momentum=0.7,
-        clip_norm=clip_norm,
+        clip_norm=clip_norm, averaging=0.0,
     )  # fmt: skip
     w, first, second = doubles(values[:count]), 0.0, 0.0
     for step in range(1, 5):
@@ -216,3 +249,22 @@ def test_an_update_clips_and_then_optimizes(dtype, clip_norm, kind, weight_decay
         np.testing.assert_allclose(values[:count], w, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(state[0], first, rtol=1e-4, atol=tolerance)
         assert not grads[:count].any()
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.5])
+def test_an_update_averages_now_and_then(averaging):
+    rng, count = np.random.default_rng(0), vectors("float64", 2)
+    values, grads = random_arrays("float64", count, rng, 1)
+    state = aligned_zeros(2 * count, np.dtype("float64")).reshape(2, count)
+    optimizer = Optimizer(
+        SGD, state, beta1=0.0, beta2=0.0, epsilon=1.0, weight_decay=0.0, momentum=0.5,
+        clip_norm=math.inf, averaging=averaging,
+    )  # fmt: skip
+    for step in range(1, 2 * STEPS_PER_AVERAGE + 1):
+        grads[:] = rng.normal(size=count + MORE)
+        update(values, grads, count, optimizer, step, 0.1)
+        if step == STEPS_PER_AVERAGE:
+            first = values[:count].copy()
+            np.testing.assert_array_equal(state[1], first if averaging else 0)
+    expected = first + (values[:count] - first) / 1.5 if averaging else 0
+    np.testing.assert_allclose(state[1], expected, rtol=1e-14)

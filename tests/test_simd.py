@@ -20,6 +20,7 @@ from tapegpt.kernels.simd import (
     clear_tiny,
     count_at_most,
     fma,
+    keep_chosen,
     keep_first,
     lanes,
     listed_offsets,
@@ -348,6 +349,21 @@ def test_running_sums_and_counts(dtype):
     a[count // 2] = np.nan
     assert accumulate(out, a, np.inf) == count - 1
     np.testing.assert_array_equal(out, np.cumsum(a))
+
+
+@jit
+def choose(out, a, bits):
+    store(out, 0, keep_chosen(load(a, 0), bits))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lanes_chosen_by_bits(dtype):
+    count = lane_count(dtype)
+    a, out = np.arange(1, count + 1).astype(dtype), np.zeros(count, dtype)
+    a[0] = np.nan  # where it is left out it is gone
+    for bits in (0, 2, 2**count - 2, 2**63 - 2, 0x5554):
+        choose(out, a, bits)
+        np.testing.assert_array_equal(out, [x if bits >> i & 1 else 0 for i, x in enumerate(a)])
 
 
 def make_tile_copy(rows, columns):

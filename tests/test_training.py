@@ -1,6 +1,7 @@
 """Training in memory: the optimizer, the schedule, batches, divergence, and exact resumption."""
 
 import hashlib
+import itertools
 import math
 import random
 from dataclasses import replace
@@ -21,6 +22,7 @@ from tapegpt.config import (
     OPTIMIZERS,
     SCHEDULES,
     ModelConfig,
+    SampleConfig,
     TrainConfig,
     configure,
     default_learning_rate,
@@ -31,6 +33,7 @@ from tapegpt.footprint import bytes_needed, nodes_needed
 from tapegpt.kernels.matmul import PANEL_DEPTH
 from tapegpt.kernels.simd import VECTOR_BYTES, WIDE_TILE
 from tapegpt.program import record
+from tapegpt.sampling import sample_in_turn
 from tapegpt.training import Trainer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -110,6 +113,60 @@ def test_settings_of_others_are_not_heeded(kind, others):
     plain.advance(3)
     other.advance(3)
     assert state(plain) == state(other)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_tokens_that_weigh_the_same(granularity, batch_size):
+    """Over all documents together the loss is the mean over their tokens."""
+    trainer = make(
+        granularity=granularity, batch_size=batch_size, weighting="token", learning_rate=1e-300
+    )
+    count = len(DOCUMENTS)  # steps after which each document has come batch_size times
+    losses = trainer.advance(count)
+    expected, tokens = 0.0, 0
+    for begin, end in itertools.pairwise(trainer._offsets):
+        document = trainer._tokens[begin:end][: MODEL.block_size + 1]
+        loss = references.gpt_loss(trainer.recording.weights, 1, 2, document.tolist())
+        expected += loss * (len(document) - 1)
+        tokens += len(document) - 1
+    assert losses.mean() == pytest.approx(expected / tokens, rel=1e-12)
+
+
+DROPOUT = replace(MODEL, dropout=0.25)
+
+
+def test_dropout_leaves_out_something_else_in_every_sweep(monkeypatch):
+    monkeypatch.setattr(training, "ROWS_PER_SWEEP", MODEL.block_size)
+    documents = ["abc"] * 5
+    whole = make(documents=documents, learning_rate=1e-300).advance(4)
+    losses = [
+        make(DROPOUT, documents, seed=seed, learning_rate=1e-300, batch_size=batch_size).advance(4)
+        for seed, batch_size in ((1, 1), (1, 1), (2, 1), (1, 2))
+    ]
+    np.testing.assert_allclose(whole, whole[0])
+    assert losses[0].tolist() == losses[1].tolist()
+    once = np.concatenate([losses[0], losses[2], losses[3]])
+    assert len(set(once.tolist())) == 12
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout_is_for_training_alone(dtype):
+    plain, other = (make(model, dtype=dtype, val_fraction=0.3) for model in (MODEL, DROPOUT))
+    other.advance(3)
+    for name, weights in plain.recording.weights.items():
+        weights[:] = other.recording.weights[name]
+    assert plain.evaluate() == pytest.approx(other.evaluate(), rel=1e-6)
+    config = SampleConfig(num_samples=5, temperature=1.0)
+    drawn = [
+        list(sample_in_turn(it.recording, it.tokenizer, config, random.Random(1)))
+        for it in (plain, other)
+    ]
+    assert (
+        drawn[0]
+        == drawn[1]
+        == list(sample_in_turn(other.recording, other.tokenizer, config, random.Random(1)))
+    )
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -292,7 +349,7 @@ def test_flops(batch_size):
 @pytest.mark.parametrize(("granularity", "dtype"), KINDS)
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path, granularity, dtype, optimizer):
     kind = {"granularity": granularity, "dtype": dtype, "optimizer": optimizer}
-    kind |= {"batch_size": 2, "seed": 3, "val_fraction": 0.3}
+    kind |= {"batch_size": 2, "seed": 3, "val_fraction": 0.3, "averaging": 0.2}
     through, stopped = make(**kind), make(**kind)
     losses = through.advance(9)
     first = stopped.advance(4)
@@ -395,21 +452,25 @@ def test_memory_is_wanted_for_an_evaluation_and_for_the_optimizer(monkeypatch):
     block=st.integers(1, 24),
     vocab_size=st.integers(2, 200),
     documents=st.integers(1, 20),
+    more=st.sampled_from([{}, {"look_back": 1}, {"ensemble": 3}, {"dropout": 0.5}]),
 )
 @settings(max_examples=10)
 def test_the_footprint_is_about_right(
-    granularity, layers, heads, head_dim, block, vocab_size, documents
+    granularity, layers, heads, head_dim, block, vocab_size, documents, more
 ):
     """Never much too low, or models would be tried that exhaust memory; padding is left out, and
     what matrix products pack."""
-    model = ModelConfig(n_layer=layers, n_head=heads, n_embd=heads * head_dim, block_size=block)
+    model = ModelConfig(
+        n_layer=layers, n_head=heads, n_embd=heads * head_dim, block_size=1 + block,
+        **(more if granularity == "vector" else more | {"dropout": 0.0}),
+    )  # fmt: skip
     check_footprint(model, vocab_size, granularity, documents)
 
 
 def check_footprint(model, vocab_size, granularity, documents):
     recording = record(model, vocab_size, granularity, "float32", documents)
     nodes = int(recording.program.tops[-1])
-    padding = 2000 + PANEL_DEPTH * WIDE_TILE[1] * VECTOR_BYTES // 4
+    padding = 4000 * model.ensemble + PANEL_DEPTH * WIDE_TILE[1] * VECTOR_BYTES // 4
     assert nodes_needed(model, vocab_size, granularity, documents) >= 0.7 * nodes - padding
     machine = recording.program.machine
     taken = machine.records.nbytes + machine.operands.nbytes + 8 * (nodes - padding)

@@ -73,27 +73,87 @@ def test_documents_of_any_lengths(granularity, texts):
 
 @given(
     texts=st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=40),
-    fraction=st.floats(0, 1, exclude_max=True),
+    val=st.floats(0, 0.6),
+    test=st.floats(0, 0.39),
     seed=st.integers(0, 9),
 )
 @settings(max_examples=50)
-def test_the_last_of_the_shuffled_documents_are_held_out(texts, fraction, seed):
-    count = 0 if fraction == 0 else max(1, round(fraction * len(texts)))
-    if count == len(texts):
-        with pytest.raises(UsageError, match=f"leaves none of {count} documents to train on"):
-            make(texts, val_fraction=fraction, seed=seed)
+def test_the_last_of_the_shuffled_documents_are_held_out(texts, val, test, seed):
+    """First those to evaluate on, then, to the end, those to test on."""
+    counts = [0 if part == 0 else max(1, round(part * len(texts))) for part in (val, test)]
+    fractions = {"val_fraction": val, "test_fraction": test}
+    if sum(counts) >= len(texts):
+        with pytest.raises(UsageError, match=f"leaves none of {len(texts)} documents to train on"):
+            make(texts, **fractions, seed=seed)
         return
-    trainer = make(texts, val_fraction=fraction, seed=seed)
-    tokens, both = trainer._tokens, (trainer._offsets, trainer._held_out)
+    trainer = make(texts, **fractions, seed=seed)
+    tokens = trainer._tokens
     found = [
         [
             trainer.tokenizer.decode(tokens[begin + 1 : end - 1])
             for begin, end in itertools.pairwise(part)
         ]
-        for part in both
+        for part in (trainer._offsets, trainer._held_out, trainer._test)
     ]
-    assert found == list(split(texts, count, seed))
+    rest, test_part = split(texts, counts[1], seed)
+    expected = [rest[: len(rest) - counts[0]], rest[len(rest) - counts[0] :], test_part]
+    assert found == expected
     assert trainer.snapshot().documents == len(texts)
+
+
+@pytest.mark.parametrize(("granularity", "dtype"), KINDS)
+def test_the_loss_of_all_test_tokens(granularity, dtype):
+    trainer = make(granularity=granularity, dtype=dtype, val_fraction=0.2, test_fraction=0.3)
+    trainer.advance(3)
+    expected = mean_over_tokens(trainer, split(DOCUMENTS, 4)[1])
+    assert trainer.test() == pytest.approx(expected, rel=1e-6 if dtype == "float32" else 1e-12)
+    assert (trainer.best_loss, trainer.stale) == (None, 0)
+
+
+def test_evaluations_are_made_with_the_averaged_weights():
+    trainer = make(averaging=0.5, val_fraction=0.3, test_fraction=0.3, batch_size=2)
+    latest = trainer.recording.weights["lm_head"]
+    first = trainer.evaluate()
+    assert first == pytest.approx(mean_over_tokens(trainer, split(DOCUMENTS, 8)[1][:4]), rel=1e-12)
+    seen = []
+    for _ in range(3):
+        trainer.advance(8)
+        seen.append(latest.copy())
+    before = latest.copy()
+    with trainer.averaged():
+        after_two = seen[0] + (seen[1] - seen[0]) / 1.5
+        np.testing.assert_allclose(latest, after_two + (seen[2] - after_two) / 2, rtol=1e-12)
+        expected = [mean_over_tokens(trainer, part) for part in parts_of(8)]
+    np.testing.assert_array_equal(latest, before)
+    assert [trainer.evaluate(), trainer.test()] == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_array_equal(latest, before)
+    assert trainer.snapshot().weights["lm_head"][0, 0] != before[0, 0]
+
+
+def parts_of(count):
+    """The halves of the held-out documents."""
+    held_out = split(DOCUMENTS, count)[1]
+    return held_out[: count // 2], held_out[count // 2 :]
+
+
+def test_an_ensemble_predicts_with_the_mean_of_its_logits():
+    trainer = Trainer(
+        replace(MODEL, ensemble=3), TrainConfig(dtype="float64", val_fraction=0.3), DOCUMENTS
+    )
+    weights = trainer.recording.weights
+    losses = []
+    for text in split(DOCUMENTS, 4)[1]:
+        tokens = tokens_of(trainer, text)
+        logits = [
+            references.gpt_logits(
+                {name[5:]: w for name, w in weights.items() if name.startswith(f"net{i}.")},
+                1, 2, tokens[:-1],
+            )
+            for i in range(3)
+        ]  # fmt: skip
+        for row, target in zip(np.mean(logits, axis=0), tokens[1:], strict=True):
+            losses.append(references.cross_entropy(row[None], [target]))
+    assert trainer.evaluate() == pytest.approx(np.mean(losses), rel=1e-12)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

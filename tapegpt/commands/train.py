@@ -84,8 +84,10 @@ def run(
     if trainer.best_loss is not None:
         LOG.info("least val_loss %.4f, saved in %s", trainer.best_loss, out / BEST)
     LOG.info("saved in %s", out)
-    for text in sample_in_turn(trainer.recording, trainer.tokenizer, SampleConfig(), trainer.rng):
-        print(text)
+    with trainer.averaged():
+        texts = sample_in_turn(trainer.recording, trainer.tokenizer, SampleConfig(), trainer.rng)
+        for text in texts:
+            print(text)
     return 0
 
 
@@ -105,9 +107,12 @@ def _train(
             measured = {"seconds": trainer.elapsed}
             evaluations = budget.evaluations(trainer.step, trainer.elapsed)
             due = trainer.finished or evaluations > budget.evaluations(first, begin)
-            if due and trainer.training.val_fraction > 0:
-                with clock.paused():
+            with clock.paused():
+                if due and trainer.training.val_fraction > 0:
                     measured["val_loss"] = _evaluate(trainer, out)
+                if trainer.finished and trainer.training.test_fraction > 0:
+                    measured["test_loss"] = trainer.test()
+                    LOG.info("test_loss %.4f", measured["test_loss"])
             _write_metrics(log, first + 1, losses, measured)
             progress.update(
                 trainer.step, trainer.elapsed, float(losses[-1]), measured.get("val_loss")

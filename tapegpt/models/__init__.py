@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 from tapegpt.config import ModelConfig
-from tapegpt.models.gpt import gpt, gpt_shapes
+from tapegpt.models.gpt import earlier_tables, gpt, gpt_shapes
 from tapegpt.models.rnn import rnn, rnn_att, rnn_shapes
 from tapegpt.models.vocabulary import Vocabulary
 
@@ -15,13 +15,14 @@ def parameter_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int
 
     Of tables, see `tables`, (rows, width).
     """
-    shapes = gpt_shapes if model.model == "gpt" else rnn_shapes
-    return shapes(model, vocab_size)
+    shapes = (gpt_shapes if model.model == "gpt" else rnn_shapes)(model, vocab_size)
+    return {prefix + name: shape for prefix in prefixes(model) for name, shape in shapes.items()}
 
 
 def tables(model: ModelConfig) -> set[str]:
     """The parameters whose rows are looked up."""
-    return {"wte", "wpe", "m"} if model.model == "rnn-att" else {"wte", "wpe"}
+    names = ["wte", "wpe", *earlier_tables(model), *(["m"] if model.model == "rnn-att" else [])]
+    return {prefix + name for prefix in prefixes(model) for name in names}
 
 
 def multiplications(model: ModelConfig, vocab_size: int) -> int:
@@ -33,6 +34,14 @@ def multiplications(model: ModelConfig, vocab_size: int) -> int:
     return matrices + (model.n_att * model.n_state if model.model == "rnn-att" else 0)
 
 
-def network(net: Vocabulary[X], model: ModelConfig) -> X:
-    """Record the logits of the next token, for the positions that `net` stands at."""
-    return {"gpt": gpt, "rnn": rnn, "rnn-att": rnn_att}[model.model](net, model)
+def prefixes(model: ModelConfig) -> list[str]:
+    """What the names of every network's weights begin with."""
+    return [""] if model.ensemble == 1 else [f"net{i}." for i in range(model.ensemble)]
+
+
+def networks(net: Vocabulary[X], model: ModelConfig) -> list[X]:
+    """Record every network's logits of the next token, for the positions that `net` stands at."""
+    logits = []
+    for net.prefix in prefixes(model):
+        logits.append({"gpt": gpt, "rnn": rnn, "rnn-att": rnn_att}[model.model](net, model))
+    return logits

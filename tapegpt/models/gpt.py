@@ -1,4 +1,7 @@
-"""The GPT of microgpt: RMSNorm instead of LayerNorm, no biases, ReLU."""
+"""The GPT of microgpt: RMSNorm instead of LayerNorm, no biases, ReLU.
+
+Beside its own token a position can embed the ones before it, with a table for each distance.
+"""
 
 from typing import TypeVar
 
@@ -21,19 +24,24 @@ def gpt_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, int]
             shapes[f"layer{layer}.{name}"] = (width, width)
         shapes[f"layer{layer}.mlp_fc1"] = (hidden, width)
         shapes[f"layer{layer}.mlp_fc2"] = (width, hidden)
-    return shapes
+    return shapes | {table: (vocab_size, width) for table in earlier_tables(model)}
+
+
+def earlier_tables(model: ModelConfig) -> list[str]:
+    """The tables of earlier tokens, the nearest first."""
+    return [f"wte_back{distance}" for distance in range(1, model.look_back + 1)]
 
 
 def gpt(net: Vocabulary[X], model: ModelConfig) -> X:
     """Record the logits of the next token, for the positions that `net` stands at."""
-    x = net.rmsnorm(net.embed("wte", "wpe"))
+    x = net.rmsnorm(net.embed("wte", "wpe", *earlier_tables(model)))
     for layer in range(model.n_layer):
         h = net.rmsnorm(x)
         q = net.linear(h, f"layer{layer}.attn_wq")
         k = net.linear(h, f"layer{layer}.attn_wk")
         v = net.linear(h, f"layer{layer}.attn_wv")
         h = net.attention(q, k, v, model.n_head, layer)
-        x = net.linear(h, f"layer{layer}.attn_wo", plus=x)
+        x = net.linear(h, f"layer{layer}.attn_wo", plus=x, dropout=model.dropout)
         h = net.relu(net.linear(net.rmsnorm(x), f"layer{layer}.mlp_fc1"))
-        x = net.linear(h, f"layer{layer}.mlp_fc2", plus=x)
+        x = net.linear(h, f"layer{layer}.mlp_fc2", plus=x, dropout=model.dropout)
     return net.linear(x, "lm_head")

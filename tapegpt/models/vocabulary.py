@@ -11,11 +11,16 @@ X = TypeVar("X")
 class Vocabulary(Protocol[X]):
     """What a network can be made of. X is a granularity's idea of a row of numbers, or of rows.
 
-    Weights go by their names in `parameter_shapes`.
+    Weights go by their names in `parameter_shapes`, after the prefix.
     """
 
-    def embed(self, tokens: str, positions: str) -> X:
-        """The token's row of one table plus the position's row of the other."""
+    prefix: str
+
+    def embed(self, tokens: str, positions: str, *earlier: str) -> X:
+        """The token's row of a table plus the position's row of another.
+
+        earlier: tables for the token before, the one before that, ..., delimiters at the start.
+        """
 
     def embed_token(self, table: str) -> X:
         """The token's row of a table."""
@@ -23,8 +28,8 @@ class Vocabulary(Protocol[X]):
     def embed_position(self, table: str) -> X:
         """The position's row of a table."""
 
-    def linear(self, x: X, weights: str, plus: X | None = None) -> X:
-        """plus + W x"""
+    def linear(self, x: X, weights: str, plus: X | None = None, dropout: float = 0.0) -> X:
+        """plus + W x; of W x that share is left out at random in training."""
 
     def rmsnorm(self, x: X) -> X:
         """x / sqrt(mean(x^2) + 1e-5)"""

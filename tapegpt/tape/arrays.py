@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Iterable
 
 from tapegpt.kernels import records as op
+from tapegpt.kernels.dropout import CHANCES
 from tapegpt.kernels.lanes import LANE_COLUMNS
 from tapegpt.kernels.matmul import IDENTITY, PANEL_DEPTH
 from tapegpt.kernels.simd import WIDE_TILE
@@ -159,6 +160,24 @@ class ArrayOperations(Leaves):
         start = op.NONE if plus is None else plus
         arguments = (shape.rows, n_in, n_out, x, w, which.width, which.slot, start)
         return self._record_array(op.GATHERED_LINEAR, shape.rows, n_out, arguments)
+
+    @all_or_nothing
+    def dropout(self, x: int, rate: float, key: Input, plus: int | None = None) -> int:
+        """plus + x with a random share of its elements left out and the rest made up for it.
+
+        rate: that share, from 0 up to but not 1, in steps of 1 / 256. The key, one number, chooses
+        what is left out, anew for each record; 0 leaves nothing out. (Srivastava et al. 2014)
+        """
+        shape = self._array(x)
+        if not isinstance(rate, Number) or not 0 <= rate < 1:
+            raise TapeError(f"dropout leaves out a share from 0 up to but not 1, not {rate!r:.60}")
+        if self._known(key).count * key.width != 1:
+            raise TapeError(f"dropout wants a key of one number, not {key}")
+        self._check_plus("dropout", plus, shape.rows, shape.width)
+        kept = max(1, CHANCES - round(CHANCES * rate))
+        start = op.NONE if plus is None else plus
+        number = len(self._records) // 4
+        return self._elementwise(op.DROPOUT, x, kept, key.slot, number, start)
 
     def softmax(self, x: int) -> int:
         """e^x / sum(e^x), row by row."""

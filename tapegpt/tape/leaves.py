@@ -11,6 +11,8 @@ from tapegpt.kernels import records as op
 from tapegpt.tape.memory import Memory, all_or_nothing
 from tapegpt.tape.parts import Batch, Floats, Ids, Input, Number, TapeError
 
+LARGEST_KEY = 2**63 - 1  # of dropout
+
 
 class Leaves(Memory):
     """Nodes that no record computes, and inputs."""
@@ -143,20 +145,32 @@ class Leaves(Memory):
         return which
 
     @all_or_nothing
-    def batch(self, documents: int, block: int, vocab_size: int) -> Batch:
-        """Declare the rows of as many packed documents, of `block` positions at most."""
+    def batch(self, documents: int, block: int, vocab_size: int, look_back: int = 0) -> Batch:
+        """Declare the rows of as many packed documents, of `block` positions at most.
+
+        look_back: how many earlier tokens of its document a row has beside its own.
+        """
         if self._batch is not None:
             raise TapeError("a tape has one batch")
         documents, block = self._count(documents, "documents"), self._count(block, "positions")
         vocab_size, capacity = self._count(vocab_size, "tokens"), documents * block
+        if look_back != 0:
+            look_back = self._count(look_back, "earlier tokens")
         weights = self._auxiliary(capacity + self.lanes)
         tokens, positions, targets = (
             self._new_input(array("q", [0]) * capacity, op.BATCH, below)
             for below in (vocab_size, block, vocab_size)
         )
+        earlier = tuple(
+            self._new_input(array("q", [0]) * capacity, op.BATCH, vocab_size)
+            for _ in range(look_back)
+        )
         starts = len(self._inputs)
         self._inputs.extend(array("q", [0]) * (block + 1))
-        self._batch = Batch(documents, block, tokens, positions, targets, starts, weights)
+        key = self._new_input([0], 1, LARGEST_KEY)
+        self._batch = Batch(
+            documents, block, tokens, positions, targets, starts, weights, earlier, key
+        )
         return self._batch
 
     @staticmethod

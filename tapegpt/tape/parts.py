@@ -43,6 +43,8 @@ class Batch(NamedTuple):
     targets: Input
     starts: int  # slot of the first row of every position, block + 1 of them
     weights: int
+    earlier: tuple[Input, ...]  # the token before, the one before that, ...
+    key: Input  # of dropout, one number
 
 
 class Mark(NamedTuple):

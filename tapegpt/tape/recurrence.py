@@ -16,6 +16,7 @@ ROW_BY_ROW = {
     op.ARRAY_SCALE,
     op.TOPK,
     op.GATHERED_LINEAR,
+    op.DROPOUT,
 }
 
 
