@@ -80,7 +80,7 @@ def dot_rows_forward(values, operands, inputs, out, at, window):
         sums = tile_zeros(values, width, 1)
         for j in range(0, count, width):
             exist = keep_first(splat(values, 1), count - j, 0)
-            x = load(values, b + j)
+            x = keep_first(load(values, b + j), count - j, 0)
             sums = tile_fma_rows(sums, values, operands, at + 3 + i, j, x, exist)
         store_part(values, out + i, tile_row_sums(sums), rows - i)
 

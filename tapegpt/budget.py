@@ -66,7 +66,7 @@ class TimeBudget:
         """How many evaluations are due by now, not counting the one at the end."""
         if self.eval_every is not None:
             return step // self.eval_every
-        return int(EVALUATIONS * elapsed / self.total)
+        return int(min(EVALUATIONS, EVALUATIONS * elapsed / self.total))
 
 
 def budget_of(training: TrainConfig) -> StepBudget | TimeBudget:

@@ -72,8 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(options: argparse.Namespace, problem: str, exit_code: int = 1) -> int:
     if options.debug:
         traceback.print_exc()
-    print(f"tapegpt: error: {problem}", file=sys.stderr)
+    print(f"tapegpt: error: {_one_line(problem, 1000)}", file=sys.stderr)
     return exit_code
+
+
+def _one_line(text: str, longest: int) -> str:
+    """The text, printable and without its middle if need be, whatever values it quotes."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    half = longest // 2
+    return shown if len(shown) <= longest else f"{shown[:half]}...{shown[-half:]}"
 
 
 def _discard_output() -> None:
@@ -85,8 +92,13 @@ class _Parser(argparse.ArgumentParser):
     """A parser that says in one short line what is wrong."""
 
     def error(self, message: str) -> NoReturn:
-        shown = message if len(message) <= 200 else message[:197] + "..."
-        self.exit(2, f"tapegpt: error: {shown}: see {self.prog} --help\n")
+        self.exit(2, f"tapegpt: error: {_one_line(message, 200)}: see {self.prog} --help\n")
+
+
+def _path(text: str) -> Path:
+    if not text or "\0" in text:  # Path("") would be the current folder
+        raise argparse.ArgumentTypeError(f"{text!r} is not a path")
+    return Path(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,7 +131,7 @@ def _train_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
         description="Train a model, save it under --out and print 20 samples.",
     )
     add = parser.add_argument
-    add("--data", type=Path, metavar="FILE", help="text, one document a line (default: names)")
+    add("--data", type=_path, metavar="FILE", help="text, one document a line (default: names)")
     add("--preset", metavar="NAME", help=f"settings by name: {', '.join(PRESETS)}")
     add("--model", choices=MODELS, help=f"default {model.model}")
     add("--granularity", choices=GRANULARITIES, help=f"default {training.granularity}")
@@ -146,14 +158,7 @@ def _train_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     add("--batch-size", type=int, metavar="N", help=f"default {training.batch_size}")
     add("--optimizer", choices=OPTIMIZERS, help=f"default {training.optimizer}")
-    rates = LEARNING_RATES[model.model]
-    add(
-        "--learning-rate",
-        type=float,
-        metavar="X",
-        help=f"default {rates.adam:g} for adam, {rates.adamw:g} for adamw,"
-        f" {rates.sgd:g} (1 - momentum) for sgd",
-    )
+    add("--learning-rate", type=float, metavar="X", help=f"default {_default_rates()}")
     add("--schedule", choices=SCHEDULES, help=f"of the learning rate, default {training.schedule}")
     for name, meaning in {
         "decay": "exponential: a step's factor, or that of a thousandth of --seconds",
@@ -187,17 +192,28 @@ def _train_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     add("--patience", type=int, metavar="N", help="stop after N evaluations without improvement")
     add("--dtype", choices=DTYPES, help=f"default {training.dtype}")
     add("--seed", type=int, metavar="N", help=f"default {training.seed}")
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="where the run is saved")
+    add("--out", type=_path, default=Path("out"), metavar="DIR", help="where the run is saved")
     add("--resume", action="store_true", help="go on with the run under --out")
     add(
         "--metrics",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="write every step's loss (nats, mean over documents of the mean over positions), and"
         " val_loss, test_loss and the seconds of training where measured, as JSON lines",
     )
     add("--quiet", action="store_true", help="no progress, only results")
     parser.set_defaults(command=_train)
+
+
+def _default_rates() -> str:
+    """By optimizer, and by model where those differ."""
+    shown = []
+    for optimizer in OPTIMIZERS:
+        rates = [f"{getattr(LEARNING_RATES[model], optimizer):g}" for model in MODELS]
+        factor = "(1 - momentum) " if optimizer == "sgd" else ""
+        values = " / ".join(rates if len(set(rates)) > 1 else rates[:1])
+        shown.append(f"{factor}{values} for {optimizer}")
+    return f"{', '.join(shown)} ({' / '.join(MODELS)})"
 
 
 def _sample_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -208,7 +224,7 @@ def _sample_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     add = parser.add_argument
     add(
         "--run",
-        type=Path,
+        type=_path,
         default=Path("out"),
         metavar="DIR",
         help="default out; its best: out/best",
@@ -242,7 +258,7 @@ def _bench_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     add = parser.add_argument
     add("--n-embd", type=int, nargs="+", default=[16], metavar="N", help="default 16")
-    add("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    add("--json", type=_path, metavar="FILE", help="write the figures as JSON")
     parser.set_defaults(command=_bench)
 
 

@@ -254,6 +254,9 @@ NEEDED = {
     "n_head": ("model", ("gpt",)),
     "n_state": ("model", ("rnn", "rnn-att")),
     "n_att": ("model", ("rnn-att",)),
+    "look_back": ("model", ("gpt",)),
+    "ensemble": ("model", ("gpt",)),
+    "dropout": ("model", ("gpt",)),
     "weight_decay": ("optimizer", ("adamw",)),
     "momentum": ("optimizer", ("sgd",)),
     "decay": ("schedule", ("exponential",)),
@@ -343,7 +346,8 @@ def _number(config: object, name: str, valid: Callable[[float], bool], wanted: s
     if not valid(value):
         raise _refusal(name, value, "is out of range", wanted)
     try:
-        object.__setattr__(config, name, float(value))  # 1 and 1.0 are the same setting
+        # 1 and 1.0 are the same setting, and 0 and -0.0.
+        object.__setattr__(config, name, float(value) + 0.0)
     except OverflowError:
         raise _refusal(name, value, "is out of range", wanted) from None
 

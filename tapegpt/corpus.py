@@ -6,6 +6,7 @@ followed by one token, BOS, that begins and ends every document.
 
 import random
 import stat
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.errors import TapegptError
+from tapegpt.footprint import bytes_available
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MEMORY = 28  # bytes, at most, for each of a corpus: documents, tokens, and what they are made of
 REMEDY = "choose a UTF-8 text file with one document a line"
 
 
@@ -87,17 +90,16 @@ class Tokenizer:
 
         Raises `TapegptError` for a character that is not in the alphabet.
         """
-        alphabet = _code_points(self.characters)
-        codes = _code_points(text)
-        ids = np.searchsorted(alphabet[:-1], codes)  # without the last, every id is in range
-        unknown = alphabet[ids] != codes
-        if unknown.any():
-            character = text[int(unknown.argmax())]
+        ids_by_code = np.full(sys.maxunicode + 1, -1, np.int32)
+        ids_by_code[_code_points(self.characters)] = np.arange(self.bos)
+        ids = ids_by_code[_code_points(text)]
+        if ids.min(initial=0) < 0:
+            character = text[int((ids < 0).argmax())]
             raise TapegptError(
                 f"character {character!r} (U+{ord(character):04X}) is not in the alphabet: "
                 f"use only {_shorten(self.characters)}"
             )
-        return ids.astype(np.int32)
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text that `encode` makes `ids` of; `TapegptError` for BOS or what is no id."""
@@ -137,11 +139,13 @@ def tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> TokenizedCorpus:
 
 def _read(path: Path) -> bytes:
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
             raise _refusal(path, "is a directory")
-        if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
             raise _refusal(path, "is not a regular file")
+        if MEMORY * status.st_size > bytes_available():
+            raise _refusal(path, "does not fit into memory")
         return path.read_bytes()
     except OSError as error:
         raise _refusal(path, f"cannot be read: {error.strerror}") from None

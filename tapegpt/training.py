@@ -51,8 +51,7 @@ class Trainer:
         ordered = shuffled(documents, self.rng)
         self.tokenizer = Tokenizer.from_documents(ordered)
         self.corpus_digest = hashlib.sha256("\n".join(documents).encode()).hexdigest()
-        together = _documents_per_sweep(model, training)
-        _check_memory(model, training, self.tokenizer.vocab_size, together)
+        check_memory(model, training, self.tokenizer.vocab_size)
         corpus = tokenize(ordered, self.tokenizer)
         test = len(ordered) - _count_held_out("test_fraction", training, len(ordered))
         held_out = test - _count_held_out("val_fraction", training, len(ordered))
@@ -68,7 +67,11 @@ class Trainer:
         self._held_out = corpus.offsets[held_out : test + 1]
         self._test = corpus.offsets[test:]
         self.recording = record(
-            model, self.tokenizer.vocab_size, training.granularity, training.dtype, together
+            model,
+            self.tokenizer.vocab_size,
+            training.granularity,
+            training.dtype,
+            _documents_per_sweep(model, training),
         )
         self._state = _optimizer_state(self.recording, training)
         self._draw_weights()
@@ -270,10 +273,9 @@ def _count_held_out(name: str, training: TrainConfig, documents: int) -> int:
     return max(1, round(fraction * documents)) if fraction > 0 else 0
 
 
-def _check_memory(
-    model: ModelConfig, training: TrainConfig, vocab_size: int, documents: int
-) -> None:
+def check_memory(model: ModelConfig, training: TrainConfig, vocab_size: int) -> None:
     """Refuse sizes that this machine cannot hold, before anything is allocated."""
+    documents = _documents_per_sweep(model, training)
     needed = bytes_needed(
         model,
         vocab_size,
@@ -290,7 +292,8 @@ def _check_memory(
         problem = f"about {nodes:.1e} nodes, a tape holds {LARGEST_TAPE:.1e}"
     else:
         return
-    names = ("n_embd", "n_layer" if model.model == "gpt" else "n_state", "block_size")
+    names = ["n_embd", "n_layer" if model.model == "gpt" else "n_state", "block_size"]
+    names += ["ensemble"] if model.ensemble > 1 else []
     sizes = ", ".join(f"{flag(name)} {getattr(model, name)}" for name in names)
     raise UsageError(
         f"the model needs {problem} (--granularity {training.granularity}): make {sizes} or"

@@ -1,4 +1,4 @@
-"""Hypothesis profiles. No deadline: the first call of a kernel compiles it."""
+"""What tests share. Hypothesis has no deadline: the first call of a kernel compiles it."""
 
 import os
 import signal
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tapegpt import cli
 
 settings.register_profile("tapegpt", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -25,3 +27,41 @@ def interruptible() -> None:
 def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the processes that tests start keep compiled kernels: empty at first."""
     return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Calls main() in this process, in an empty folder: for the many cases that need no other."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def call(*arguments, code=0):
+        capsys.readouterr()
+        try:
+            returned = cli.main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            returned = error.code
+        out, err = capsys.readouterr()
+        assert returned == code, err
+        return out, err
+
+    return call
+
+
+@pytest.fixture
+def refused(call, tmp_path):
+    """Calls that end in one line on stderr, and leave nothing behind."""
+
+    def refused(*arguments, code=2, names=()):
+        before = sorted(tmp_path.rglob("*"))
+        out, err = call(*arguments, code=code)
+        assert out == ""
+        assert err.startswith("tapegpt: error: ")
+        assert err.count("\n") == 1
+        assert len(err) < 400
+        for name in [names] if isinstance(names, str) else names:
+            assert name in err
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return refused

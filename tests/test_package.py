@@ -10,6 +10,8 @@ from zipfile import ZipFile
 
 import pytest
 
+import tapegpt
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -69,3 +71,10 @@ def test_one_module_from_the_checkout_and_from_elsewhere(tmp_path: Path) -> None
 
 def test_names_are_found_as_a_resource() -> None:
     assert resources.files("tapegpt.data").joinpath("names.txt").is_file()
+
+
+def test_public_names() -> None:
+    assert set(tapegpt.__all__) == {"Node", "Tape", "TapeError"}
+    assert tapegpt.Tape is tapegpt.tape.Tape
+    with pytest.raises(AttributeError, match="module 'tapegpt' has no attribute 'Tap'"):
+        tapegpt.Tap  # noqa: B018

@@ -269,6 +269,25 @@ def test_products_that_the_root_does_not_need_pass_nothing_on(transposed: bool) 
     np.testing.assert_array_equal(np.vectorize(tape.grad)(matrix), expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_do_not_see_what_stands_beside_their_operands(
+    transposed: bool, dtype: str
+) -> None:
+    tape = Tape(dtype)
+    beside = np.full(16, np.nan)
+    matrix, _ = tape.variables([[1.0, 2.0, 3.0]] * 3), tape.variables(beside)
+    vector, _ = tape.variables([4.0, 5.0, 6.0]), tape.variables(beside)
+    out = tape.dots(matrix.T if transposed else matrix, np.broadcast_to(vector, (3, 3)))
+    expected = [15, 30, 45] if transposed else [32, 32, 32]
+    assert [tape.value(node) for node in out] == expected
+    tape.backward(tape.sum(out))
+    expected = [6, 6, 6] if transposed else [3, 6, 9]
+    assert np.vectorize(tape.grad)(vector).tolist() == expected
+    expected = np.broadcast_to([[4], [5], [6]] if transposed else [4, 5, 6], (3, 3))
+    np.testing.assert_array_equal(np.vectorize(tape.grad)(matrix), expected)
+
+
 def test_gradient_along_a_random_direction() -> None:
     rng = np.random.default_rng(4)
     tape = Tape()

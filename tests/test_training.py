@@ -495,6 +495,16 @@ def test_the_footprint_of_recurrent_nets(
     check_footprint(sizes, vocab_size, granularity, documents)
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("model", ["gpt", "rnn"])
+def test_the_footprint_of_a_large_vocabulary(model, granularity):
+    sizes = ModelConfig(model=model, n_embd=8, n_head=2, n_state=8, block_size=2)
+    check_footprint(sizes, 10_001, granularity, 3)
+    # Most of it is the vocabulary's, but not ten times what is needed.
+    nodes = int(record(sizes, 10_001, granularity, "float32", 3).program.tops[-1])
+    assert nodes_needed(sizes, 10_001, granularity, 3) < 2 * nodes
+
+
 def test_the_seed_decides_everything():
     assert state(make(seed=1)) == state(make(seed=1))
     assert state(make(seed=1)) != state(make(seed=2))

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tapegpt.config import ModelConfig, TrainConfig
-from tapegpt.corpus import default_corpus, read_documents
+from tapegpt.corpus import Tokenizer, default_corpus, read_documents
 from tapegpt.errors import TapegptError
 from tapegpt.machine import cpu_name, peak_gflops, vector_name
-from tapegpt.training import Trainer
+from tapegpt.training import Trainer, check_memory
 
 LADDER = (("scalar", 1), ("dot", 1), ("vector", 1), ("vector", 16))
 REPEATS = 7
@@ -34,6 +34,10 @@ class Row:
 def run(models: Sequence[ModelConfig], path: Path | None) -> int:
     """Measure, print the table, write it as JSON. Returns the exit code."""
     documents = read_documents(default_corpus())
+    vocab_size = Tokenizer.from_documents(documents).vocab_size
+    for model in models:
+        for rung in LADDER:
+            check_memory(model, _training(*rung), vocab_size)
     peak = peak_gflops()
     print(f"{cpu_name()}; vectors of {vector_name()}")
     print(f"peak of one core: {peak:.1f} GFLOP/s in float32, measured")
@@ -68,10 +72,7 @@ def measure(
     model: ModelConfig, granularity: str, batch_size: int, documents: Sequence[str], peak: float
 ) -> Row:
     """Train on the same documents again and again; compilation is not timed."""
-    # A rate so low that no width diverges, however long it is measured.
-    config = TrainConfig(
-        granularity=granularity, batch_size=batch_size, steps=2**40, learning_rate=1e-5
-    )
+    config = _training(granularity, batch_size)
     trainer = Trainer(model, config, documents)
     trainer.advance(1)
     begin = time.perf_counter()
@@ -92,4 +93,11 @@ def measure(
         us_per_document=statistics.median(seconds) / steps / batch_size * 1e6,
         gflops=gflops,
         share_of_peak=gflops / peak,
+    )
+
+
+def _training(granularity: str, batch_size: int) -> TrainConfig:
+    # A rate so low that no width diverges, however long it is measured.
+    return TrainConfig(
+        granularity=granularity, batch_size=batch_size, steps=2**40, learning_rate=1e-5
     )

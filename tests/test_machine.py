@@ -1,0 +1,44 @@
+"""What the figures of a benchmark say about the machine."""
+
+from pathlib import Path
+
+import pytest
+from numba.core import config
+
+from tapegpt import machine
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: A: B 1.0GHz\n\nmodel name\t: C\n", "A: B 1.0GHz"),
+        ("processor\t: 0\nhart\t: 0\n", "riscv64"),
+        (None, "riscv64"),  # on a system without that file
+    ],
+)
+def test_the_name_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, cpuinfo: str | None, name: str
+) -> None:
+    assert machine.cpu_name()
+
+    def read_text(path: Path) -> str:
+        if cpuinfo is None:
+            raise FileNotFoundError
+        return cpuinfo
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(machine.platform, "processor", lambda: "")
+    monkeypatch.setattr(machine.platform, "machine", lambda: "riscv64")
+    assert machine.cpu_name() == name
+
+
+def test_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f"{machine.lanes()} x float32" in machine.vector_name()
+    monkeypatch.setattr(config, "CPU_FEATURES", "+sse4.2,-avx512f,+avx2,+bmi,+fma")
+    assert machine.vector_features() == ["avx2", "fma", "sse4.2"]
+    monkeypatch.setattr(config, "CPU_NAME", "haswell")
+    assert machine.vector_name().endswith(" x float32, compiled for haswell")
+
+
+def test_llvm_version() -> None:
+    assert int(machine.llvm_version().split(".")[0]) >= 14
