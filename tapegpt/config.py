@@ -210,6 +210,25 @@ NUMPY_PORT: Mapping[str, object] = {
     "seed": 42,
 }
 
+# What learns best from a list of names in some seconds on one core, see bench/learning.md.
+RECIPE: Mapping[str, object] = {
+    "model": "gpt",
+    "n_head": 4,
+    "block_size": 16,
+    "optimizer": "adamw",
+    "beta1": 0.9,
+    "beta2": 0.99,
+    "epsilon": 1e-8,
+    "weight_decay": 0.1,
+    "schedule": "cosine",
+    "warmup": 0.05,
+    "averaging": 0.05,
+    "weighting": "token",
+    "val_fraction": 0.1,
+    "test_fraction": 0.1,
+    "dtype": "float32",
+}
+
 PRESETS: Mapping[str, Mapping[str, object]] = {
     "microgpt": {  # the original program's numbers, whatever the defaults above become
         "model": "gpt",
@@ -245,6 +264,35 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "learning_rate": 0.03,
         "momentum": 0.95,
     },
+    "1s": {
+        **RECIPE,
+        "seconds": 1.0,
+        "n_layer": 1,
+        "n_embd": 32,
+        "look_back": 3,
+        "batch_size": 16,
+        "learning_rate": 0.006,
+    },
+    "5s": {
+        **RECIPE,
+        "seconds": 5.0,
+        "n_layer": 1,
+        "n_embd": 64,
+        "look_back": 3,
+        "batch_size": 16,
+        "learning_rate": 0.004,
+    },
+    "60s": {
+        **RECIPE,
+        "seconds": 60.0,
+        "n_layer": 4,
+        "n_embd": 32,
+        "look_back": 2,
+        "ensemble": 4,
+        "dropout": 0.125,
+        "batch_size": 32,
+        "learning_rate": 0.005,
+    },
 }
 
 
@@ -276,8 +324,8 @@ def configure(
     given = {name: value for name, value in overrides.items() if value is not None}
     base = {} if preset is None else PRESETS[preset]
     settings: dict[str, Any] = {**base, **given}
-    if "seconds" in given and "steps" not in given:
-        settings.pop("steps", None)  # one budget for another
+    if len({"steps", "seconds"} & given.keys()) == 1:  # one budget for another
+        settings.pop("steps" if "seconds" in given else "seconds", None)
     kinds = (ModelConfig, TrainConfig)
     in_model, in_training = ([field.name for field in fields(kind)] for kind in kinds)
     for name in settings:
