@@ -3,8 +3,9 @@
     python bench/learning.py --preset 1s --data names.txt
     python bench/learning.py --seeds 3 --preset 60s --data names.txt --dropout 0
 
-The seed shuffles the documents before they are split, so each run has another test part. What is not
-an option of this program goes to `tapegpt train`, which must hold a --test-fraction out.
+The seed shuffles the documents before they are split, so each run has another test part. What is
+not an option of this program goes to `tapegpt train`, which must hold out both a --val-fraction and
+a --test-fraction.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def without_budget(flags: list[str]) -> list[str]:
 
 
 def describe(values: list[float]) -> str:
-    mean, places = statistics.mean(values), 4 if values[0] < 10 else 0
+    mean, places = statistics.mean(values), 0 if isinstance(values[0], int) else 4
     shown = ", ".join(f"{value:.{places}f}" for value in values)
     spread = f" +- {statistics.stdev(values):.{places}f}" if len(values) > 1 else ""
     return f"{mean:.{places}f}{spread} ({shown})"

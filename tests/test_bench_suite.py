@@ -1,6 +1,7 @@
-"""That the benchmarks can be collected, and that one of them leaves all that a table needs."""
+"""That the benchmarks can be collected, and leave all that a table needs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,20 @@ def test_a_benchmark_describes_itself(tmp_path):
     both = run("bench/table.py", path, path).splitlines()
     assert len(both) == 2 + 1 + 3  # the machines, then a table
     assert both[-1].endswith(": 1.00 |")
+
+
+def test_a_recipe_with_two_seeds(tmp_path):
+    flags = ["--preset", "1s", "--steps", "9", "--data", str(ROOT / "tests/golden/sky_names.txt")]
+    title, *rows = run("bench/learning.py", "--seeds", "2", *flags).splitlines()
+    assert title == " ".join(flags)
+    figures = dict(row.strip().split(": ") for row in rows)
+    assert figures["step"] == "9 +- 0 (9, 9)"
+    mean, first, second = (
+        float(x) for x in re.fullmatch(r"(.*) \+- .* \((.*), (.*)\)", figures["test_loss"]).groups()
+    )
+    assert abs(mean - (first + second) / 2) <= 1e-4
+
+    out = tmp_path / "out"
+    run("-m", "tapegpt", "train", *flags, "--seed", "2", "--out", out, "--metrics", tmp_path / "m")
+    last = json.loads((tmp_path / "m").read_text().splitlines()[-1])
+    assert f"{last['test_loss']:.4f}" == f"{second:.4f}"

@@ -209,6 +209,8 @@ def test_configure_takes_defaults_then_preset_then_flags():
 
 
 def test_one_budget_stands_for_the_other():
+    _, training = configure("1s", {"steps": 9})
+    assert (training.steps, training.seconds) == (9, None)
     _, training = configure("microgpt", {"seconds": 2})
     assert (training.steps, training.seconds) == (None, 2.0)
     _, training = configure(None, {"steps": 7})
