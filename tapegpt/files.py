@@ -3,9 +3,13 @@
 import os
 import re
 import stat
-from collections.abc import Container, Mapping
-from contextlib import suppress
+import sys
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
 
 NEW = ".new"  # ends the name of a file that is not finished
 # Where the platform can: follow no link, and do not wait for a pipe's other end.
@@ -21,6 +25,41 @@ def write(folder: Path, contents: Mapping[str, bytes]) -> None:
     next is replaced. On `OSError` the files that were not yet replaced are as they were.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder, contents)
+
+
+def write_one(path: Path, data: bytes) -> None:
+    """Replace a file at one stroke; a link or a device stays, and gets the bytes."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_bytes(data)
+    else:
+        _replace(path.parent, {path.name: data})
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from locking the folder; `BlockingIOError` if one has.
+
+    The lock is the system's own, on the folder itself: it leaves no file behind, and a process that
+    dies has let go of it. Where the system or the disk knows no such locks, there is none.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(folder: Path, contents: Mapping[str, bytes]) -> None:
     try:
         for name, data in contents.items():
             _stage(folder / (name + NEW), data)

@@ -1,6 +1,5 @@
 """Runs on disk: exact round trips, and nothing damaged, forged or half-written ever loads."""
 
-import errno
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import safetensors.numpy
+from faults import CODES, Faults
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -309,7 +309,7 @@ def mutate(data, generator, other):
 
 
 def test_damage_is_refused(tmp_path):
-    """600 seeded mutants of either file; more with TAPEGPT_MUTANTS."""
+    """A few hundred seeded mutants of either file; test_damaged_runs.py has other kinds too."""
     folder = tmp_path / "out"
     run = make_run()
     save(run, folder)
@@ -319,7 +319,7 @@ def test_damage_is_refused(tmp_path):
         (folder / "run.json", tmp_path / "other" / "run.json"),
         (tensors_file(folder), tensors_file(tmp_path / "other")),
     ]
-    for _ in range(int(os.environ.get("TAPEGPT_MUTANTS", "600"))):
+    for _ in range(300):
         path, other = generator.choice(victims)
         data = path.read_bytes()
         path.write_bytes(mutate(data, generator, other.read_bytes()))
@@ -623,54 +623,7 @@ def test_a_reader_meets_a_writer(folder, monkeypatch):
 # Failing saves
 
 
-class ShortFile:
-    """A file that takes half of what it is given before the other half can fail."""
-
-    def __init__(self, file, fault):
-        self.file, self.fault = file, fault
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.file.close()
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-    def write(self, data):
-        self.file.write(data[: len(data) // 2])
-        self.fault()
-        self.file.write(data[len(data) // 2 :])
-
-
-class Faults:
-    """Makes one of the calls of a save to the system fail: the one numbered `failing`."""
-
-    def __init__(self, monkeypatch, code, failing):
-        self.code, self.failing, self.calls = code, failing, 0
-        for name in ("fsync", "replace", "open", "mkdir", "unlink", "listdir"):
-            monkeypatch.setattr(os, name, self.wrap(getattr(os, name)))
-        monkeypatch.setattr(files, "open", self.open, raising=False)
-
-    def fault(self):
-        self.calls += 1
-        if self.calls - 1 == self.failing:
-            raise OSError(self.code, os.strerror(self.code))
-
-    def wrap(self, function):
-        def wrapped(*args, **kwargs):
-            self.fault()
-            return function(*args, **kwargs)
-
-        return wrapped
-
-    def open(self, path, mode):
-        self.fault()
-        return ShortFile(open(path, mode), self.fault)
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("code", CODES)
 def test_a_failing_save_leaves_the_old_run(folder, code):
     before = plain(load(folder))
     later = make_run(seed=1, step=8)
@@ -678,7 +631,7 @@ def test_a_failing_save_leaves_the_old_run(folder, code):
     for call in count():
         error = None
         with pytest.MonkeyPatch.context() as monkeypatch:
-            faults = Faults(monkeypatch, code, failing=call)
+            faults = Faults(monkeypatch, folder, code, failing=call)
             try:
                 save(later, folder)
             except RunError as caught:
@@ -841,9 +794,8 @@ def kill_campaign(folder, kills, seed):
     print(kills, "kills,", done, "saves")
 
 
-def test_kill_at_any_moment(tmp_path):
-    """20 kills; more with TAPEGPT_KILLS."""
-    kills = os.environ.get("TAPEGPT_KILLS", "20")
+@pytest.mark.parametrize("kills", [20, pytest.param(10_000, marks=pytest.mark.long)])
+def test_kill_at_any_moment(tmp_path, kills):
     command = "import sys, pathlib, test_checkpoint as t\n"
     command += "t.kill_campaign(pathlib.Path(sys.argv[1]), int(sys.argv[2]), 4)"
     assert python(command, tmp_path / "out", kills).startswith(f"{kills} kills")

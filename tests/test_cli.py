@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import GOLDEN, SKY, Cli, metrics, posix, saved, untimed
 
 from tapegpt import budget, training
 from tapegpt.checkpoint import load, state_names
@@ -27,39 +28,7 @@ from tapegpt.config import (
 from tapegpt.corpus import default_corpus, read_documents
 from tapegpt.training import Trainer
 
-GOLDEN = Path(__file__).parent / "golden"
-SKY = GOLDEN / "sky_names.txt"
 COMPILING = "compiling kernels"
-posix = pytest.mark.skipif(os.name != "posix", reason="signals, pseudo-terminals and /dev/full")
-
-
-class Cli:
-    """Runs `python -m tapegpt` in a folder."""
-
-    def __init__(self, folder, cache):
-        self.folder = folder
-        self.environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
-
-    def start(self, *arguments, python=("-m", "tapegpt"), environment=(), **options):
-        return subprocess.Popen(
-            [sys.executable, *python, *map(str, arguments)],
-            cwd=self.folder,
-            env={**self.environment, **dict(environment)},
-            **{
-                "stdout": subprocess.PIPE,
-                "stderr": subprocess.PIPE,
-                "text": True,
-                "encoding": "utf-8",
-                **options,
-            },
-        )
-
-    def __call__(self, *arguments, code=0, **options):
-        process = self.start(*arguments, **options)
-        out, err = process.communicate()
-        assert process.returncode == code, err
-        assert err is None or "Traceback" not in err
-        return subprocess.CompletedProcess(arguments, code, out, err)
 
 
 @pytest.fixture(scope="module")
@@ -85,19 +54,6 @@ def trained(warm, kernel_cache, tmp_path_factory):
 def run(trained, tmp_path):
     """A copy of that run."""
     return shutil.copytree(trained[0] / "out", tmp_path / "run")
-
-
-def metrics(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def untimed(line):
-    return {name: value for name, value in line.items() if name != "seconds"}
-
-
-def saved(folder):
-    """What a run's folder holds: names, which begin the tensors' digest, and all bytes."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 # Starting

@@ -5,9 +5,11 @@ The package holds a copy of kernels/jit.py and two small kernels files, one call
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -333,6 +335,28 @@ KernelCache.save_overload = save_together
         assert finish(process) == Run(20, [COMPILING])
     for expression in expressions:
         assert empty.run(expression) == Run(20, [])
+
+
+@pytest.mark.long
+def test_processes_that_fill_an_empty_cache_at_random_moments(empty: Tiny) -> None:
+    generator = random.Random(1)
+    for _ in range(100):
+        processes = []
+        for _ in range(2):
+            processes.append(empty.start("[outer(1.0), outer(1), make_times(3)(2)]", "", {}))
+            time.sleep(generator.choice([0, 0.01, 0.1]))
+        for process in processes:
+            run = finish(process)
+            assert (run.value, run.warnings) == ([20, 20, 6], [])
+        assert empty.run("[outer(1.0), outer(1), make_times(3)(2)]") == Run([20, 20, 6], [])
+        shutil.rmtree(empty.cache)
+
+
+def test_threads_that_fill_an_empty_cache_together(empty: Tiny) -> None:
+    setup = "from concurrent.futures import ThreadPoolExecutor"
+    expression = "list(ThreadPoolExecutor(4).map(outer, [1.0, 1, 2.0, 2] * 3))"
+    assert empty.run(expression, setup) == Run([20, 20, 30, 30] * 3, [COMPILING])
+    assert empty.run(expression, setup) == Run([20, 20, 30, 30] * 3, [])
 
 
 def test_kernels_of_a_factory_differ_by_what_they_close_over(empty: Tiny) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tapegpt.config import ModelConfig, TrainConfig
 from tapegpt.corpus import Tokenizer, default_corpus, read_documents
 from tapegpt.errors import TapegptError
+from tapegpt.files import write_one
 from tapegpt.machine import cpu_name, peak_gflops, vector_name
 from tapegpt.training import Trainer, check_memory
 
@@ -60,7 +61,7 @@ def run(models: Sequence[ModelConfig], path: Path | None) -> int:
             "rows": [asdict(row) for row in rows],
         }
         try:
-            path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            write_one(path, (json.dumps(result, indent=2) + "\n").encode())
         except OSError as error:
             raise TapegptError(
                 f"cannot write --json {str(path)!r}: {error.strerror}: choose another file"

@@ -5,7 +5,7 @@ import logging
 import math
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -20,6 +20,7 @@ from tapegpt.checkpoint import Run, discard, load, save
 from tapegpt.config import ModelConfig, SampleConfig, TrainConfig, configure, flag, from_dict
 from tapegpt.corpus import default_corpus, read_documents
 from tapegpt.errors import TapegptError, UsageError
+from tapegpt.files import locked
 from tapegpt.progress import Progress
 
 if TYPE_CHECKING:
@@ -29,6 +30,15 @@ SECONDS_PER_CALL = 0.2  # of training between looks at signals and the clock
 CHANGEABLE = ("steps", "seconds", "eval_every", "patience")  # when a run is resumed
 BEST = "best"  # the folder, beside the last state of a run, of the one with the least val_loss
 LOG = logging.getLogger("tapegpt")
+
+
+class MetricsError(TapegptError):
+    """A line of --metrics could not be written."""
+
+    def __init__(self, path: Path | str, error: OSError) -> None:
+        super().__init__(
+            f"cannot write --metrics {str(path)!r}: {error.strerror}: choose another file"
+        )
 
 
 def run(
@@ -41,24 +51,29 @@ def run(
     quiet: bool,
 ) -> int:
     """Train, save, print samples. Returns the exit code."""
-    saved = None
-    if resume:
-        saved = load(out)
-        model, training = _resumed_settings(saved, preset, settings, out)
-    else:
-        model, training = configure(preset, settings)
-    documents = read_documents(data or default_corpus())
+    with ExitStack() as held:
+        saved = None
+        if resume:
+            if out.is_dir():  # before the run is read: another process may be about to replace it
+                held.enter_context(_locked(out))
+            saved = load(out)
+            model, training = _resumed_settings(saved, preset, settings, out)
+        else:
+            model, training = configure(preset, settings)
+        documents = read_documents(data or default_corpus())
 
-    # Numba is imported, and kernels are compiled, from here on.
-    from tapegpt.sampling import sample_in_turn
-    from tapegpt.training import Trainer
+        # Numba is imported, and kernels are compiled, from here on.
+        from tapegpt.sampling import sample_in_turn
+        from tapegpt.training import Trainer
 
-    with _stop_signals() as stop:
+        stop = held.enter_context(_stop_signals())
         if saved is None:
             trainer = Trainer(model, training, documents)
         else:
             trainer = Trainer.resumed(replace(saved, training=training), documents)
         _make_folder(out)
+        if saved is None:
+            held.enter_context(_locked(out))
         with _open_metrics(metrics, append=resume) as log:
             LOG.info(
                 "%d documents, %d characters, %d parameters, %s %s",
@@ -68,8 +83,12 @@ def run(
                 training.granularity,
                 training.dtype,
             )
-            _train(trainer, out, stop, log, quiet)
-        _save(trainer, out)
+            try:
+                _train(trainer, out, stop, log, quiet)
+            except (OSError, MetricsError):  # a line could not be written: the training is kept
+                _save(trainer, out)
+                raise
+            _save(trainer, out)
     if stop:
         LOG.warning(
             "stopped after step %d%s; saved in %s%s",
@@ -92,7 +111,7 @@ def run(
 
 
 def _train(
-    trainer: "Trainer", out: Path, stop: list[int], log: IO[str] | None, quiet: bool
+    trainer: "Trainer", out: Path, stop: list[int], log: IO[bytes] | None, quiet: bool
 ) -> None:
     """Do the steps that are left, with evaluations between them, until a signal says stop."""
     trainer.advance(0)  # compiles what is not in the cache
@@ -122,11 +141,11 @@ def _train(
 
 
 def _evaluate(trainer: "Trainer", out: Path) -> float:
-    """Returns the loss on the held-out documents; saves the run, and again if it is the best."""
+    """Returns the loss on the held-out documents; saves the run, and before that the best one."""
     loss = trainer.evaluate()
-    _save(trainer, out)
-    if trainer.stale == 0:
+    if trainer.stale == 0:  # first: the run must not say that it has a best one before it has
         save(trainer.snapshot(), out / BEST)
+    _save(trainer, out)
     return loss
 
 
@@ -175,35 +194,61 @@ def _make_folder(out: Path) -> None:
         with TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise TapegptError(
-            f"cannot write --out {str(out)!r}: {error.strerror}: choose another folder"
-        ) from error
+        raise _cannot_write(out, error) from error
+
+
+def _cannot_write(out: Path, error: OSError) -> TapegptError:
+    problem = f"cannot write --out {str(out)!r}: {error.strerror}: choose another folder"
+    return TapegptError(problem)
 
 
 @contextmanager
-def _open_metrics(path: Path | None, append: bool) -> Iterator[IO[str] | None]:
+def _locked(out: Path) -> Iterator[None]:
+    """Keep other processes from saving runs there."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(out))
+        except BlockingIOError as error:
+            raise TapegptError(
+                f"another process is training in --out {str(out)!r}: wait for its end, or choose"
+                " another --out"
+            ) from error
+        except OSError as error:
+            raise _cannot_write(out, error) from error
+        yield
+
+
+@contextmanager
+def _open_metrics(path: Path | None, append: bool) -> Iterator[IO[bytes] | None]:
     if path is None:
         yield None
         return
     try:
-        with path.open("a" if append else "w", encoding="utf-8") as stream:
-            yield stream
+        stream = path.open("ab" if append else "wb", buffering=0)
     except OSError as error:
-        raise TapegptError(
-            f"cannot write --metrics {str(path)!r}: {error.strerror}: choose another file"
-        ) from error
+        raise MetricsError(path, error) from error
+    with stream:
+        yield stream
 
 
 def _write_metrics(
-    stream: IO[str] | None, first: int, losses: NDArray[np.float64], measured: dict[str, float]
+    stream: IO[bytes] | None, first: int, losses: NDArray[np.float64], measured: dict[str, float]
 ) -> None:
     """Write one line a step, the last with what was measured after it; JSON has no NaN but null."""
-    if stream is not None:
-        lines = [{"step": step, "loss": loss} for step, loss in enumerate(losses.tolist(), first)]
-        for name, value in measured.items():
-            lines[-1][name] = value if math.isfinite(value) else None
-        stream.write("".join(json.dumps(line) + "\n" for line in lines))
-        stream.flush()
+    if stream is None:
+        return
+    lines = [{"step": step, "loss": loss} for step, loss in enumerate(losses.tolist(), first)]
+    for name, value in measured.items():
+        lines[-1][name] = value if math.isfinite(value) else None
+    text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    begin = stream.tell() if stream.seekable() else None
+    try:
+        while text:
+            text = text[stream.write(text) :]
+    except OSError as error:
+        with suppress(OSError):
+            stream.truncate(begin)  # rather none of these lines than half of one
+        raise MetricsError(stream.name, error) from error
 
 
 @contextmanager

@@ -1,0 +1,183 @@
+"""SIGINT and SIGTERM at random moments: from the first import to the last sample, compiling too.
+
+Before training there is nothing to save, and the process ends at once. From then on it finishes the
+step, saves once, and says so. Whatever the moment, the folder holds no half of anything.
+"""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from command_line import SKY, Cli, metrics, posix, saved
+
+import tapegpt
+from tapegpt.checkpoint import load, save
+from tapegpt.corpus import read_documents
+from tapegpt.training import Trainer
+
+pytestmark = posix
+
+STEPS = 10000
+FLAGS = ["train", "--data", SKY, "--steps", STEPS, "--batch-size", 16, "--n-embd", 8, "--seed", 5]
+
+
+@pytest.fixture(scope="module")
+def seconds(tmp_path_factory):
+    """How long an undisturbed run takes, once its kernels are compiled."""
+    command = Cli(tmp_path_factory.mktemp("undisturbed"))
+    for _ in range(2):
+        begin = time.perf_counter()
+        command(*FLAGS)
+    return time.perf_counter() - begin
+
+
+def is_that_of_an_undisturbed_run(out, again):
+    """Whether the run in the folder is, to the byte, what so many steps end in."""
+    run = load(out)
+    trainer = Trainer(run.model, run.training, read_documents(SKY))
+    trainer.advance(run.step)
+    shutil.rmtree(again, ignore_errors=True)
+    save(trainer.snapshot(), again)
+    return saved(again) == saved(out)
+
+
+def is_pythons_own(err):
+    """Whether Python was interrupted while it started, before the command line could say so."""
+    package = re.escape(str(Path(tapegpt.__file__).parent) + os.sep)
+    return "Traceback" in err and not re.search(package + "(?!__init__|__main__)", err)
+
+
+def signalled(folder, delays, number, cold=False):
+    """Start training and send the signal after each delay; the exit status and stderr."""
+    command = Cli(folder, folder / "kernels" if cold else None)
+    process = command.start(*FLAGS, "--out", "out", "--metrics", "m.jsonl")
+    for delay in delays:
+        try:
+            out, err = process.communicate(timeout=delay)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+    else:
+        out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def check(folder, number, code, out, err):
+    """Assert that the process ended well; how it ended."""
+    if is_pythons_own(err):
+        assert number == signal.SIGINT and not (folder / "out").exists()
+        return "starting Python"
+    assert "Traceback" not in err, err
+    assert not list(folder.rglob("*.new"))
+    stopped = re.search(r"^tapegpt: stopped after step (\d+) of 10000; saved in out", err, re.M)
+    if stopped:
+        assert (code, out) == (128 + number, "")
+        step = int(stopped[1])
+        assert load(folder / "out").step == len(metrics(folder / "m.jsonl")) == step
+        assert is_that_of_an_undisturbed_run(folder / "out", folder / "again")
+        return "stopped at step 0" if step == 0 else "stopped while training"
+    if "saved in out" in err:
+        assert code in (0, 130, -number) if number == signal.SIGINT else (0, -number)
+        assert load(folder / "out").step == STEPS
+        return "finished"
+    assert (out, err) == ("", "")
+    assert code in (130, -number) if number == signal.SIGINT else code == -number
+    assert not (folder / "out").exists()
+    return "importing"
+
+
+def rounds_of(root, rounds):
+    for i in range(rounds):
+        folder = root / str(i)
+        folder.mkdir()
+        yield folder
+        shutil.rmtree(folder)
+
+
+MANY = pytest.param(200, marks=pytest.mark.long)
+both = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+
+
+@both
+@pytest.mark.parametrize("rounds", [2, MANY])
+def test_at_a_random_moment(tmp_path, seconds, number, rounds):
+    generator = random.Random(number)
+    ends = Counter()
+    for i, folder in enumerate(rounds_of(tmp_path, rounds)):
+        delay = 0.03 + (i + generator.random()) / rounds * 1.1 * seconds
+        ends[check(folder, number, *signalled(folder, [delay], number))] += 1
+    print(dict(ends))
+    if rounds > 100:
+        assert min(ends[end] for end in ("stopped while training", "importing", "finished")) >= 5
+
+
+INTERRUPTED_IMPORT = """
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+runpy.run_module("tapegpt", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", ["tapegpt.cli", "numpy", "numba", "tapegpt.kernels.sweep"])
+def test_ctrl_c_while_modules_are_imported(tmp_path, module):
+    code = INTERRUPTED_IMPORT.replace("sys.argv[1]", repr(module))
+    result = Cli(tmp_path)(*FLAGS, python=("-c", code), code=130)
+    assert (result.stdout, result.stderr) == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+@both
+def test_while_compiling(tmp_path, number, rounds=20):
+    """Into an empty cache: the process compiles to the end, saves, and leaves a whole cache."""
+    generator = random.Random(number)
+    for folder in rounds_of(tmp_path, rounds):
+        code, out, err = signalled(folder, [generator.uniform(1, 6)], number, cold=True)
+        assert "compiling kernels" in err
+        assert check(folder, number, code, out, err) in (
+            "stopped at step 0",
+            "stopped while training",
+        )
+        rest = Cli(folder, folder / "kernels")(*FLAGS, "--resume", "--metrics", "m.jsonl")
+        assert "cannot use the kernel cache" not in rest.stderr
+        assert is_that_of_an_undisturbed_run(folder / "out", folder / "again")
+
+
+@pytest.mark.parametrize("rounds", [1, MANY])
+def test_a_second_ctrl_c_stops_at_once(tmp_path, seconds, rounds):
+    """Without harm: what was saved before is whole, and training goes on from it or anew."""
+    generator = random.Random(rounds)
+    ends = Counter()
+    for folder in rounds_of(tmp_path, rounds):
+        cold = rounds > 100 and generator.random() < 0.1
+        first = generator.uniform(0.4 * seconds, 1.0 * seconds)
+        then = generator.choice([0.001, 0.01, 0.1])
+        code, _, err = signalled(folder, [first, then], signal.SIGINT, cold)
+        if is_pythons_own(err):
+            continue
+        assert code in (0, 130, -signal.SIGINT)
+        assert "Traceback" not in err, err
+        ends[code] += 1
+        resume = []
+        if (folder / "out" / "run.json").exists():
+            if load(folder / "out").step == STEPS:
+                continue
+            assert is_that_of_an_undisturbed_run(folder / "out", folder / "again")
+            resume = ["--resume"]
+        rest = Cli(folder, folder / "kernels" if cold else None)(*FLAGS, *resume)
+        assert "cannot use the kernel cache" not in rest.stderr
+        assert is_that_of_an_undisturbed_run(folder / "out", folder / "again")
+        assert len(saved(folder / "out")) == 2
+    print(dict(ends))
+    assert rounds < 100 or ends[-signal.SIGINT] > 20
