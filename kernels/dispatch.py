@@ -4,22 +4,50 @@ Linked into the sweeps, every kernel would be compiled again for each of them, w
 uses it or not. Called by address it is compiled and cached once, when a program first needs it.
 
 Kernels get pointers to the first elements of the tape's arrays. An array is seven numbers, which a
-call would have to pass on one by one, and indexing it allows for negative indices.
+call would have to pass on one by one, and indexing it allows for negative indices. Where bounds are
+to be checked they do get arrays, for which negative indices are wrong too.
 """
+
+import operator
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
 from numba.core.imputils import lower_getattr
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
-from numba.extending import intrinsic
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from tapegpt.kernels.simd import element_pointer
 
 FORWARD, BACKWARD = 0, 1
 
 
+class Bounded(types.Array):
+    """An array without negative indices."""
+
+    def __init__(self, array):
+        super().__init__(array.dtype, array.ndim, array.layout, name=f"Bounded({array})")
+
+
+register_model(Bounded)(models.ArrayModel)
+
+
+@lower_builtin(operator.getitem, Bounded, types.Integer)
+def bounded_get(context, builder, sig, args):
+    index = context.cast(builder, args[1], sig.args[1], types.intp)
+    return builder.load(element_pointer(context, builder, sig.args[0], args[0], index))
+
+
+@lower_builtin(operator.setitem, Bounded, types.Integer, types.Any)
+def bounded_set(context, builder, sig, args):
+    index = context.cast(builder, args[1], sig.args[1], types.intp)
+    value = context.cast(builder, args[2], sig.args[2], sig.args[0].dtype)
+    builder.store(value, element_pointer(context, builder, sig.args[0], args[0], index))
+
+
 def handed(array):
-    """The type as which kernels get an array: itself where bounds are to be checked."""
-    return array if config.BOUNDSCHECK else types.CPointer(array.dtype)
+    """The type as which kernels get an array."""
+    return Bounded(array) if config.BOUNDSCHECK else types.CPointer(array.dtype)
 
 
 @infer_getattr
@@ -50,7 +78,7 @@ def hand(typing_context, array):
     """An array as kernels get it."""
 
     def codegen(context, builder, sig, args):
-        if sig.return_type == array:
+        if isinstance(sig.return_type, Bounded):
             return args[0]
         return context.make_array(array)(context, builder, args[0]).data
 
@@ -96,13 +124,10 @@ def read_record(typing_context, records, i):
     """(opcode, out, a, b) of record i, without the arithmetic for negative indices."""
 
     def codegen(context, builder, sig, args):
-        data = args[0]
-        if isinstance(records, types.Array):
-            data = context.make_array(records)(context, builder, data).data
         start = builder.mul(args[1], ir.Constant(ir.IntType(64), 4))
+        first = element_pointer(context, builder, records, args[0], start, 4)
         fields = [
-            builder.load(builder.gep(data, [builder.add(start, ir.Constant(ir.IntType(64), k))]))
-            for k in range(4)
+            builder.load(builder.gep(first, [ir.Constant(ir.IntType(64), k)])) for k in range(4)
         ]
         return context.make_tuple(builder, sig.return_type, fields)
 

@@ -7,7 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.kernels.jit import jit
-from tapegpt.kernels.simd import clear_tiny, fma, lanes, load, quick_root, splat, store, tiny
+from tapegpt.kernels.simd import (
+    clear_tiny,
+    fma,
+    lanes,
+    load,
+    quick_root,
+    splat,
+    store,
+    sum_lanes,
+    tiny,
+)
 
 ADAM, SGD = 0, 1
 STEPS_PER_AVERAGE = 8  # neighbours hardly differ
@@ -32,30 +42,35 @@ class Optimizer(NamedTuple):
 def update(values, grads, count, optimizer, step, learning_rate):
     """Move parameters 0 to count - 1 against their gradients, which become 0.
 
-    step counts from 1; count is a whole number of vectors.
+    step counts from 1; count is a whole number of vectors. Returns whether all parameters are
+    finite now, which they are not after a gradient that is not.
     """
     state = optimizer.state
     if optimizer.clip_norm < math.inf:
         clip_gradient(grads, count, optimizer.clip_norm)
     if optimizer.kind == SGD:
-        sgd(values, grads, state[0], count, learning_rate, optimizer.momentum)
+        finite = sgd(values, grads, state[0], count, learning_rate, optimizer.momentum)
     else:
-        adam(
+        finite = adam(
             values, grads, state[0], state[1], count, step, learning_rate,
             optimizer.beta1, optimizer.beta2, optimizer.epsilon, optimizer.weight_decay,
         )  # fmt: skip
     if optimizer.averaging > 0 and step % STEPS_PER_AVERAGE == 0:
         average(values, state[-1], count, step // STEPS_PER_AVERAGE, optimizer.averaging)
+    return finite
 
 
 @jit
 def clip_gradient(grads, count, longest):
-    """Shorten the gradient of all parameters together, if its norm is above `longest`, to that."""
+    """Shorten the gradient of all parameters together, if its norm is above `longest`, to that.
+
+    One whose norm is not finite stays as it is, for the optimizer to notice.
+    """
     squares = 0.0  # float64: those of large float32 gradients overflow
     for i in range(count):
         squares += np.float64(grads[i]) ** 2
     norm = math.sqrt(squares)
-    if norm > longest:
+    if longest < norm < math.inf:
         for i in range(count):
             grads[i] *= longest / norm
 
@@ -68,13 +83,14 @@ def adam(
 ):  # fmt: skip
     """Adam (Kingma and Ba 2015), with decoupled weight decay AdamW (Loshchilov and Hutter 2019).
 
-    All parameters decay, the embeddings too: there are none but matrices.
+    All parameters decay, the embeddings too: there are none but matrices. Returns whether they are
+    finite. (In float64 they may be where a square is not.)
     """
     rate = learning_rate / (1 - beta1**step)
     correction = 1 / (1 - beta2**step)
     old, new = splat(values, beta2), splat(values, 1 - beta2)
     kept = splat(values, 1 - learning_rate * weight_decay)
-    zero = splat(values, 0)
+    zero = total = splat(values, 0)
     for i in range(0, count, lanes(values)):
         g = load(grads, i)
         # Without a gradient the moments decay, but not into the subnormal numbers.
@@ -83,24 +99,33 @@ def adam(
         store(m, i, mean)
         store(v, i, square)
         root = quick_root(square * correction) + epsilon
-        store(values, i, fma(load(values, i), kept, mean * -rate / root))
+        moved = fma(load(values, i), kept, mean * -rate / root)
+        store(values, i, moved)
         store(grads, i, zero)
+        total = total + moved
+    return math.isfinite(sum_lanes(total))
 
 
 # velocity = momentum velocity + g, w = w - rate velocity
 @jit
 def sgd(values, grads, velocity, count, learning_rate, momentum):
-    """Stochastic gradient descent with momentum (Polyak 1964)."""
+    """Stochastic gradient descent with momentum (Polyak 1964).
+
+    Returns whether the parameters are finite.
+    """
     kept, step = splat(values, momentum), splat(values, -learning_rate)
-    zero = splat(values, 0)
+    zero = total = splat(values, 0)
     for i in range(0, count, lanes(values)):
-        moved = clear_tiny(fma(load(velocity, i), kept, load(grads, i)))
-        store(velocity, i, moved)
-        store(values, i, fma(moved, step, load(values, i)))
+        speed = clear_tiny(fma(load(velocity, i), kept, load(grads, i)))
+        store(velocity, i, speed)
+        moved = fma(speed, step, load(values, i))
+        store(values, i, moved)
         store(grads, i, zero)
+        total = total + moved
+    return math.isfinite(sum_lanes(total))
 
 
-# mean = mean + (w - mean) / (1 + share n)
+# mean = mean + (w - mean) / (1 + share (n - 1))
 @jit
 def average(values, mean, count, n, share):
     """Polynomial-decay averaging (Shamir and Zhang 2013): the n-th of the weights join the mean.

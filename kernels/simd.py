@@ -13,7 +13,7 @@ import operator
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
@@ -62,7 +62,10 @@ class Tile(types.Type):
 
 
 class RowPointers(types.Type):
-    """Where every `spacing`-th of `rows` rows begins, and the elements from row to row."""
+    """Where every `spacing`-th of `rows` rows begins, and the elements from row to row.
+
+    Also where the array begins and ends, if bounds are to be checked.
+    """
 
     def __init__(self, dtype: types.Float, rows: int, spacing: int):
         self.dtype = dtype
@@ -115,7 +118,10 @@ class RowOffsetsModel(models.PrimitiveModel):
 class RowPointersModel(models.StructModel):
     def __init__(self, manager, pointers):
         starts = types.UniTuple(types.CPointer(pointers.dtype), pointers.count)
-        super().__init__(manager, pointers, [("starts", starts), ("stride", types.intp)])
+        members = [("starts", starts), ("stride", types.intp)]
+        if config.BOUNDSCHECK:
+            members.append(("limits", types.UniTuple(types.intp, 2)))
+        super().__init__(manager, pointers, members)
 
 
 def constant(vector, value):
@@ -172,15 +178,34 @@ def add_lanes(builder, vector, value):
     )
 
 
-def element_pointer(context, builder, array_type, array, index):
-    """Where array[index] lies, of an array or of a pointer to its first element."""
+def raise_if(context, builder, wrong):
+    with cgutils.if_unlikely(builder, wrong):
+        message = "a kernel reaches beyond the bounds of an array"
+        context.call_conv.return_user_exc(builder, IndexError, (message,))
+
+
+def element_pointer(context, builder, array_type, array, index, extent=1):
+    """Where array[index] lies, of an array or of a pointer to its first element.
+
+    Of an array, if bounds are to be checked, the `extent` elements from there on must be in it,
+    unless that is None.
+    """
     if isinstance(array_type, types.Array):
-        array = context.make_array(array_type)(context, builder, array).data
+        array = context.make_array(array_type)(context, builder, array)
+        if config.BOUNDSCHECK and extent is not None:
+            if isinstance(extent, int):
+                extent = ir.Constant(ir.IntType(64), extent)
+            # As unsigned numbers negative ones are large.
+            last = builder.sub(array.nitems, extent)
+            raise_if(context, builder, builder.icmp_signed("<", last, ir.Constant(last.type, 0)))
+            raise_if(context, builder, builder.icmp_unsigned(">", index, last))
+        array = array.data
     return builder.gep(array, [index])
 
 
-def vector_pointer(context, builder, array_type, array, index, vector):
-    pointer = element_pointer(context, builder, array_type, array, index)
+def vector_pointer(context, builder, array_type, array, index, vector, extent=None):
+    extent = vector.lanes if extent is None else extent
+    pointer = element_pointer(context, builder, array_type, array, index, extent)
     return builder.bitcast(pointer, llvm_vector(vector).as_pointer())
 
 
@@ -197,7 +222,7 @@ def store_vector(context, builder, array_type, array, index, vector, value):
 def store_masked(context, builder, array_type, array, index, value, count):
     """Store the first `count` elements of an LLVM vector in one instruction."""
     vector = Vector(array_type.dtype, value.type.count)
-    pointer = vector_pointer(context, builder, array_type, array, index, vector)
+    pointer = vector_pointer(context, builder, array_type, array, index, vector, count)
     alignment = ir.Constant(ir.IntType(32), array_type.dtype.bitwidth // 8)
     mask = lanes_below(builder, vector, range(vector.lanes), count)
     arguments = [value, pointer, alignment, mask]
@@ -216,7 +241,7 @@ def store_first(context, builder, array_type, array, index, value, count):
     undefined = ir.Constant(value.type, ir.Undefined)
 
     def store_part(part):
-        pointer = element_pointer(context, builder, array_type, array, index)
+        pointer = element_pointer(context, builder, array_type, array, index, part.type.count)
         pointer = builder.bitcast(pointer, part.type.as_pointer())
         builder.store(part, pointer, align=array_type.dtype.bitwidth // 8)
 
@@ -721,7 +746,7 @@ def load_pieces(context, builder, array_type, array, starts, vector):
     piece = ir.VectorType(llvm_float(vector.dtype), width)
     parts = []
     for start in starts:
-        pointer = element_pointer(context, builder, array_type, array, start)
+        pointer = element_pointer(context, builder, array_type, array, start, width)
         pointer = builder.bitcast(pointer, piece.as_pointer())
         parts.append(builder.load(pointer, align=vector.dtype.bitwidth // 8))
     while len(parts) > 1:
@@ -769,11 +794,35 @@ def opaque(builder, pointer):
     return builder.asm(function_type, "", "=r,0", [pointer], side_effect=False)
 
 
-def make_pointers(context, builder, pointers, starts, stride):
+def array_limits(context, builder, array_type, array):
+    """The addresses where an array begins and ends, where bounds are to be checked."""
+    if not config.BOUNDSCHECK:
+        return None
+    array = context.make_array(array_type)(context, builder, array)
+    address = ir.IntType(64)
+    end = builder.gep(array.data, [array.nitems])
+    limits = [builder.ptrtoint(pointer, address) for pointer in (array.data, end)]
+    return cgutils.pack_array(builder, limits)
+
+
+def check_limits(context, builder, pointers, pointer):
+    """Raise IndexError where an element of RowPointers is to be read beyond their array."""
+    if config.BOUNDSCHECK:
+        place = builder.ptrtoint(pointer, ir.IntType(64))
+        begin, end = cgutils.unpack_tuple(builder, pointers.limits, 2)
+        outside = builder.or_(
+            builder.icmp_unsigned("<", place, begin), builder.icmp_unsigned(">=", place, end)
+        )
+        raise_if(context, builder, outside)
+
+
+def make_pointers(context, builder, pointers, starts, stride, limits):
     value = cgutils.create_struct_proxy(pointers)(context, builder)
     starts = [opaque(builder, start) for start in starts]
     value.starts = cgutils.pack_array(builder, starts)
     value.stride = stride
+    if limits is not None:
+        value.limits = limits
     return value._getvalue()
 
 
@@ -783,12 +832,14 @@ def row_pointers(typing_context, array, index, stride, rows):
     pointers = RowPointers(array.dtype, rows.literal_value, SPACING)
 
     def codegen(context, builder, sig, args):
-        first = element_pointer(context, builder, sig.args[0], args[0], args[1])
+        # Where there is nothing to read the rows may begin anywhere.
+        first = element_pointer(context, builder, sig.args[0], args[0], args[1], None)
+        limits = array_limits(context, builder, sig.args[0], args[0])
         apart = builder.mul(args[2], ir.Constant(ir.IntType(64), SPACING))
         starts = [first]
         while len(starts) < pointers.count:
             starts.append(builder.gep(starts[-1], [apart]))
-        return make_pointers(context, builder, pointers, starts, args[2])
+        return make_pointers(context, builder, pointers, starts, args[2], limits)
 
     return pointers(array, types.intp, types.intp, rows), codegen
 
@@ -799,11 +850,14 @@ def tail_pointers(typing_context, array, index, offsets):
     pointers = RowPointers(array.dtype, offsets.rows, 1)
 
     def codegen(context, builder, sig, args):
-        first = element_pointer(context, builder, sig.args[0], args[0], args[1])
+        # Where there is nothing to read the rows may begin anywhere.
+        first = element_pointer(context, builder, sig.args[0], args[0], args[1], None)
+        limits = array_limits(context, builder, sig.args[0], args[0])
         starts = [
             builder.gep(first, [builder.extract_value(args[2], r)]) for r in range(offsets.rows)
         ]
-        return make_pointers(context, builder, pointers, starts, ir.Constant(ir.IntType(64), 0))
+        stride = ir.Constant(ir.IntType(64), 0)
+        return make_pointers(context, builder, pointers, starts, stride, limits)
 
     return pointers(array, types.intp, offsets), codegen
 
@@ -818,7 +872,8 @@ def advance(typing_context, pointers, step):
             builder.gep(start, [args[1]])
             for start in cgutils.unpack_tuple(builder, value.starts, pointers.count)
         ]
-        return make_pointers(context, builder, pointers, starts, value.stride)
+        limits = value.limits if config.BOUNDSCHECK else None
+        return make_pointers(context, builder, pointers, starts, value.stride, limits)
 
     return pointers(pointers, types.intp), codegen
 
@@ -842,6 +897,7 @@ def tile_fma(typing_context, tile, pointers, b, b_index):
         for r in range(tile.rows):
             pointer = builder.extract_value(left.starts, r // pointers.spacing)
             pointer = builder.gep(pointer, [distances[r % pointers.spacing]])
+            check_limits(context, builder, left, pointer)
             element = broadcast(builder, vector, builder.load(pointer))
             for c in range(tile.columns):
                 i = r * tile.columns + c

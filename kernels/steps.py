@@ -39,8 +39,9 @@ def train_steps(
 
     A step takes the next batch_size documents of the corpus and writes the sum of their losses,
     weighted by the shares of a document and of a token, to losses. Returns the number of steps
-    done: fewer than asked for where a loss was not finite, with that loss in losses and the
-    parameters as they were before it. seed: of what dropout leaves out, uint64.
+    done: fewer than asked for where training diverged, with the loss of the next step in losses. Is
+    that not finite, the parameters are as they were before it; else the update was not finite, see
+    `update`. seed: of what dropout leaves out, uint64.
     """
     inputs = program.machine.inputs
     for i in range(len(losses)):
@@ -59,8 +60,9 @@ def train_steps(
         losses[i] = loss
         if not math.isfinite(loss):
             return i
-        update(
+        if not update(
             program.machine.values, program.machine.grads, program.num_params,
             optimizer, step + 1, scheduled_rate(schedule, step),
-        )  # fmt: skip
+        ):  # fmt: skip
+            return i
     return len(losses)

@@ -24,7 +24,7 @@ def nodes_needed(model: ModelConfig, vocab_size: int, granularity: str, document
         # and the weights, one lane for a head of a document. Of parameters there are transposes.
         per_column = 16 if model.dropout == 0 else 18
         row = per_column * layers * width + model.ensemble * (2 * width + 2 * vocab_size)
-        heads = max(documents * model.n_head, LANES)
+        heads = -(-documents * model.n_head // LANES) * LANES
         lanes = layers * heads * block * (3 * width // model.n_head + block)
         return 2 * parameters + documents * block * row + lanes
     # A product and a sum for every weight of a matrix at every position, and for every pair of

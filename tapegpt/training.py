@@ -130,8 +130,8 @@ class Trainer:
         With a budget of seconds the schedule goes on from `self.elapsed` at `pace` seconds a step.
         A loss, in nats, is the mean over a batch's documents of the mean over their positions; or,
         where tokens weigh the same, the sum over their positions, by the mean of all documents'.
-        Raises `DivergedError` at the first loss, or after the last step for a weight, that is not
-        finite.
+        Raises `DivergedError` at the first loss, gradient or weight that is not finite; the trainer
+        is then of no more use.
         """
         config = self.training
         program = self.recording.program
@@ -152,9 +152,9 @@ class Trainer:
         )
         self.step += int(done)
         if done < count:
-            raise self._diverged(f"the loss is {losses[done]} at step {self.step + 1}")
-        if not np.isfinite(self._parameters).all():
-            raise self._diverged(f"a weight is not finite after step {self.step}")
+            raise self._diverged(self.step + 1, losses[done])
+        if count > 0 and not np.isfinite(self._state).all():
+            raise self._diverged(self.step, losses[-1])
         return losses
 
     def evaluate(self) -> float:
@@ -229,9 +229,17 @@ class Trainer:
         layers = self.model.n_layer if self.model.model == "gpt" else 0
         return int(products + 12 * self.model.n_embd * layers * pairs)
 
-    def _diverged(self, problem: str) -> DivergedError:
+    def _diverged(self, step: int, loss: float) -> DivergedError:
+        """What is said of a step, counted from 1, that had this loss."""
+        problem = "the loss is not finite"
+        if math.isfinite(loss):
+            # The optimizer's state keeps what is wrong with a gradient.
+            culprit = "a weight" if np.isfinite(self._state).all() else "the gradient"
+            problem = f"{culprit} is not finite, or too large"
+        clip = "" if self.training.clip_norm else ", or --clip-norm 1"
         return DivergedError(
-            f"training diverged: {problem}: try a --learning-rate below {self.learning_rate:g}"
+            f"training diverged at step {step}: {problem} (loss {loss:.6g},"
+            f" --learning-rate {self.learning_rate:g}): try a lower rate{clip}"
         )
 
     def snapshot(self) -> Run:

@@ -287,7 +287,7 @@ def test_a_weight_that_is_not_finite_stops_training(granularity, dtype, value):
     trainer.advance(3)
     trainer.recording.weights["layer0.mlp_fc2"][1, 2] = value
     before = state(trainer)
-    with pytest.raises(DivergedError, match=r"loss is (nan|inf) at step 4: .*below 0\.125"):
+    with pytest.raises(DivergedError, match=r"at step 4: the loss .*rate 0\.125\)"):
         trainer.advance(10)
     assert trainer.step == 3
     assert state(trainer) == before
@@ -298,7 +298,7 @@ def test_a_weight_that_no_document_uses_is_noticed_too():
     unused = ord("c") - ord("a")
     trainer.recording.weights["wte"][unused, 0] = math.nan
     trainer._tokens, trainer._offsets = np.array([5, 0, 5], np.int32), np.array([0, 3])
-    with pytest.raises(DivergedError, match="a weight is not finite after step 2"):
+    with pytest.raises(DivergedError, match="at step 1: a weight is not finite"):
         trainer.advance(2)
 
 
@@ -307,7 +307,7 @@ def test_parameters_are_those_before_the_step_that_diverged(dtype):
     """A rate this large makes weights whose products overflow in the next forward sweep."""
     kind = {"dtype": dtype, "learning_rate": 1e25 if dtype == "float32" else 1e200}
     wild, tame = make(**kind), make(**kind)
-    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at step 2"):
+    with pytest.raises(DivergedError, match=r"at step 2: the loss is not finite"):
         wild.advance(7)
     tame.advance(1)
     assert (wild.step, state(wild)) == (1, state(tame))
@@ -315,7 +315,7 @@ def test_parameters_are_those_before_the_step_that_diverged(dtype):
 
 def test_weights_beyond_the_largest_number_stop_training():
     trainer = make(dtype="float32", learning_rate=1e300)
-    with pytest.raises(DivergedError, match="a weight is not finite after step 1"):
+    with pytest.raises(DivergedError, match="at step 1: a weight is not finite"):
         trainer.advance(1)
 
 
@@ -470,7 +470,7 @@ def test_the_footprint_is_about_right(
 def check_footprint(model, vocab_size, granularity, documents):
     recording = record(model, vocab_size, granularity, "float32", documents)
     nodes = int(recording.program.tops[-1])
-    padding = 4000 * model.ensemble + PANEL_DEPTH * WIDE_TILE[1] * VECTOR_BYTES // 4
+    padding = 2000 * model.ensemble * model.n_layer + PANEL_DEPTH * WIDE_TILE[1] * VECTOR_BYTES // 4
     assert nodes_needed(model, vocab_size, granularity, documents) >= 0.7 * nodes - padding
     machine = recording.program.machine
     taken = machine.records.nbytes + machine.operands.nbytes + 8 * (nodes - padding)

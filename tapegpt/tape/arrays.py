@@ -49,6 +49,7 @@ class ArrayOperations(Leaves):
                 f"linear: x has {n_in} columns, W {weights.width}: they must be the same"
             )
         self._check_plus("linear", plus, rows, n_out)
+        w = self._any(w)
         transposed = self._transposed.get(w)
         if transposed is None:
             transposed = self._record_array(op.TRANSPOSE, n_in, n_out, (n_out, n_in, w))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tapegpt.kernels import records as op
-from tapegpt.tape.memory import Memory, all_or_nothing
+from tapegpt.tape.memory import LARGEST_TAPE, Memory, all_or_nothing
 from tapegpt.tape.parts import Batch, Floats, Ids, Input, Number, TapeError
 
 LARGEST_KEY = 2**63 - 1  # of dropout
@@ -115,6 +115,8 @@ class Leaves(Memory):
     def input(self, values: Iterable[int], below: int) -> Input:
         """Row numbers from 0 to below - 1 that a program reads, changed with `set_input`."""
         below = self._count(below, "rows")
+        if below > LARGEST_TAPE:
+            raise TapeError(f"no table has {below} rows: a tape holds {LARGEST_TAPE} nodes")
         given = self._row_numbers(values, below)
         if not given:
             raise TapeError("an input holds at least one number")

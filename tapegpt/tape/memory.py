@@ -4,8 +4,9 @@ import operator
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from functools import wraps
-from typing import Concatenate, ParamSpec, SupportsIndex, TypeVar
+from typing import Concatenate, ParamSpec, Self, SupportsIndex, TypeVar
 
 import numpy as np
 
@@ -83,6 +84,10 @@ class Memory:
     def __getstate__(self) -> dict[str, object]:
         # For copies and pickles: the addresses mean nothing in another process.
         return {**self.__dict__, "kernels": np.zeros_like(self.kernels), "_ready": [0, 0]}
+
+    def __copy__(self) -> Self:
+        # Two tapes with one list of records would each run into what the other has recorded.
+        return deepcopy(self)
 
     def __len__(self) -> int:
         """Nodes on the tape, padding included."""
@@ -224,7 +229,7 @@ class Memory:
     def view(self, node: int) -> Floats:
         """The values of an array leaf where they lie, (rows, width), until the tape grows."""
         self._array(node)
-        return self._view(self.values, node)
+        return self._view(self.values, self._any(node))
 
     def _read(self, source: Floats, node: int) -> float | Floats:
         plain = self._any(node)
@@ -296,7 +301,7 @@ class Memory:
 
     def stride(self, width: int) -> int:
         """Nodes from one row of `width` numbers to the next: as row_stride in kernels/simd.py."""
-        vectors = -(-width // self.lanes)
+        vectors = -(-self._count(width, "columns") // self.lanes)
         if vectors >= LONG_ROW and vectors % 2 == 0:
             vectors += 1
         return vectors * self.lanes

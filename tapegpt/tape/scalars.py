@@ -172,7 +172,8 @@ class ScalarOperations(Leaves):
 
     def _pairs(self, name: str, a: ArrayLike, b: ArrayLike | None) -> tuple[int, Ids, Ids]:
         """The opcode and the operands of `record`, checked."""
-        opcode = UNARY.get(name) if b is None else BINARY.get(name)
+        known = UNARY if b is None else BINARY
+        opcode = known.get(name) if isinstance(name, str) else None
         if opcode is None:
             count = "one operand" if b is None else "two operands"
             raise TapeError(f"{name!r} is not a scalar operation with {count}")
@@ -197,7 +198,7 @@ class ScalarOperations(Leaves):
         stride = self._count(stride, "nodes")
         numbers = self._capacity(self._known(which).count) * which.width
         (row,) = self._row_numbers([index], numbers)
-        last = given.max(initial=0) + (which.below - 1) * stride
+        last = int(given.max(initial=0)) + (which.below - 1) * stride
         if last >= self._size:
             raise TapeError(f"lookup reaches node {last} of a tape of {self._size} nodes")
         bases, count = given.ravel(), 1

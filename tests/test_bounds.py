@@ -1,0 +1,45 @@
+"""With NUMBA_BOUNDSCHECK no kernel reaches beyond its arrays, whatever a program says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tapegpt.config import DTYPES
+
+PROGRAM = Path(__file__).parent / "out_of_bounds.py"
+
+
+def run(cache, *arguments):
+    environment = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(cache)}
+    done = subprocess.run(
+        [sys.executable, PROGRAM, *arguments], env=environment, capture_output=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("dtype", [DTYPES[0], pytest.param(DTYPES[1], marks=pytest.mark.long)])
+def test_every_kind_of_access_is_checked(kernel_cache, dtype):
+    """Just within the array it is none of the checks' business, just beyond and far off it is."""
+    found = run(kernel_cache, "accesses", dtype)
+    assert found["tried"] > 100
+    assert found["wrong"] == []
+
+
+def test_a_tampered_program_is_caught(kernel_cache):
+    """Kernels that are called by address, too, know how long the arrays are."""
+    found = run(kernel_cache, "operations", "scale, array")
+    assert min(found["noticed"]["scale, array"]) > 5
+
+
+@pytest.mark.long
+def test_every_tampered_operation_is_caught(kernel_cache):
+    found = run(kernel_cache, "operations")
+    print(f"{found['tried']} tampered programs")
+    for name, (forward, backward) in found["noticed"].items():
+        assert forward > 0, name
+        assert backward > 0 or name in ("detach", "topk"), name  # which pass nothing on
