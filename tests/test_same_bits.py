@@ -12,7 +12,7 @@ from command_line import SKY, Cli, metrics, posix, saved, untimed
 
 from tapegpt.checkpoint import load
 from tapegpt.commands import train
-from tapegpt.config import DTYPES, GRANULARITIES, MODELS, OPTIMIZERS, SCHEDULES
+from tapegpt.config import DTYPES, GRANULARITIES, MODELS, OPTIMIZERS, SCHEDULES, WEIGHTINGS
 from tapegpt.training import Trainer
 
 KINDS = list(itertools.product(MODELS, GRANULARITIES))
@@ -98,11 +98,19 @@ def random_flags(generator):
         "--batch-size": range(1, 6),
         "--clip-norm": [0.3, 1e9],
         "--learning-rate": [0.01, 0.1],
+        "--averaging": [0, 0.3],
+        "--weighting": WEIGHTINGS,
     }.items():
         flags += [name, generator.choice(values)]
+    if model == "gpt":
+        flags += ["--look-back", generator.randrange(4), "--ensemble", generator.randint(1, 2)]
+        if "vector" in flags:
+            flags += ["--dropout", generator.choice([0, 0.25])]
     flags += ["--optimizer", optimizer, "--schedule", schedule]
     if generator.random() < 0.6:
         flags += ["--val-fraction", 0.2, "--eval-every", generator.randint(1, steps)]
+    if generator.random() < 0.3:
+        flags += ["--test-fraction", 0.1]
     return steps, flags
 
 
