@@ -118,6 +118,21 @@ def test_at_a_random_moment(tmp_path, seconds, number, rounds):
         assert min(ends[end] for end in ("stopped while training", "importing", "finished")) >= 5
 
 
+def test_the_second_signal_stops_in_the_middle_of_a_step(tmp_path):
+    """Which here would take a minute, and be saved."""
+    step = ["train", "--data", SKY, "--steps", 1, "--batch-size", 10**8]
+    Cli(tmp_path)(*step[:4], 1, "--batch-size", 16)  # compiles
+    process = Cli(tmp_path).start(*step, "--out", "long")
+    while "documents" not in process.stderr.readline():
+        pass
+    for _ in range(2):
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert (process.returncode, err) in ((130, ""), (-signal.SIGINT, ""))
+    assert list((tmp_path / "long").iterdir()) == []
+
+
 INTERRUPTED_IMPORT = """
 import os, runpy, signal, sys
 class Finder:

@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
@@ -26,6 +28,7 @@ from tapegpt.progress import Progress
 if TYPE_CHECKING:
     from tapegpt.training import Trainer
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECONDS_PER_CALL = 0.2  # of training between looks at signals and the clock
 CHANGEABLE = ("steps", "seconds", "eval_every", "patience")  # when a run is resumed
 BEST = "best"  # the folder, beside the last state of a run, of the one with the least val_loss
@@ -260,9 +263,39 @@ def _stop_signals() -> Iterator[list[int]]:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, note) for number in STOP_SIGNALS}
     try:
-        yield received
+        with _leave_at_the_second():
+            yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _leave_at_the_second() -> Iterator[None]:
+    """Exit at the second stop signal, even in the middle of a long call of a kernel.
+
+    Python runs no handler before such a call returns, but the system's has written the signal's
+    number to a file by then, and kernels let other threads run.
+    """
+    outlet, inlet = os.pipe()
+    os.set_blocking(inlet, False)
+    others = signal.set_wakeup_fd(inlet)
+
+    def watch() -> None:
+        received = 0
+        while byte := os.read(outlet, 1):
+            received += byte[0] in STOP_SIGNALS
+            if received == 2:
+                os._exit(128 + byte[0])
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(others)
+        os.close(inlet)  # which ends the watcher
+        watcher.join()
+        os.close(outlet)
