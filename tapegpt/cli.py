@@ -186,7 +186,8 @@ def _train_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--test-fraction",
         type=float,
         metavar="X",
-        help="share of the documents that is held out until the end, to measure test_loss",
+        help="share of the documents that is held out until the end, to measure test_loss: of the"
+        " best state, where there is a --val-fraction, else of the last",
     )
     add("--eval-every", type=int, metavar="N", help="steps (default: ten evaluations in all)")
     add("--patience", type=int, metavar="N", help="stop after N evaluations without improvement")

@@ -23,7 +23,9 @@ def nodes_needed(model: ModelConfig, vocab_size: int, granularity: str, document
         # Of every row a layer keeps 16 numbers per column; its attention keeps q, k, v once more
         # and the weights, one lane for a head of a document. Of parameters there are transposes.
         per_column = 16 if model.dropout == 0 else 18
-        row = per_column * layers * width + model.ensemble * (2 * width + 2 * vocab_size)
+        # Logits and their exponentials, of every network, and of their mean once more.
+        logits = 2 * vocab_size * (1 if model.ensemble == 1 else 2 * model.ensemble + 1)
+        row = per_column * layers * width + model.ensemble * 2 * width + logits
         heads = -(-documents * model.n_head // LANES) * LANES
         lanes = layers * heads * block * (3 * width // model.n_head + block)
         return 2 * parameters + documents * block * row + lanes

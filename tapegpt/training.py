@@ -3,7 +3,7 @@
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -169,13 +169,20 @@ class Trainer:
             self.stale += 1
         return loss
 
-    def test(self) -> float:
-        """The loss on the documents that were held out for the end, as `evaluate` measures it."""
-        return self._loss_per_token(self._test)
+    def test(self, weights: Mapping[str, NDArray[np.floating]] | None = None) -> float:
+        """The loss on the documents that were held out for the end, as `evaluate` measures it.
 
-    def _loss_per_token(self, offsets: NDArray[np.int64]) -> float:
+        weights: of another state of the training, by name.
+        """
+        return self._loss_per_token(self._test, weights)
+
+    def _loss_per_token(
+        self,
+        offsets: NDArray[np.int64],
+        weights: Mapping[str, NDArray[np.floating]] | None = None,
+    ) -> float:
         recording = self.recording
-        with self.averaged():
+        with self.predicting(weights):
             return float(
                 loss_per_token(
                     recording.program, self._tokens, offsets, recording.documents_per_sweep
@@ -183,13 +190,16 @@ class Trainer:
             )
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Predict with the averaged weights, if there are some."""
-        if self.training.averaging == 0:
-            yield
-            return
+    def predicting(
+        self, weights: Mapping[str, NDArray[np.floating]] | None = None
+    ) -> Iterator[None]:
+        """Predict with these weights; else with the averaged ones, if there are some."""
         latest = self._parameters.copy()
-        self._parameters[:] = self._state[-1]
+        if weights is not None:
+            for name, array in weights.items():
+                self.recording.weights[name][:] = array
+        elif self.training.averaging > 0:
+            self._parameters[:] = self._state[-1]
         try:
             yield
         finally:

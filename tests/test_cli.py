@@ -469,12 +469,13 @@ def test_held_out_documents(call, granularity):
         expected[trainer.step] = trainer.evaluate()
     assert [line["loss"] for line in metrics(Path("m.jsonl"))] == losses
     assert evaluated() == expected
-    assert metrics(Path("m.jsonl"))[-1]["test_loss"] == trainer.test()
-    assert f"test_loss {trainer.test():.4f}\n" in err
     last, best = load(Path("out")), load(Path("out/best"))
     assert (last.step, last.best_loss) == (25, min(expected.values()))
     assert expected[best.step] == best.best_loss == last.best_loss
     assert best.stale == 0
+    test_loss = trainer.test(best.weights)
+    assert metrics(Path("m.jsonl"))[-1]["test_loss"] == test_loss
+    assert f"test_loss {test_loss:.4f}\n" in err
     assert f"least val_loss {last.best_loss:.4f}, saved in out/best\n" in err
     assert f"val_loss {expected[25]:.4f} " in err
     assert len(call("sample", "--run", "out/best", "--num-samples", "3")[0].splitlines()) == 3

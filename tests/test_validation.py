@@ -120,7 +120,7 @@ def test_evaluations_are_made_with_the_averaged_weights():
         trainer.advance(8)
         seen.append(latest.copy())
     before = latest.copy()
-    with trainer.averaged():
+    with trainer.predicting():
         after_two = seen[0] + (seen[1] - seen[0]) / 1.5
         np.testing.assert_allclose(latest, after_two + (seen[2] - after_two) / 2, rtol=1e-12)
         expected = [mean_over_tokens(trainer, part) for part in parts_of(8)]
@@ -232,3 +232,14 @@ def test_training_is_finished_with_its_budget():
         assert not trainer.finished
         trainer.step, trainer.elapsed = step, seconds
         assert trainer.finished
+
+
+def test_another_state_can_be_tested():
+    trainer = make(test_fraction=0.3, batch_size=2)
+    before = trainer.test()
+    kept = {name: weights.copy() for name, weights in trainer.recording.weights.items()}
+    trainer.advance(9)
+    after = trainer.test()
+    assert after != before
+    assert trainer.test(kept) == before
+    assert trainer.test() == after

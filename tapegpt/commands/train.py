@@ -106,7 +106,7 @@ def run(
     if trainer.best_loss is not None:
         LOG.info("least val_loss %.4f, saved in %s", trainer.best_loss, out / BEST)
     LOG.info("saved in %s", out)
-    with trainer.averaged():
+    with trainer.predicting():
         texts = sample_in_turn(trainer.recording, trainer.tokenizer, SampleConfig(), trainer.rng)
         for text in texts:
             print(text)
@@ -133,8 +133,7 @@ def _train(
                 if due and trainer.training.val_fraction > 0:
                     measured["val_loss"] = _evaluate(trainer, out)
                 if trainer.finished and trainer.training.test_fraction > 0:
-                    measured["test_loss"] = trainer.test()
-                    LOG.info("test_loss %.4f", measured["test_loss"])
+                    measured["test_loss"] = _test(trainer, out)
             _write_metrics(log, first + 1, losses, measured)
             progress.update(
                 trainer.step, trainer.elapsed, float(losses[-1]), measured.get("val_loss")
@@ -149,6 +148,14 @@ def _evaluate(trainer: "Trainer", out: Path) -> float:
     if trainer.stale == 0:  # first: the run must not say that it has a best one before it has
         save(trainer.snapshot(), out / BEST)
     _save(trainer, out)
+    return loss
+
+
+def _test(trainer: "Trainer", out: Path) -> float:
+    """Returns the loss on the test documents: of the best state, where evaluations found one."""
+    weights = None if trainer.best_loss is None else load(out / BEST).weights
+    loss = trainer.test(weights)
+    LOG.info("test_loss %.4f", loss)
     return loss
 
 
