@@ -202,9 +202,15 @@ def gathered_linear(draw):
 def dropout(draw):
     rows, width = draw(few), draw(sizes)
     rate, key = draw(st.sampled_from([0.0, 0.1, 0.5, 0.999])), draw(st.integers(0, 2**63 - 2))
+
+    def record(tape, x, *plus):
+        keys = tape.input([0], 1)
+        tape._inputs[keys.slot] = key  # beyond what is a row number, as in training
+        return tape.dropout(x, rate, keys, *plus)
+
     return Case(
         normal(draw, *[(rows, width)] * draw(st.integers(1, 2))),
-        lambda tape, x, *plus: tape.dropout(x, rate, tape.input([key], 2**63 - 1), *plus),
+        record,
         lambda x, *plus: references.dropout(x, rate, key, 0, *plus),
     )
 
@@ -373,6 +379,24 @@ def test_first_gradient_of_an_array_may_overwrite(operation, data):
     reverse_sweep(machine, 0, len(machine.records), (0, 0, 0, 0))
     for actual, gradient in zip(recorded.gradients(), expected, strict=True):
         np.testing.assert_array_equal(actual, gradient)
+
+
+@every_operation
+@given(data=st.data())
+@few_examples
+def test_gradients_add_to_what_is_there(operation, data):
+    recorded = Recorded(data.draw(operation()), "float64")
+    tape, expected = recorded.tape, recorded.gradients()
+    machine = tape.machine()
+    machine.grads[:] = 0
+    machine.grads[recorded.root] = 1
+    for leaf in recorded.leaves:
+        rows, width = tape.shape(leaf)
+        there = machine.grads[leaf : leaf + rows * tape.stride(width)]
+        there.reshape(rows, -1)[:, :width] = 3
+    reverse_sweep(machine, 0, len(machine.records), (0, 0, 0, 0))
+    for actual, gradient in zip(recorded.gradients(), expected, strict=True):
+        assert_close(actual, gradient + 3, 1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

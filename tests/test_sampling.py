@@ -259,6 +259,11 @@ def test_top_p_keeps_just_enough():
     assert reached(logits, top_p=0.31, top_k=3) == {1, 3}
 
 
+def test_all_of_the_probability_is_every_token():
+    """Even one that vanishes in the sum."""
+    assert next_of([-40.0, 0.0], uniform=0.0) == 0
+
+
 def test_what_is_left_keeps_its_proportions():
     logits = np.log([0.05, 0.3, 0.1, 0.3, 0.05, 0.1, 0.05, 0.05])
     for uniform, token in [(0.0, 1), (0.42, 1), (0.44, 2), (0.56, 2), (0.58, 3), (0.99, 3)]:
