@@ -88,6 +88,7 @@ TESTS = {
     "rmsnorm": ["test_array_operations.py test_gradients.py -k rmsnorm", "test_batch.py"],
     "rows": ["test_array_operations.py -k relu or mean", "test_batch.py"],
     "runs": [
+        "test_runs.py",
         "test_scalar_operations.py test_gradients.py -k record or runs",
         "test_scalar_operations.py test_tape.py",
     ],
@@ -122,6 +123,15 @@ EQUIVALENT = {
     "No norm is above infinity, and one that is the longest allowed is multiplied by 1.": [
         "optimizers.update: if ... -> if optimizer.clip_norm <= math.inf:",
         "optimizers.clip_gradient: if ... -> if longest <= norm < math.inf:",
+    ],
+    "Nobody reads the second column of the sums.": [
+        "products.dot_rows_forward: sums = ... -> sums = tile_zeros(values, width, 2)",
+    ],
+    "Pairs of operands: an end that is one less ends with the same pair.": [
+        "embedding.embed_backward: for i in ... at + (2) + 2 * count, 2):",
+    ],
+    "A single row lies where it begins, whatever the distance of the next.": [
+        "topk.gathered_product: one_row = ... -> one_row = row_offsets(0, 1, (-1), 1)",
     ],
     "Where the rate has just risen it is the largest, with either formula.": [
         "schedules.scheduled_rate: if risen < 1: -> if risen <= 1:",
