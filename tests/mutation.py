@@ -133,6 +133,9 @@ EQUIVALENT = {
     "A single row lies where it begins, whatever the distance of the next.": [
         "topk.gathered_product: one_row = ... -> one_row = row_offsets(0, 1, (-1), 1)",
     ],
+    "No row comes before the first position.": [
+        "sweep.reverse_sweep: if here[0] > window[0]: -> if here[0] >= window[0]:",
+    ],
     "Where the rate has just risen it is the largest, with either formula.": [
         "schedules.scheduled_rate: if risen < 1: -> if risen <= 1:",
     ],
