@@ -199,8 +199,9 @@ def _train_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--metrics",
         type=_path,
         metavar="FILE",
-        help="write every step's loss (nats, mean over documents of the mean over positions), and"
-        " val_loss, test_loss and the seconds of training where measured, as JSON lines",
+        help="write every step's loss (nats, by default the mean over documents of the mean over"
+        " positions), and val_loss, test_loss and the seconds of training where measured, as JSON"
+        " lines",
     )
     add("--quiet", action="store_true", help="no progress, only results")
     parser.set_defaults(command=_train)

@@ -73,6 +73,7 @@ class Trainer:
             training.dtype,
             _documents_per_sweep(model, training),
         )
+        self._shares = self._weigh()
         self._state = _optimizer_state(self.recording, training)
         self._draw_weights()
         if training.averaging > 0:
@@ -143,7 +144,7 @@ class Trainer:
             self._offsets,
             config.batch_size,
             self.recording.documents_per_sweep,
-            self._shares(),
+            self._shares,
             kernel_optimizer(config, self._state),
             kernel_schedule(config, self.learning_rate, *span),
             np.uint64(config.seed),
@@ -205,7 +206,7 @@ class Trainer:
         finally:
             self._parameters[:] = latest
 
-    def _shares(self) -> tuple[float, float]:
+    def _weigh(self) -> tuple[float, float]:
         """What a document and what a token weighs in the loss of a batch."""
         config = self.training
         if config.weighting == "document":
@@ -236,7 +237,7 @@ class Trainer:
         lengths = np.minimum(lengths, self.model.block_size)
         pairs = (lengths * (lengths + 1) // 2).sum()
         products = 6 * multiplications(self.model, self.tokenizer.vocab_size) * lengths.sum()
-        layers = self.model.n_layer if self.model.model == "gpt" else 0
+        layers = self.model.ensemble * self.model.n_layer if self.model.model == "gpt" else 0
         return int(products + 12 * self.model.n_embd * layers * pairs)
 
     def _diverged(self, step: int, loss: float) -> DivergedError:

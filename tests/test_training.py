@@ -331,13 +331,14 @@ def naive_flops(trainer, first, count):
                 forward += 2 * 4 * model.n_embd**2 + 2 * 2 * model.n_embd * 4 * model.n_embd
                 for _ in range(model.n_head):
                     forward += 2 * 2 * head_dim * (position + 1)
-            total += 3 * forward
+            total += 3 * model.ensemble * forward
     return total
 
 
+@pytest.mark.parametrize("ensemble", [1, 3])
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_flops(batch_size):
-    trainer = make(replace(MODEL, n_layer=2), batch_size=batch_size)
+def test_flops(batch_size, ensemble):
+    trainer = make(replace(MODEL, n_layer=2, ensemble=ensemble), batch_size=batch_size)
     for count in (1, 5):
         expected = naive_flops(trainer, trainer.step * batch_size, count * batch_size)
         assert trainer.flops(count) == expected
