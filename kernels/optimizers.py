@@ -18,6 +18,7 @@ from tapegpt.kernels.simd import (
     sum_lanes,
     tiny,
 )
+from tapegpt.kernels.team import FAULTS, SQUARES, add_gradients, part, together
 
 ADAM, SGD = 0, 1
 STEPS_PER_AVERAGE = 8  # neighbours hardly differ
@@ -39,39 +40,49 @@ class Optimizer(NamedTuple):
 
 
 @jit
-def update(values, grads, count, optimizer, step, learning_rate):
+def update(team, thread, count, optimizer, step, learning_rate):
     """Move parameters 0 to count - 1 against their gradients, which become 0.
 
-    step counts from 1; count is a whole number of vectors. Returns whether all parameters are
-    finite now, which they are not after a gradient that is not.
+    All threads of the team call it, and each moves a part of them. step counts from 1; count is a
+    whole number of vectors. Returns whether all parameters are finite now, which they are not after
+    a gradient that is not.
     """
-    state = optimizer.state
+    width = lanes(team.values)
+    begin, end = part(count // width, thread, len(team.reports))
+    begin, end = begin * width, end * width
+    add_gradients(team, begin, end)
+    values, grads, state = team.values[begin:end], team.grads[begin:end], optimizer.state
     if optimizer.clip_norm < math.inf:
-        clip_gradient(grads, count, optimizer.clip_norm)
+        clip_gradient(team, thread, grads, optimizer.clip_norm)
     if optimizer.kind == SGD:
-        finite = sgd(values, grads, state[0], count, learning_rate, optimizer.momentum)
+        finite = sgd(
+            values, grads, state[0][begin:end], end - begin, learning_rate, optimizer.momentum
+        )
     else:
         finite = adam(
-            values, grads, state[0], state[1], count, step, learning_rate,
-            optimizer.beta1, optimizer.beta2, optimizer.epsilon, optimizer.weight_decay,
+            values, grads, state[0][begin:end], state[1][begin:end], end - begin, step,
+            learning_rate, optimizer.beta1, optimizer.beta2, optimizer.epsilon,
+            optimizer.weight_decay,
         )  # fmt: skip
     if optimizer.averaging > 0 and step % STEPS_PER_AVERAGE == 0:
-        average(values, state[-1], count, step // STEPS_PER_AVERAGE, optimizer.averaging)
-    return finite
+        mean = state[-1][begin:end]
+        average(values, mean, end - begin, step // STEPS_PER_AVERAGE, optimizer.averaging)
+    return together(team, thread, FAULTS, 0.0 if finite else 1.0) == 0
 
 
 @jit
-def clip_gradient(grads, count, longest):
+def clip_gradient(team, thread, grads, longest):
     """Shorten the gradient of all parameters together, if its norm is above `longest`, to that.
 
-    One whose norm is not finite stays as it is, for the optimizer to notice.
+    grads: a thread's part of it. One whose norm is not finite stays as it is, for the optimizer to
+    notice.
     """
     squares = 0.0  # float64: those of large float32 gradients overflow
-    for i in range(count):
+    for i in range(len(grads)):
         squares += np.float64(grads[i]) ** 2
-    norm = math.sqrt(squares)
+    norm = math.sqrt(together(team, thread, SQUARES, squares))
     if longest < norm < math.inf:
-        for i in range(count):
+        for i in range(len(grads)):
             grads[i] *= longest / norm
 
 

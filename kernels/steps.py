@@ -8,6 +8,7 @@ from tapegpt.kernels.jit import jit
 from tapegpt.kernels.optimizers import update
 from tapegpt.kernels.schedules import scheduled_rate
 from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
+from tapegpt.kernels.team import LOSS, part, take_parameters, together
 
 
 @jit
@@ -32,37 +33,37 @@ def loss_and_gradient(program, window):
 
 @jit
 def train_steps(
-    program, tokens, offsets, batch_size, documents_per_sweep, shares, optimizer, schedule, seed,
-    first, losses,
+    program, team, thread, tokens, offsets, batch_size, documents_per_sweep, shares, optimizer,
+    schedule, seed, first, losses,
 ):  # fmt: skip
-    """Do training steps first, first + 1, ..., one for each element of losses.
+    """Do training steps first, first + 1, ..., one for each column of losses.
 
-    A step takes the next batch_size documents of the corpus and writes the sum of their losses,
-    weighted by the shares of a document and of a token, to losses. Returns the number of steps
-    done: fewer than asked for where training diverged, with the loss of the next step in losses. Is
-    that not finite, the parameters are as they were before it; else the update was not finite, see
+    All threads of the team call it, each with its own number and program. A step takes the next
+    batch_size documents of the corpus and writes the sum of their losses, weighted by the shares of
+    a document and of a token, to losses, a row for each thread. Returns the number of steps done:
+    fewer than asked for where training diverged, with the loss of the next step in losses. Is that
+    not finite, the parameters are as they were before it; else the update was not finite, see
     `update`. seed: of what dropout leaves out, uint64.
     """
     inputs = program.machine.inputs
-    for i in range(len(losses)):
+    begin, end = part(batch_size, thread, len(team.reports))
+    for i in range(losses.shape[1]):
         step = first + i
+        take_parameters(program, team, thread)
         update_constants(program)
         loss = 0.0
-        for begin in range(0, batch_size, documents_per_sweep):
-            document, count = (
-                step * batch_size + begin,
-                min(documents_per_sweep, batch_size - begin),
-            )
+        for at in range(begin, end, documents_per_sweep):
+            document, count = step * batch_size + at, min(documents_per_sweep, end - at)
             window = pack_batch(program, tokens, offsets, document, count, shares[0], shares[1])
             inputs[program.key] = dropout_key(seed, document)
             loss += loss_and_gradient(program, window)
         inputs[program.key] = 0  # whoever replays the program now wants all of it
-        losses[i] = loss
+        loss = together(team, thread, LOSS, loss)
+        losses[thread, i] = loss
         if not math.isfinite(loss):
             return i
         if not update(
-            program.machine.values, program.machine.grads, program.num_params,
-            optimizer, step + 1, scheduled_rate(schedule, step),
-        ):  # fmt: skip
+            team, thread, program.num_params, optimizer, step + 1, scheduled_rate(schedule, step)
+        ):
             return i
-    return len(losses)
+    return losses.shape[1]

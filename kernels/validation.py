@@ -4,18 +4,22 @@ from tapegpt.kernels.batch import pack_batch
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.steps import update_constants
 from tapegpt.kernels.sweep import forward_sweep
+from tapegpt.kernels.team import part, take_parameters
 
 
 @jit
-def loss_per_token(program, tokens, offsets, documents_per_sweep):
-    """The mean loss, in nats, of all tokens that the documents have within the block."""
-    values, documents = program.machine.values, len(offsets) - 1
+def held_out_loss(program, team, thread, tokens, offsets, documents_per_sweep, losses):
+    """Write a thread's part of the loss of held-out documents, in nats, to its row of losses.
+
+    A row is the sum over the tokens that the documents have within the block, and their number.
+    """
+    values = program.machine.values
+    begin, end = part(len(offsets) - 1, thread, len(team.reports))
+    take_parameters(program, team, thread)
     update_constants(program)
-    loss, count = 0.0, 0
-    for first in range(0, documents, documents_per_sweep):
-        together = min(documents_per_sweep, documents - first)
+    for first in range(begin, end, documents_per_sweep):
+        together = min(documents_per_sweep, end - first)
         window = pack_batch(program, tokens, offsets, first, together, 0.0, 1.0)
         forward_sweep(program.machine, program.ends[0], program.ends[window[1]], window)
-        loss += values[program.common_roots[window[1]]]
-        count += window[3]
-    return loss / count
+        losses[thread, 0] += values[program.common_roots[window[1]]]
+        losses[thread, 1] += window[3]

@@ -193,6 +193,12 @@ def _train_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     add("--patience", type=int, metavar="N", help="stop after N evaluations without improvement")
     add("--dtype", choices=DTYPES, help=f"default {training.dtype}")
     add("--seed", type=int, metavar="N", help=f"default {training.seed}")
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help=f"processors that share each batch (default {training.threads})",
+    )
     add("--out", type=_path, default=Path("out"), metavar="DIR", help="where the run is saved")
     add("--resume", action="store_true", help="go on with the run under --out")
     add(

@@ -124,6 +124,7 @@ class TrainConfig:
     dtype: str = "float32"
     initialization: str = "by-output"  # whose weights are drawn one after the other
     seed: int = 42
+    threads: int = 1  # each takes a part of every batch
 
     def __post_init__(self) -> None:
         if self.steps is None and self.seconds is None:
@@ -169,6 +170,12 @@ class TrainConfig:
         _choice(self, "dtype", DTYPES)
         _choice(self, "initialization", INITIALIZATIONS)
         _whole(self, "seed", 0, LARGEST_SEED)
+        _whole(self, "threads", 1, LARGEST_SIZE)
+        if self.threads > self.batch_size:
+            raise UsageError(
+                f"--threads {self.threads} is more than --batch-size {self.batch_size}, whose"
+                f" documents they share: choose at most {self.batch_size}, or a larger batch"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,16 +57,18 @@ def bytes_needed(
     dtype: str,
     documents: int,
     optimizer_arrays: int = 0,
+    threads: int = 1,
 ) -> int:
     """About as many bytes as training takes at most; a tape that grows is there twice.
 
-    optimizer_arrays: how many the optimizer has that are like the parameters.
+    optimizer_arrays: how many the optimizer has that are like the parameters. threads: each has
+    values and gradients of its own.
     """
     nodes = nodes_needed(model, vocab_size, granularity, documents)
     records = 0 if granularity == "vector" else RECORD_BYTES
     itemsize = np.dtype(dtype).itemsize
     optimizer = optimizer_arrays * itemsize * _parameters(model, vocab_size)
-    return nodes * (4 * itemsize + records) + optimizer
+    return nodes * (4 * threads * itemsize + records) + optimizer
 
 
 def _parameters(model: ModelConfig, vocab_size: int) -> int:

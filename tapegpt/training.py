@@ -17,11 +17,12 @@ from tapegpt.corpus import Tokenizer, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.footprint import bytes_available, bytes_needed, nodes_needed
 from tapegpt.kernels.steps import train_steps
-from tapegpt.kernels.validation import loss_per_token
+from tapegpt.kernels.validation import held_out_loss
 from tapegpt.models import multiplications, tables
 from tapegpt.optimizers import kernel_optimizer, kernel_schedule
 from tapegpt.program import Recording, record
 from tapegpt.tape.memory import LARGEST_TAPE, aligned_zeros
+from tapegpt.threads import Threads
 
 INITIAL_DEVIATION = 0.08  # of the weights, as in microgpt
 
@@ -73,6 +74,7 @@ class Trainer:
             training.dtype,
             _documents_per_sweep(model, training),
         )
+        self._threads = Threads(self.recording, training.threads)
         self._shares = self._weigh()
         self._state = _optimizer_state(self.recording, training)
         self._draw_weights()
@@ -135,11 +137,11 @@ class Trainer:
         is then of no more use.
         """
         config = self.training
-        program = self.recording.program
         span = self.budget.span(self.step, self.elapsed, pace)
-        losses = np.zeros(count)
-        done = train_steps(
-            program,
+        every = np.zeros((len(self._threads), count))
+        losses: NDArray[np.float64] = every[0]
+        done = self._threads.call(
+            train_steps,
             self._tokens,
             self._offsets,
             config.batch_size,
@@ -149,7 +151,7 @@ class Trainer:
             kernel_schedule(config, self.learning_rate, *span),
             np.uint64(config.seed),
             self.step,
-            losses,
+            every,
         )
         self.step += int(done)
         if done < count:
@@ -182,13 +184,13 @@ class Trainer:
         offsets: NDArray[np.int64],
         weights: Mapping[str, NDArray[np.floating]] | None = None,
     ) -> float:
-        recording = self.recording
+        losses = np.zeros((len(self._threads), 2))
         with self.predicting(weights):
-            return float(
-                loss_per_token(
-                    recording.program, self._tokens, offsets, recording.documents_per_sweep
-                )
+            self._threads.call(
+                held_out_loss, self._tokens, offsets, self.recording.documents_per_sweep, losses
             )
+        total, tokens = losses.sum(axis=0)
+        return float(total / tokens)
 
     @contextmanager
     def predicting(
@@ -302,6 +304,7 @@ def check_memory(model: ModelConfig, training: TrainConfig, vocab_size: int) -> 
         training.dtype,
         documents,
         optimizer_arrays=len(state_names(training)),
+        threads=training.threads,
     )
     nodes = nodes_needed(model, vocab_size, training.granularity, documents)
     available = bytes_available()
@@ -313,8 +316,9 @@ def check_memory(model: ModelConfig, training: TrainConfig, vocab_size: int) -> 
         return
     names = ["n_embd", "n_layer" if model.model == "gpt" else "n_state", "block_size"]
     names += ["ensemble"] if model.ensemble > 1 else []
-    sizes = ", ".join(f"{flag(name)} {getattr(model, name)}" for name in names)
+    sizes = [f"{flag(name)} {getattr(model, name)}" for name in names]
+    sizes += [f"--threads {training.threads}"] if training.threads > 1 else []
     raise UsageError(
-        f"the model needs {problem} (--granularity {training.granularity}): make {sizes} or"
-        f" --batch-size {training.batch_size} smaller"
+        f"the model needs {problem} (--granularity {training.granularity}): make"
+        f" {', '.join(sizes)} or --batch-size {training.batch_size} smaller"
     )

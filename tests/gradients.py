@@ -1,4 +1,4 @@
-"""The loss of a recorded model and its gradients, as the training loop computes them."""
+"""Training's kernels on their own: the loss of a recorded model and its gradients, and a team."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,9 +6,11 @@ from numpy.typing import NDArray
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.kernels.batch import pack_batch
 from tapegpt.kernels.steps import loss_and_gradient, update_constants
+from tapegpt.kernels.team import Team
 from tapegpt.program import Recording
 
-Arrays = dict[str, NDArray[np.floating]]
+Floats = NDArray[np.floating]
+Arrays = dict[str, Floats]
 
 
 def loss_and_gradients(
@@ -26,3 +28,10 @@ def loss_and_gradients(
     gradients = {name: view.copy() for name, view in recording.by_name(prefix).items()}
     prefix[:] = 0
     return loss, gradients
+
+
+def team(values: Floats, *grads: Floats) -> Team:
+    """Threads that share these parameters: as many as there are gradients."""
+    count = len(grads)
+    others = np.stack(grads[1:]) if count > 1 else np.zeros((0, len(values)), values.dtype)
+    return Team(values, grads[0], others, np.zeros((count, 8)), np.zeros(1, np.int64))

@@ -490,7 +490,7 @@ def test_ten_evaluations_unless_told_otherwise(call):
 
 def fake_evaluations(monkeypatch, losses):
     results = iter(losses)
-    monkeypatch.setattr(training, "loss_per_token", lambda *arguments: next(results))
+    monkeypatch.setattr(training.Trainer, "_loss_per_token", lambda *arguments: next(results))
 
 
 def test_the_best_is_kept_beside_the_last(call, monkeypatch):

@@ -43,7 +43,7 @@ def test_defaults_are_the_documented_ones():
         "decay": 0.998, "warmup": 0.05, "averaging": 0.0, "weighting": "document",
         "val_fraction": 0.0, "test_fraction": 0.0, "eval_every": None, "patience": None,
         "granularity": "vector", "dtype": "float32",
-        "initialization": "by-output", "seed": 42,
+        "initialization": "by-output", "seed": 42, "threads": 1,
     }  # fmt: skip
     assert asdict(SampleConfig()) == {
         "temperature": 0.5, "num_samples": 20, "top_k": None, "top_p": None, "prompt": "",

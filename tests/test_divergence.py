@@ -7,6 +7,7 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
+from gradients import team
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from tapegpt.kernels.optimizers import ADAM, SGD, Optimizer, update
 from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.kernels.table import load_kernels
 from tapegpt.tape.memory import aligned_zeros
+from tapegpt.threads import Threads
 from tapegpt.training import Trainer
 
 MODELS = {
@@ -94,6 +96,7 @@ def poison(trainer, i, direction, value):
         program=program._replace(machine=machine, ends=ends),
         weights=recording.by_name(values[: program.num_params]),
     )
+    trainer._threads = Threads(trainer.recording, trainer.training.threads)
 
 
 def weights_of(trainer):
@@ -184,6 +187,7 @@ OPTIMIZERS = [
     {"optimizer": "adamw", "clip_norm": 0.5},
     {"optimizer": "sgd"},
     {"optimizer": "sgd", "clip_norm": 0.5, "momentum": 0.0},
+    {"optimizer": "adamw", "clip_norm": 0.5, "threads": 2},
 ]
 
 
@@ -225,10 +229,10 @@ def test_an_update_notices(dtype, clip_norm, kind, weight_decay, vectors, place,
         clip_norm=clip_norm, averaging=0.0,
     )  # fmt: skip
     values[:], grads[:], state[:] = 1, 1, 1
-    assert update(values, grads, count, optimizer, 1, 100.0)
+    assert update(team(values, grads), 0, count, optimizer, 1, 100.0)
     grads[:] = 1
     {"gradient": grads, "weight": values, "state": state[0]}[where][int(place * count)] = poison
-    noticed = not update(values, grads, count, optimizer, 2, 100.0)
+    noticed = not update(team(values, grads), 0, count, optimizer, 2, 100.0)
     finite = np.isfinite(values).all()
     assert noticed or finite
     # A sum of a few numbers beyond a tenth of the largest may be infinite.
@@ -245,7 +249,8 @@ def test_a_norm_that_overflows_is_noticed(kind):
     state = aligned_zeros((2 - kind) * 16, np.dtype("float64")).reshape(-1, 16)
     optimizer = Optimizer(kind, state, 0.8, 0.9, 1e-6, 0.0, 0.7, clip_norm=1.0, averaging=0.0)
     grads[3] = 1e200
-    assert not (update(values, grads, 16, optimizer, 1, 1e200) and np.isfinite(state).all())
+    finite = update(team(values, grads), 0, 16, optimizer, 1, 1e200)
+    assert not (finite and np.isfinite(state).all())
 
 
 def test_squares_that_overflow_are_noticed():

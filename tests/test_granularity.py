@@ -14,6 +14,7 @@ from tapegpt.kernels.optimizers import ADAM, Optimizer
 from tapegpt.kernels.schedules import LINEAR, Schedule
 from tapegpt.kernels.steps import train_steps
 from tapegpt.program import Recording, record
+from tapegpt.threads import Threads
 
 GRANULARITIES = ["scalar", "dot", "vector"]
 
@@ -187,38 +188,51 @@ def test_gradient_along_random_directions(sizes: str, granularity: str) -> None:
 
 
 def train(
-    recording: Recording, corpus: TokenizedCorpus, batch_size: int, steps: int
+    recording: Recording, corpus: TokenizedCorpus, batch_size: int, steps: int, threads: int = 1
 ) -> tuple[NDArray[np.float64], Arrays]:
-    losses = np.zeros(steps)
+    losses = np.zeros((threads, steps))
     state = np.stack([recording.moment(), recording.moment()])
     optimizer = Optimizer(
         ADAM, state, beta1=0.85, beta2=0.99, epsilon=1e-8, weight_decay=0.0, momentum=0.0,
         clip_norm=np.inf, averaging=0.0,
     )  # fmt: skip
     schedule = Schedule(LINEAR, 0.01, decay=1.0, warmup=0.0, origin=0.0, span=float(steps))
-    done = train_steps(
-        recording.program, corpus.tokens, corpus.offsets, batch_size,
+    done = Threads(recording, threads).call(
+        train_steps, corpus.tokens, corpus.offsets, batch_size,
         recording.documents_per_sweep, (1 / batch_size, 0.0), optimizer, schedule, np.uint64(0), 0,
         losses,
     )  # fmt: skip
     assert done == steps
-    return losses, {name: weights.copy() for name, weights in recording.weights.items()}
+    assert (losses == losses[0]).all()
+    return losses[0], {name: weights.copy() for name, weights in recording.weights.items()}
 
 
 @pytest.mark.parametrize(
     "sizes", ["4 lane heads", "recurrent, odd", "sparse, one fires", "looks back", "ensemble"]
 )
 @pytest.mark.parametrize(
-    ("granularity", "documents_per_sweep"),
-    [("dot", 1), ("vector", 1), ("vector", 2), ("vector", 4), ("vector", 5), ("vector", 64)],
+    ("granularity", "documents_per_sweep", "threads"),
+    [
+        *(("scalar", 1, 3), ("dot", 1, 1), ("dot", 1, 5)),
+        *(
+            ("vector", 1, 1),
+            ("vector", 2, 1),
+            ("vector", 4, 1),
+            ("vector", 5, 1),
+            ("vector", 64, 1),
+        ),
+        *(("vector", 1, 2), ("vector", 2, 2), ("vector", 64, 3), ("vector", 4, 5)),
+    ],
 )
-def test_training_steps(granularity: str, documents_per_sweep: int, sizes: str) -> None:
+def test_training_steps(
+    granularity: str, documents_per_sweep: int, threads: int, sizes: str
+) -> None:
     model, vocab_size = make_model(sizes)
     corpus = make_corpus(model.block_size, vocab_size)
     # Five documents a step out of seven: every step is another batch.
     expected = train(make_recording(sizes, "scalar", "float64"), corpus, 5, 12)
     recording = make_recording(sizes, granularity, "float64", documents_per_sweep)
-    losses, weights = train(recording, corpus, 5, 12)
+    losses, weights = train(recording, corpus, 5, 12, threads)
     np.testing.assert_allclose(losses, expected[0], rtol=1e-9)
     for name, matrix in expected[1].items():
         np.testing.assert_allclose(weights[name], matrix, rtol=1e-7, atol=1e-9, err_msg=name)

@@ -359,6 +359,8 @@ def context(name):
     """The flags without which this one is refused whatever its value is."""
     if name in ("--eval-every", "--patience"):
         return ["--val-fraction", "0.5"]
+    if name == "--threads":
+        return ["--batch-size", "100"]
     for setting, (other, values) in NEEDED.items():
         if flag(setting) == name:
             return [flag(other), values[0]]
@@ -455,6 +457,7 @@ EDGES = {
     "--block-size": {"1": 0},
     "--steps": {"1": 0},
     "--batch-size": {"1": 0, "100000": 0},
+    "--threads": {"1": 0, "64": 0},
     "--num-samples": {"1": 0, "1000": 0},
 }
 EDGES["--momentum"] |= {"0.9999999999999999": 0}
@@ -506,6 +509,7 @@ def test_very_short_trainings(call, run, schedule, seconds):
         ["--seconds", "1e308", "--val-fraction", "0.3"],
         ["--steps", str(2**53), "--schedule", "cosine"],
         ["--steps", str(2**53), "--val-fraction", "0.3"],
+        ["--steps", str(2**53), "--batch-size", "5", "--threads", "3"],
     ],
     ids=" ".join,
 )

@@ -41,7 +41,11 @@ def results(call, flags):
     return *left(Path("out"), Path("m.jsonl")), out, drawn
 
 
-@pytest.mark.parametrize("others", [(), ("--val-fraction", "0.2")], ids=["", "held-out"])
+@pytest.mark.parametrize(
+    "others",
+    [(), ("--val-fraction", "0.2"), ("--val-fraction", "0.2", "--threads", "3")],
+    ids=["", "held-out", "threads"],
+)
 @pytest.mark.parametrize(("model", "granularity"), KINDS)
 def test_same_command_same_bits(call, model, granularity, others):
     flags = train_flags(model, granularity, *others)
@@ -51,14 +55,20 @@ def test_same_command_same_bits(call, model, granularity, others):
 
 
 @pytest.mark.parametrize(
-    ("model", "granularity", "rounds"),
+    ("model", "granularity", "threads", "rounds"),
     [
-        ("gpt", "vector", 1),
-        *(pytest.param(*kind, 20, marks=pytest.mark.long) for kind in KINDS),
+        *(("gpt", "vector", threads, 1) for threads in (1, 3)),
+        *(
+            pytest.param(*kind, threads, 20, marks=pytest.mark.long)
+            for kind in KINDS
+            for threads in (1, 2, 3)
+        ),
     ],
 )
-def test_same_command_same_bits_in_another_process(call, tmp_path, model, granularity, rounds):
-    flags = train_flags(model, granularity, "--val-fraction", "0.2")
+def test_same_command_same_bits_in_another_process(
+    call, tmp_path, model, granularity, threads, rounds
+):
+    flags = train_flags(model, granularity, "--val-fraction", "0.2", "--threads", threads)
     here = results(call, flags)
     for i in range(rounds):
         tapegpt = Cli(tmp_path / str(i))
@@ -92,10 +102,11 @@ def random_flags(generator):
     flags = ["train", "--data", SKY, "--model", model, *SIZES[model], "--steps", steps]
     flags += ["--seed", generator.randrange(99)]
     optimizer, schedule = generator.choice(OPTIMIZERS), generator.choice(SCHEDULES)
+    batch_size = generator.randint(1, 5)
+    flags += ["--batch-size", batch_size, "--threads", generator.randint(1, batch_size)]
     for name, values in {
         "--granularity": GRANULARITIES,
         "--dtype": DTYPES,
-        "--batch-size": range(1, 6),
         "--clip-norm": [0.3, 1e9],
         "--learning-rate": [0.01, 0.1],
         "--averaging": [0, 0.3],

@@ -118,9 +118,10 @@ def test_at_a_random_moment(tmp_path, seconds, number, rounds):
         assert min(ends[end] for end in ("stopped while training", "importing", "finished")) >= 5
 
 
-def test_the_second_signal_stops_in_the_middle_of_a_step(tmp_path):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_second_signal_stops_in_the_middle_of_a_step(tmp_path, threads):
     """Which here would take a minute, and be saved."""
-    step = ["train", "--data", SKY, "--steps", 1, "--batch-size", 10**8]
+    step = ["train", "--data", SKY, "--steps", 1, "--batch-size", 10**8, "--threads", threads]
     Cli(tmp_path)(*step[:4], 1, "--batch-size", 16)  # compiles
     process = Cli(tmp_path).start(*step, "--out", "long")
     while "documents" not in process.stderr.readline():

@@ -204,7 +204,7 @@ def test_the_loss_falls():
 def test_only_a_smaller_number_is_an_improvement(monkeypatch, losses, best, stale):
     trainer = make(val_fraction=0.3, patience=3)
     results = iter(losses)
-    monkeypatch.setattr(training, "loss_per_token", lambda *arguments: next(results))
+    monkeypatch.setattr(training.Trainer, "_loss_per_token", lambda *arguments: next(results))
     for count in stale:
         assert not trainer.finished
         trainer.evaluate()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECONDS_PER_CALL = 0.2  # of training between looks at signals and the clock
-CHANGEABLE = ("steps", "seconds", "eval_every", "patience")  # when a run is resumed
+CHANGEABLE = ("steps", "seconds", "eval_every", "patience", "threads")  # when a run is resumed
 BEST = "best"  # the folder, beside the last state of a run, of the one with the least val_loss
 LOG = logging.getLogger("tapegpt")
 
