@@ -16,6 +16,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -133,7 +134,7 @@ def load(folder: Path) -> Run:
 def _load(folder: Path, text: bytes) -> Run:
     with _refusing(folder / MANIFEST):
         run, digest = _parse(text)
-    path, shapes = folder / _tensors_name(digest), _shapes(run)
+    path, shapes = os.path.join(folder, _tensors_name(digest)), _shapes(run)
     size = sum(map(math.prod, shapes.values())) * np.dtype(run.training.dtype).itemsize
     with _refusing(path):
         blob = read(path, 8 + HEADER_LIMIT * len(shapes) + size)
@@ -249,13 +250,13 @@ def _tensors_name(digest: str) -> str:
 
 
 @contextmanager
-def _refusing(path: Path) -> Iterator[None]:
+def _refusing(path: Path | str) -> Iterator[None]:
     """Turn whatever is wrong with a file into one line that names it and the remedy."""
     remedy = "restore the folder from a copy, or train again"
     try:
         yield
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and path.name == MANIFEST:
+        if isinstance(error, FileNotFoundError) and os.path.basename(path) == MANIFEST:
             remedy = "train a run first (python -m tapegpt train), or name the folder of one"
         problem = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
         raise RunError(f"cannot read {str(path)!r}: {problem}: {remedy}") from error

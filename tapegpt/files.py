@@ -60,16 +60,18 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _replace(folder: Path, contents: Mapping[str, bytes]) -> None:
+    # Not as a Path, which interns its parts: names that come and go make Python's table grow.
+    paths = {name: os.path.join(folder, name) for name in contents}
     try:
         for name, data in contents.items():
-            _stage(folder / (name + NEW), data)
-        for name in contents:
-            os.replace(folder / (name + NEW), folder / name)
+            _stage(paths[name] + NEW, data)
+        for path in paths.values():
+            os.replace(path + NEW, path)
             _sync(folder)
     except BaseException:
-        for name in contents:
+        for path in paths.values():
             with suppress(OSError):
-                (folder / (name + NEW)).unlink(missing_ok=True)
+                os.unlink(path + NEW)
         raise
 
 
@@ -81,7 +83,7 @@ def delete(folder: Path, pattern: str, keep: Container[str]) -> None:
                 entry.unlink()
 
 
-def read(path: Path, limit: int) -> bytes:
+def read(path: Path | str, limit: int) -> bytes:
     """The bytes of a regular file; `ValueError` if it is none or holds more than `limit`."""
     with open(path, "rb", opener=lambda name, _: os.open(name, READ_FLAGS)) as file:
         status = os.fstat(file.fileno())
@@ -92,8 +94,9 @@ def read(path: Path, limit: int) -> bytes:
         return file.read(status.st_size)
 
 
-def _stage(path: Path, data: bytes) -> None:
-    path.unlink(missing_ok=True)  # left by a process that was killed, or a link to elsewhere
+def _stage(path: str, data: bytes) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # left by a process that was killed, or a link to elsewhere
     with open(path, "xb") as file:
         file.write(data)
         file.flush()

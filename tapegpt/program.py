@@ -36,9 +36,11 @@ class Recording:
         """Views into an array like the parameters, by name."""
         values = self.program.machine.values
         return {
-            name: np.lib.stride_tricks.as_strided(
-                prefix[(view.ctypes.data - values.ctypes.data) // values.itemsize :],
+            name: np.ndarray(
                 view.shape,
+                view.dtype,
+                prefix,
+                view.ctypes.data - values.ctypes.data,
                 view.strides,
             )
             for name, view in self.weights.items()

@@ -664,7 +664,7 @@ def test_everything_is_on_the_disk_before_it_is_named(tmp_path, monkeypatch):
         fsync(descriptor)
 
     def log_rename(old, new):
-        calls.append((old.name, new.name))
+        calls.append((os.path.basename(old), os.path.basename(new)))
         rename(old, new)
 
     monkeypatch.setattr(os, "fsync", log_fsync)

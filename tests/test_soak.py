@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_line import SKY
-from test_checkpoint import python
+from test_checkpoint import make_run, python
 
 from tapegpt.checkpoint import load, save
 from tapegpt.config import GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
@@ -34,6 +34,7 @@ def soak(seconds):
     documents = read_documents(SKY)
     memory, times, start = [], [], time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         while time.perf_counter() < start + seconds:
             took = 0.0
             for granularity in GRANULARITIES:
@@ -43,10 +44,10 @@ def soak(seconds):
                 trainer.advance(200)
                 took += time.perf_counter() - begin
                 trainer.evaluate()
-                save(trainer.snapshot(), Path(name))
-                trainer = Trainer.resumed(load(Path(name)), documents)
+                save(trainer.snapshot(), folder)
+                trainer = Trainer.resumed(load(folder), documents)
                 trainer.advance(200)
-                assert len(list(sample(load(Path(name)), SampleConfig(num_samples=300)))) == 300
+                assert len(list(sample(load(folder), SampleConfig(num_samples=300)))) == 300
             times.append(took)
             memory.append(resident())
     print(json.dumps([memory, times]))
@@ -66,3 +67,12 @@ def test_memory_and_step_time_stay_as_they_are():
     print(f"{len(times)} turns; memory {min(warm)} to {max(warm)}; times {first:.4f}, {last:.4f}")
     assert max(warm) <= 1.01 * min(warm)
     assert last <= 1.25 * first
+
+
+def test_saves_and_loads_intern_no_names(tmp_path, monkeypatch):
+    """Of interned names that come and go, Python's table of them grows, though none stays."""
+    interned = []
+    monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or text)
+    save(make_run(), tmp_path)
+    load(tmp_path)
+    assert [name for name in interned if "tensors" in name or name.endswith(".new")] == []
