@@ -96,7 +96,7 @@ def replay_backward(machine, begin, end, window, count):
 @njit
 def replay_adam(values, grads, m, v, count):
     for step in range(count):
-        adam(values, grads, m, v, len(m), step + 1, 1e-3, 0.85, 0.99, 1e-8, 0.0)
+        adam(values, grads, m, v, 0, len(m), step + 1, 1e-3, 0.85, 0.99, 1e-8, 0.0)
 
 
 def repeats(replay: Callable[[int], object]) -> int:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tapegpt.kernels.dispatch import hand
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.simd import (
     clear_tiny,
@@ -47,42 +48,40 @@ def update(team, thread, count, optimizer, step, learning_rate):
     whole number of vectors. Returns whether all parameters are finite now, which they are not after
     a gradient that is not.
     """
-    width = lanes(team.values)
-    begin, end = part(count // width, thread, len(team.reports))
-    begin, end = begin * width, end * width
+    values, grads, state = hand(team.values), hand(team.grads), optimizer.state
+    begin, end = part(count // lanes(values), thread, len(team.reports))
+    begin, end = begin * lanes(values), end * lanes(values)
     add_gradients(team, begin, end)
-    values, grads, state = team.values[begin:end], team.grads[begin:end], optimizer.state
     if optimizer.clip_norm < math.inf:
-        clip_gradient(team, thread, grads, optimizer.clip_norm)
+        clip_gradient(team, thread, begin, end, optimizer.clip_norm)
+    first = hand(state[0])
     if optimizer.kind == SGD:
-        finite = sgd(
-            values, grads, state[0][begin:end], end - begin, learning_rate, optimizer.momentum
-        )
+        finite = sgd(values, grads, first, begin, end, learning_rate, optimizer.momentum)
     else:
         finite = adam(
-            values, grads, state[0][begin:end], state[1][begin:end], end - begin, step,
-            learning_rate, optimizer.beta1, optimizer.beta2, optimizer.epsilon,
-            optimizer.weight_decay,
+            values, grads, first, hand(state[1]), begin, end, step, learning_rate,
+            optimizer.beta1, optimizer.beta2, optimizer.epsilon, optimizer.weight_decay,
         )  # fmt: skip
     if optimizer.averaging > 0 and step % STEPS_PER_AVERAGE == 0:
-        mean = state[-1][begin:end]
-        average(values, mean, end - begin, step // STEPS_PER_AVERAGE, optimizer.averaging)
+        n = step // STEPS_PER_AVERAGE
+        average(values, hand(state[-1]), begin, end, n, optimizer.averaging)
     return together(team, thread, FAULTS, 0.0 if finite else 1.0) == 0
 
 
 @jit
-def clip_gradient(team, thread, grads, longest):
+def clip_gradient(team, thread, begin, end, longest):
     """Shorten the gradient of all parameters together, if its norm is above `longest`, to that.
 
-    grads: a thread's part of it. One whose norm is not finite stays as it is, for the optimizer to
-    notice.
+    begin, end: a thread's part of it. One whose norm is not finite stays as it is, for the
+    optimizer to notice.
     """
+    grads = hand(team.grads)
     squares = 0.0  # float64: those of large float32 gradients overflow
-    for i in range(len(grads)):
+    for i in range(begin, end):
         squares += np.float64(grads[i]) ** 2
     norm = math.sqrt(together(team, thread, SQUARES, squares))
     if longest < norm < math.inf:
-        for i in range(len(grads)):
+        for i in range(begin, end):
             grads[i] *= longest / norm
 
 
@@ -90,19 +89,19 @@ def clip_gradient(team, thread, grads, longest):
 # w = (1 - rate weight_decay) w - rate m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon)
 @jit
 def adam(
-    values, grads, m, v, count, step, learning_rate, beta1, beta2, epsilon, weight_decay
+    values, grads, m, v, begin, end, step, learning_rate, beta1, beta2, epsilon, weight_decay
 ):  # fmt: skip
     """Adam (Kingma and Ba 2015), with decoupled weight decay AdamW (Loshchilov and Hutter 2019).
 
-    All parameters decay, the embeddings too: there are none but matrices. Returns whether they are
-    finite. (In float64 they may be where a square is not.)
+    begin and end are whole vectors. All parameters decay, the embeddings too: there are none but
+    matrices. Returns whether they are finite. (In float64 they may be where a square is not.)
     """
     rate = learning_rate / (1 - beta1**step)
     correction = 1 / (1 - beta2**step)
     old, new = splat(values, beta2), splat(values, 1 - beta2)
     kept = splat(values, 1 - learning_rate * weight_decay)
     zero = total = splat(values, 0)
-    for i in range(0, count, lanes(values)):
+    for i in range(begin, end, lanes(values)):
         g = load(grads, i)
         # Without a gradient the moments decay, but not into the subnormal numbers.
         mean = clear_tiny(load(m, i) * beta1 + g * (1 - beta1))
@@ -119,14 +118,14 @@ def adam(
 
 # velocity = momentum velocity + g, w = w - rate velocity
 @jit
-def sgd(values, grads, velocity, count, learning_rate, momentum):
+def sgd(values, grads, velocity, begin, end, learning_rate, momentum):
     """Stochastic gradient descent with momentum (Polyak 1964).
 
     Returns whether the parameters are finite.
     """
     kept, step = splat(values, momentum), splat(values, -learning_rate)
     zero = total = splat(values, 0)
-    for i in range(0, count, lanes(values)):
+    for i in range(begin, end, lanes(values)):
         speed = clear_tiny(fma(load(velocity, i), kept, load(grads, i)))
         store(velocity, i, speed)
         moved = fma(speed, step, load(values, i))
@@ -138,12 +137,12 @@ def sgd(values, grads, velocity, count, learning_rate, momentum):
 
 # mean = mean + (w - mean) / (1 + share (n - 1))
 @jit
-def average(values, mean, count, n, share):
+def average(values, mean, begin, end, n, share):
     """Polynomial-decay averaging (Shamir and Zhang 2013): the n-th of the weights join the mean.
 
     It looks back on about a share of all that it has seen, whenever one looks at it.
     """
     part = 1 / (1 + share * (n - 1))
-    for i in range(0, count, lanes(values)):
+    for i in range(begin, end, lanes(values)):
         before = load(mean, i)
         store(mean, i, before + (load(values, i) - before) * part)

@@ -20,7 +20,8 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from tapegpt.kernels.jit import jit
+from tapegpt.kernels.dispatch import hand
+from tapegpt.kernels.jit import inlined, jit
 from tapegpt.kernels.simd import element_pointer, lanes, load, splat, store
 
 # What a thread reports to the others, a column each.
@@ -69,50 +70,46 @@ def arrived(typing_context, arrivals):
 
 
 @jit
-def meet(team):
-    """Wait until every thread has come here; what it wrote before, all can read then."""
-    threads = len(team.reports)
+def together(team, thread, column, number):
+    """The sum of every thread's number, for which it waits until every thread has come here.
+
+    What a thread wrote before, all can read then. Between two sums in one column is one in another.
+    """
+    threads, reports = len(team.reports), team.reports
+    reports[thread, column] = number
     mine = arrive(team.arrivals)
-    last = (mine + threads - 1) // threads * threads
+    last = min((mine + threads - 1) // threads * threads, NOBODY_COMES)
     looks = 0
-    while arrived(team.arrivals) < min(last, NOBODY_COMES):
+    while arrived(team.arrivals) < last:
         looks += 1
         if looks % LOOKS == 0:
             yield_processor()
-
-
-@jit
-def together(team, thread, column, number):
-    """The sum of every thread's number. Between two in one column is one in another."""
-    team.reports[thread, column] = number
-    meet(team)
     total = 0.0
-    for i in range(len(team.reports)):
-        total += team.reports[i, column]
+    for i in range(threads):
+        total += reports[i, column]
     return total
 
 
-@jit
+@inlined
 def part(count, thread, threads):
     """Of 0 to count - 1 those that are a thread's: the first, and one past the last."""
     return count * thread // threads, count * (thread + 1) // threads
 
 
-@jit
+@inlined
 def take_parameters(program, team, thread):
     """Copy the parameters into the program of a thread."""
-    values = program.machine.values
+    values, parameters = hand(program.machine.values), hand(team.values)
     if thread > 0:
         for i in range(0, program.num_params, lanes(values)):
-            store(values, i, load(team.values, i))
+            store(values, i, load(parameters, i))
 
 
-@jit
+@inlined
 def add_gradients(team, begin, end):
     """Add the gradients of the other threads to those of the first, and clear them."""
-    zero = splat(team.grads, 0)
-    for other in range(len(team.other_grads)):
-        grads = team.other_grads[other]
+    total, grads, (others, nodes) = hand(team.grads), hand(team.other_grads), team.other_grads.shape
+    for first in range(0, others * nodes, nodes):
         for i in range(begin, end, lanes(grads)):
-            store(team.grads, i, load(team.grads, i) + load(grads, i))
-            store(grads, i, zero)
+            store(total, i, load(total, i) + load(grads, first + i))
+            store(grads, first + i, splat(grads, 0))

@@ -70,7 +70,7 @@ def test_adam_and_adamw_are_those_of_the_papers(dtype, beta1, beta2, epsilon, we
         settings = (step, 0.1 / step, beta1, beta2, epsilon, weight_decay)
         w, mean, square = references.adam(w, doubles(grads[:count]), mean, square, *settings)
         beyond = grads[count:].copy()
-        adam(values, grads, m, v, count, *settings)
+        adam(values, grads, m, v, 0, count, *settings)
         np.testing.assert_allclose(values[:count], w, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(m[:count], mean, rtol=1e-4, atol=tolerance)
         np.testing.assert_allclose(v[:count], square, rtol=1e-4, atol=tolerance)
@@ -91,7 +91,7 @@ def test_adam_in_float32_is_a_few_roundings_off():
         grads[:] = rng.normal(size=count) * 10.0 ** rng.integers(-25, 3, count)
         w, g, old_m, old_v = (doubles(array) for array in (values, grads, m, v))
         _, mean, square = references.adam(w, g, old_m, old_v, step, 0.01, 0.85, 0.99, 1e-8)
-        adam(values, grads, m, v, count, step, 0.01, 0.85, 0.99, 1e-8, 0.0)
+        adam(values, grads, m, v, 0, count, step, 0.01, 0.85, 0.99, 1e-8, 0.0)
         assert (np.abs(m - mean) <= 3 * eps * (np.abs(old_m) + np.abs(g)) + 1.1 * tiny).all()
         assert (np.abs(v - square) <= 4 * eps * square + 1.1 * tiny).all()
         # What is made of the moments, given those.
@@ -103,16 +103,16 @@ def test_adam_in_float32_is_a_few_roundings_off():
 def test_parameters_without_a_gradient_stay():
     values, grads, m, v = (aligned_zeros(16, np.dtype("float64")) for _ in range(4))
     values[:] = np.arange(16)
-    adam(values, grads, m, v, 16, 1, 0.01, 0.85, 0.99, 1e-8, 0.0)
+    adam(values, grads, m, v, 0, 16, 1, 0.01, 0.85, 0.99, 1e-8, 0.0)
     assert (values == np.arange(16)).all()
-    sgd(values, grads, m, 16, 0.01, 0.9)
+    sgd(values, grads, m, 0, 16, 0.01, 0.9)
     assert (values == np.arange(16)).all()
 
 
 def test_adamw_decays_parameters_without_a_gradient():
     values, grads, m, v = (aligned_zeros(16, np.dtype("float64")) for _ in range(4))
     values[:] = np.arange(16)
-    adam(values, grads, m, v, 16, 1, 0.5, 0.85, 0.99, 1e-8, 0.25)
+    adam(values, grads, m, v, 0, 16, 1, 0.5, 0.85, 0.99, 1e-8, 0.25)
     assert (values == 0.875 * np.arange(16)).all()
 
 
@@ -123,12 +123,12 @@ def test_moments_without_a_gradient_never_become_subnormal(dtype):
     grads[:] = np.random.default_rng(0).normal(size=48) * 10.0 ** np.arange(-32, 16)
     smallest = np.finfo(dtype).tiny
     for step in range(1, 8000):
-        adam(values, grads, m, v, 48, step, 0.01, 0.85, 0.9, 1e-8, 0.0)
+        adam(values, grads, m, v, 0, 48, step, 0.01, 0.85, 0.9, 1e-8, 0.0)
         assert (np.abs(m[m != 0]) >= smallest).all()
         assert (v >= smallest).all()
     assert not m.any()
     before = values.copy()
-    adam(values, grads, m, v, 48, 8000, 0.01, 0.85, 0.9, 1e-8, 0.0)
+    adam(values, grads, m, v, 0, 48, 8000, 0.01, 0.85, 0.9, 1e-8, 0.0)
     assert (values == before).all()
 
 
@@ -137,7 +137,7 @@ def test_a_velocity_without_a_gradient_never_becomes_subnormal(dtype):
     values, grads, velocity = (aligned_zeros(48, np.dtype(dtype)) for _ in range(3))
     grads[:] = np.random.default_rng(0).normal(size=48) * 10.0 ** np.arange(-32, 16)
     for _ in range(8000):
-        sgd(values, grads, velocity, 48, 0.01, 0.9)
+        sgd(values, grads, velocity, 0, 48, 0.01, 0.9)
         assert (np.abs(velocity[velocity != 0]) >= np.finfo(dtype).tiny).all()
     assert not velocity.any()
 
@@ -160,7 +160,7 @@ def test_sgd_with_momentum(dtype, count, momentum, seed):
         rate = 0.1 / (1 + step)
         w, expected = references.sgd(w, doubles(grads[:count]), expected, rate, momentum)
         beyond = grads[count:].copy()
-        sgd(values, grads, velocity, count, rate, momentum)
+        sgd(values, grads, velocity, 0, count, rate, momentum)
         np.testing.assert_allclose(values[:count], w, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(velocity[:count], expected, rtol=tolerance, atol=tolerance)
         assert not grads[:count].any()
@@ -180,7 +180,7 @@ def test_averaged_weights(dtype, share):
     for n in range(1, 30):
         values[:] = rng.normal(size=count + MORE)
         seen.append(doubles(values[:count]))
-        average(values, mean, count, n, share)
+        average(values, mean, 0, count, n, share)
         parts = [
             *(part * (1 - 1 / (1 + share * (n - 1))) for part in parts),
             1 / (1 + share * (n - 1)),
@@ -206,7 +206,7 @@ def test_clipping_keeps_the_direction(dtype, count, scale, share, seed):
     grads[:] = np.random.default_rng(seed).normal(size=count + MORE) * 10.0**scale
     before = grads.copy()
     longest = share * np.linalg.norm(doubles(before[:count]))
-    clip_gradient(team(grads, grads), 0, grads[:count], longest)
+    clip_gradient(team(grads, grads), 0, 0, count, longest)
     expected = references.clip(doubles(before[:count]), longest)
     np.testing.assert_allclose(grads[:count], expected, rtol=3 * np.finfo(dtype).eps)
     assert (grads[count:] == before[count:]).all()
@@ -220,7 +220,7 @@ def test_clipping_does_not_hide_what_is_not_finite(dtype, value):
     grads = aligned_zeros(16, np.dtype(dtype))
     grads[:] = 1
     grads[5] = value
-    clip_gradient(team(grads, grads), 0, grads, 0.5)
+    clip_gradient(team(grads, grads), 0, 0, 16, 0.5)
     assert np.isnan(grads[5]) or np.isinf(grads[5])
 
 

@@ -20,7 +20,7 @@ from tapegpt.errors import TapegptError, UsageError
 from tapegpt.footprint import bytes_needed
 from tapegpt.kernels.optimizers import ADAM, SGD, Optimizer, update
 from tapegpt.kernels.simd import VECTOR_BYTES
-from tapegpt.kernels.team import SQUARES, meet, part, together
+from tapegpt.kernels.team import FAULTS, SQUARES, part, together
 from tapegpt.tape.memory import aligned_zeros
 from tapegpt.threads import Threads
 from tapegpt.training import Trainer
@@ -122,16 +122,15 @@ def test_nobody_leaves_a_meeting_early():
     shared = team(np.zeros(8), *np.zeros((3, 8)))
     left = []
 
-    def come(seconds):
-        time.sleep(seconds)
-        meet(shared)
-        left.append(seconds)
+    def come(thread):
+        together(shared, thread, FAULTS, 0.0)
+        left.append(thread)
 
     with ThreadPoolExecutor(3) as pool:
-        early = [pool.submit(come, 0) for _ in range(2)]
+        early = [pool.submit(come, thread) for thread in (2, 0)]
         time.sleep(0.2)
         assert not left
-        late = pool.submit(come, 0)
+        late = pool.submit(come, 1)
         for future in (*early, late):
             future.result(timeout=60)
     assert shared.arrivals[0] == len(left) == 3
@@ -153,7 +152,7 @@ def test_a_kernel_that_fails_keeps_nobody_waiting():
     def fails_in_the_second(program, shared, thread):
         if thread == 1:
             raise IndexError("a kernel reaches beyond the bounds of an array")
-        meet(shared)
+        together(shared, thread, FAULTS, 0.0)
         return thread
 
     for _ in range(2):
