@@ -332,6 +332,24 @@ def test_resume_with_more_steps(call):
     assert [line["loss"] for line in after[10:]] == trainer.advance(5).tolist()
 
 
+def test_resuming_writes_no_metrics_twice(call):
+    """After a kill there may be lines of steps that were not saved, and half of one."""
+    flags = ["--data", SKY, "--metrics", "m.jsonl"]
+    call("train", "--steps", "10", *flags)
+    path, ours = Path("m.jsonl"), b'a note\n[1]\n{"step": "x"}\n'
+    before = path.read_bytes()
+    call("train", "--resume", "--steps", "12", *flags)
+    whole = path.read_bytes()
+    for rest in (b'{"step": 11, "loss": 3.0}\n{"step": 12, "lo', b'{"ste', b"\n\xff\0"):
+        call("train", "--steps", "10", *flags)
+        path.write_bytes(ours + before + rest)
+        call("train", "--resume", "--steps", "12", *flags)
+        lines = path.read_bytes().removeprefix(ours).splitlines()
+        assert [untimed(json.loads(line)) for line in lines if line.startswith(b"{")] == [
+            untimed(json.loads(line)) for line in whole.splitlines()
+        ]
+
+
 def test_resume_refusals(call, refused):
     kept = ["--data", SKY, "--n-embd", "8", "--learning-rate", "0.02"]
     call("train", "--steps", "3", *kept)

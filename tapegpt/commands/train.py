@@ -77,7 +77,7 @@ def run(
         _make_folder(out)
         if saved is None:
             held.enter_context(_locked(out))
-        with _open_metrics(metrics, append=resume) as log:
+        with _open_metrics(metrics, trainer.step) as log:
             LOG.info(
                 "%d documents, %d characters, %d parameters, %s %s",
                 len(documents),
@@ -130,11 +130,15 @@ def _train(
             evaluations = budget.evaluations(trainer.step, trainer.elapsed)
             due = trainer.finished or evaluations > budget.evaluations(first, begin)
             with clock.paused():
-                if due and trainer.training.val_fraction > 0:
+                evaluates = due and trainer.training.val_fraction > 0
+                if evaluates:
                     measured["val_loss"] = _evaluate(trainer, out)
                 if trainer.finished and trainer.training.test_fraction > 0:
                     measured["test_loss"] = _test(trainer, out)
-            _write_metrics(log, first + 1, losses, measured)
+                # Before the run is saved: a resumed one writes again what comes after it.
+                _write_metrics(log, first + 1, losses, measured)
+                if evaluates:
+                    _save(trainer, out)
             progress.update(
                 trainer.step, trainer.elapsed, float(losses[-1]), measured.get("val_loss")
             )
@@ -143,11 +147,13 @@ def _train(
 
 
 def _evaluate(trainer: "Trainer", out: Path) -> float:
-    """Returns the loss on the held-out documents; saves the run, and before that the best one."""
+    """Returns the loss on the held-out documents; saves the run beside the last if it is the best.
+
+    That comes first: the last must not say that there is a best one before there is.
+    """
     loss = trainer.evaluate()
-    if trainer.stale == 0:  # first: the run must not say that it has a best one before it has
+    if trainer.stale == 0:
         save(trainer.snapshot(), out / BEST)
-    _save(trainer, out)
     return loss
 
 
@@ -229,16 +235,32 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _open_metrics(path: Path | None, append: bool) -> Iterator[IO[bytes] | None]:
+def _open_metrics(path: Path | None, step: int) -> Iterator[IO[bytes] | None]:
+    """Go on after the lines of so many steps: a process that was killed may have left more."""
     if path is None:
         yield None
         return
     try:
-        stream = path.open("ab" if append else "wb", buffering=0)
+        if step > 0 and path.is_file():
+            os.truncate(path, _metrics_until(path, step))
+        stream = path.open("ab" if step > 0 else "wb", buffering=0)
     except OSError as error:
         raise MetricsError(path, error) from error
     with stream:
         yield stream
+
+
+def _metrics_until(path: Path, step: int) -> int:
+    """How many bytes of the file come before the first line of a later step, or half a line."""
+    end = 0
+    with path.open("rb") as stream:
+        for line in stream:
+            with suppress(ValueError, TypeError, KeyError):  # of lines that we have not written
+                if json.loads(line)["step"] > step:
+                    break
+            if line.endswith(b"\n"):
+                end += len(line)
+    return end
 
 
 def _write_metrics(
