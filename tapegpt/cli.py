@@ -163,6 +163,8 @@ def _train_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     for name, meaning in {
         "decay": "exponential: a step's factor, or that of a thousandth of --seconds",
         "warmup": "cosine: share of the training in which the rate rises",
+        "beta1": "of adam and adamw: what the mean gradient keeps at a step",
+        "beta2": "of adam and adamw: what the mean square keeps",
         "momentum": "of sgd",
         "weight_decay": "of adamw, embeddings included",
         "averaging": "predict with the mean of the weights over this share of the steps; 0: none",

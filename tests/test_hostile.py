@@ -330,6 +330,8 @@ MAY_BE_ZERO = {
     "--seed",
     "--weight-decay",
     "--momentum",
+    "--beta1",
+    "--beta2",
     "--warmup",
     "--val-fraction",
     "--test-fraction",
@@ -460,7 +462,8 @@ EDGES = {
     "--threads": {"1": 0, "64": 0},
     "--num-samples": {"1": 0, "1000": 0},
 }
-EDGES["--momentum"] |= {"0.9999999999999999": 0}
+for name in ("--momentum", "--beta1", "--beta2"):
+    EDGES[name] |= {"0.9999999999999999": 0}
 EDGES["--averaging"] |= {"0.9999999999999999": 0}
 EDGES["--dropout"] |= {"0.9999999999999999": 0}
 EDGES["--test-fraction"] |= {"0.9": 0, "0.9999999999999999": 2}
