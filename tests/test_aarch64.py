@@ -84,6 +84,7 @@ def compiled(cpu, machine, cache):
             "NUMBA_CPU_NAME": cpu,
             "NUMBA_CPU_FEATURES": machine.features,
             "NUMBA_CACHE_DIR": str(cache),
+            "NUMBA_BOUNDSCHECK": "0",  # checks take registers
         },
         cwd=Path(__file__).parents[1],
         capture_output=True,
