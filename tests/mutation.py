@@ -75,7 +75,7 @@ TESTS = {
         "test_passes.py test_batch.py",
     ],
     "matmul": ["test_array_operations.py -k linear", "test_matmul.py"],
-    "optimizers": ["test_optimizers.py", "test_divergence.py"],
+    "optimizers": ["test_optimizers.py", "test_threads.py", "test_divergence.py"],
     "products": [
         "test_scalar_operations.py test_gradients.py -k dot",
         "test_scalar_operations.py test_tape.py",
@@ -98,10 +98,11 @@ TESTS = {
         "test_array_operations.py -k softmax or cross_entropy or extreme or nan",
         "test_batch.py test_gradients.py -k loss_of_a_batch or position or softmax",
     ],
-    "steps": ["test_batch.py", "test_training.py", "test_divergence.py"],
+    "steps": ["test_batch.py", "test_threads.py", "test_training.py", "test_divergence.py"],
     "sweep": ["test_scalar_operations.py", "test_batch.py", "test_recurrence.py", "test_tape.py"],
+    "team": ["test_threads.py"],
     "topk": ["test_topk.py", "test_array_operations.py test_gradients.py -k gathered"],
-    "validation": ["test_validation.py"],
+    "validation": ["test_validation.py", "test_threads.py"],
     "vmath": ["test_vmath.py test_vmath_near.py", "test_scalar_operations.py -k edges or float32"],
 }
 
