@@ -1,5 +1,6 @@
 """Files that survive a crash while they are written and are not trusted when they are read."""
 
+import errno
 import os
 import re
 import stat
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 if sys.platform != "win32":
     import fcntl
@@ -34,6 +36,15 @@ def write_one(path: Path, data: bytes) -> None:
         path.write_bytes(data)
     else:
         _replace(path.parent, {path.name: data})
+
+
+def check_writable(path: Path) -> None:
+    """Raise now the `OSError` that `write_one` would raise later."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not path.exists() or path.is_file():
+        with TemporaryFile(dir=path.parent):
+            pass
 
 
 @contextmanager

@@ -207,6 +207,13 @@ def test_bench(attempts, monkeypatch, tmp_path, code):
     assert failures >= 5
 
 
+@pytest.mark.parametrize("place", ["missing/b.json", ""])
+def test_bench_says_before_it_measures_that_it_cannot_write(call, monkeypatch, tmp_path, place):
+    monkeypatch.setattr(bench, "peak_gflops", lambda: pytest.fail("measures"))
+    _, err = call("bench", "--json", tmp_path / place, code=1)
+    assert f"cannot write --json {str(tmp_path / place)!r}" in err
+
+
 @posix
 def test_a_link_or_a_device_is_written_through(tmp_path):
     (tmp_path / "link").symlink_to("file")

@@ -3,14 +3,15 @@
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tapegpt.config import ModelConfig, TrainConfig
 from tapegpt.corpus import Tokenizer, default_corpus, read_documents
 from tapegpt.errors import TapegptError
-from tapegpt.files import write_one
+from tapegpt.files import check_writable, write_one
 from tapegpt.machine import cpu_name, peak_gflops, vector_name
 from tapegpt.training import Trainer, check_memory
 
@@ -34,6 +35,9 @@ class Row:
 
 def run(models: Sequence[ModelConfig], path: Path | None) -> int:
     """Measure, print the table, write it as JSON. Returns the exit code."""
+    if path is not None:
+        with _writing(path):  # before minutes of measuring, not after them
+            check_writable(path)
     documents = read_documents(default_corpus())
     vocab_size = Tokenizer.from_documents(documents).vocab_size
     for model in models:
@@ -60,13 +64,20 @@ def run(models: Sequence[ModelConfig], path: Path | None) -> int:
             "peak_gflops": peak,
             "rows": [asdict(row) for row in rows],
         }
-        try:
+        with _writing(path):
             write_one(path, (json.dumps(result, indent=2) + "\n").encode())
-        except OSError as error:
-            raise TapegptError(
-                f"cannot write --json {str(path)!r}: {error.strerror}: choose another file"
-            ) from error
     return 0
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what is wrong with the file into one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise TapegptError(
+            f"cannot write --json {str(path)!r}: {error.strerror}: choose another file"
+        ) from error
 
 
 def measure(
