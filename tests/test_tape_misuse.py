@@ -274,6 +274,9 @@ REFUSED = {
     "a stride of text": lambda t, x, s: t.stride("4"),
     "a stride of nothing": lambda t, x, s: t.stride(0),
     "a lookup with a huge stride": lambda t, x, s: t.lookup([s], t.input([0], 2), 0, 2**70),
+    "a batch that looks back before its start": lambda t, x, s: t.batch(2, 3, 4, 3),
+    "a batch that looks back for ever": lambda t, x, s: t.batch(2, 3, 4, 2**31),
+    "a batch of more numbers than a tape": lambda t, x, s: t.batch(2**12, 2**12, 4, 2**12 - 1),
     "an input of huge numbers": lambda t, x, s: t.input([2**64], 2**65),
 }
 

@@ -158,6 +158,13 @@ class Leaves(Memory):
         vocab_size, capacity = self._count(vocab_size, "tokens"), documents * block
         if look_back != 0:
             look_back = self._count(look_back, "earlier tokens")
+        if look_back >= block:
+            raise TapeError(f"{look_back} earlier tokens are too many for {block} positions")
+        if capacity * (3 + look_back) > LARGEST_TAPE:
+            raise TapeError(
+                f"a batch of {documents} documents of {block} positions, {look_back} earlier tokens"
+                f" each, is too large: a tape holds {LARGEST_TAPE} numbers"
+            )
         weights = self._auxiliary(capacity + self.lanes)
         tokens, positions, targets = (
             self._new_input(array("q", [0]) * capacity, op.BATCH, below)
