@@ -117,6 +117,15 @@ EQUIVALENT = {
     "A panel is deeper than 2: products of depth 1 and 2 take one round.": [
         "matmul.matmul: for k in ... -> for k in range(0, max(2, depth), PANEL_DEPTH):",
     ],
+    "How often a thread that waits leaves the processor to others changes the speed alone.": [
+        "team.together: looks = 0 -> ... ",
+        "team.together: looks += 1 -> ... ",
+        "team.together: if looks % LOOKS == 0: -> if ... :",
+    ],
+    "Another key of the same seed and document is as good.": [
+        "steps.train_steps: inputs[program.key] = dropout_key(seed, document) -> inputs[program.key]"
+        " = dropout_key(document, seed)",
+    ],
     "The difference is finite where the sum is.": [
         "optimizers.adam: total = total + moved -> total = total - moved",
         "optimizers.sgd: total = total + moved -> total = total - moved",
