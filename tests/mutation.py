@@ -123,8 +123,13 @@ EQUIVALENT = {
         "team.together: if looks % LOOKS == 0: -> if ... :",
     ],
     "Another key of the same seed and document is as good.": [
-        "steps.train_steps: inputs[program.key] = dropout_key(seed, document) -> inputs[program.key]"
-        " = dropout_key(document, seed)",
+        "steps.train_steps: inputs[program.key] = dropout_key(seed, document) -> ... (document, seed)",
+    ],
+    "The last of one is the first.": [
+        "team.arrive: at ... args[(-1)], one.type(0))",
+        "team.arrive: at ... sig.args[(-1)], args[0], one.type(0))",
+        "team.arrived: at ... args[(-1)], ir.IntType(64)(0))",
+        "team.arrived: at ... sig.args[(-1)], args[0], ir.IntType(64)(0))",
     ],
     "The difference is finite where the sum is.": [
         "optimizers.adam: total = total + moved -> total = total - moved",
