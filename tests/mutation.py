@@ -123,7 +123,7 @@ EQUIVALENT = {
         "team.together: if looks % LOOKS == 0: -> if ... :",
     ],
     "Another key of the same seed and document is as good.": [
-        "steps.train_steps: inputs[program.key] = dropout_key(seed, ... dropout_key(document, seed)",
+        "steps.train_steps: inputs[program.key] = ... = dropout_key(document, seed)",
     ],
     "The last of one is the first.": [
         "team.arrive: at ... args[(-1)], one.type(0))",
