@@ -121,6 +121,20 @@ EQUIVALENT = {
         "team.together: looks = 0 -> ... ",
         "team.together: looks += 1 -> ... ",
         "team.together: if looks % LOOKS == 0: -> if ... :",
+        "team.together: yield_processor() -> pass",
+    ],
+    "What depends on parameters alone has no window, and may be computed with more than that.": [
+        "steps.update_constants: forward_sweep(program ... ends[1], (0, 0, 0, 0))",
+        *(
+            f"steps.update_constants: forward_sweep(program ... ends[0], {window})"
+            for change in ("1", "(-1)")
+            for window in (
+                f"({change}, 0, 0, 0)",
+                f"(0, {change}, 0, 0)",
+                f"(0, 0, {change}, 0)",
+                f"(0, 0, 0, {change})",
+            )
+        ),
     ],
     "Another key of the same seed and document is as good.": [
         "steps.train_steps: inputs[program.key] = ... = dropout_key(document, seed)",
@@ -130,6 +144,14 @@ EQUIVALENT = {
         "team.arrive: at ... sig.args[(-1)], args[0], one.type(0))",
         "team.arrived: at ... args[(-1)], ir.IntType(64)(0))",
         "team.arrived: at ... sig.args[(-1)], args[0], ir.IntType(64)(0))",
+    ],
+    "What is cleared once more, or copied onto itself, stays what it is.": [
+        "steps.loss_and_gradient: grads[program.clear ... max(top, program.clear[i, 1])] = 0",
+        "team.take_parameters: if thread > 0: -> if thread >= 0:",
+    ],
+    "An index of zero may have any type.": [
+        "team.arrived: at ... ir.IntType(65)(0))",
+        "team.arrived: at ... ir.IntType((63))(0))",
     ],
     "The difference is finite where the sum is.": [
         "optimizers.adam: total = total + moved -> total = total - moved",
