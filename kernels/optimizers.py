@@ -142,7 +142,7 @@ def average(values, mean, begin, end, n, share):
 
     It looks back on about a share of all that it has seen, whenever one looks at it.
     """
-    part = 1 / (1 + share * (n - 1))
+    weight = 1 / (1 + share * (n - 1))
     for i in range(begin, end, lanes(values)):
         before = load(mean, i)
-        store(mean, i, before + (load(values, i) - before) * part)
+        store(mean, i, before + (load(values, i) - before) * weight)

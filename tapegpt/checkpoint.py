@@ -134,6 +134,7 @@ def load(folder: Path) -> Run:
 def _load(folder: Path, text: bytes) -> Run:
     with _refusing(folder / MANIFEST):
         run, digest = _parse(text)
+    # A Path would intern the name, see files.py.
     path, shapes = os.path.join(folder, _tensors_name(digest)), _shapes(run)
     size = sum(map(math.prod, shapes.values())) * np.dtype(run.training.dtype).itemsize
     with _refusing(path):

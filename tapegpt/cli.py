@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tapegpt import __version__
 from tapegpt.config import (
@@ -35,7 +35,7 @@ from tapegpt.errors import TapegptError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    # A stream is None where whoever started us has closed it.
+    # A stream is None where whoever started us has closed it; this one is open to the end.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -272,7 +272,7 @@ def _bench_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser.set_defaults(command=_bench)
 
 
-def _given(options: argparse.Namespace, *kinds: type) -> dict[str, object]:
+def _given(options: argparse.Namespace, *kinds: type) -> dict[str, Any]:
     """The settings of these configurations that the command line names."""
     names = [field.name for kind in kinds for field in fields(kind)]
     given = {name: getattr(options, name, None) for name in names}
@@ -298,7 +298,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    config = SampleConfig(**_given(options, SampleConfig))  # type: ignore[arg-type]
+    config = SampleConfig(**_given(options, SampleConfig))
 
     from tapegpt.checkpoint import load
 

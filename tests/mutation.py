@@ -289,6 +289,7 @@ class Changes(ast.NodeVisitor):
             self.replace(node.test, b"not (" + self.text(node.test) + b")")
         self.generic_visit(node)
 
+    # ast.NodeVisitor looks for these names, also below.
     visit_If = visit_While = visit_IfExp = condition  # noqa: N815
 
     def visit_Call(self, node: ast.Call) -> None:

@@ -336,7 +336,8 @@ def test_resuming_writes_no_metrics_twice(call):
     """After a kill there may be lines of steps that were not saved, and half of one."""
     flags = ["--data", SKY, "--metrics", "m.jsonl"]
     call("train", "--steps", "10", *flags)
-    path, ours = Path("m.jsonl"), b'a note\n[1]\n{"step": "x"}\n'
+    path = Path("m.jsonl")
+    ours = b'a note\n[1]\n{"step": "x"}\n' + b"[" * 10**5 + b"\n"
     before = path.read_bytes()
     call("train", "--resume", "--steps", "12", *flags)
     whole = path.read_bytes()

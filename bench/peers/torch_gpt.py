@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812 - the name that all PyTorch code has
 from workloads import BETA1, BETA2, EPSILON, NORM_EPSILON, Workload, stacked
 
 torch.set_num_threads(1)

@@ -147,7 +147,7 @@ def _train(
 
 
 def _evaluate(trainer: "Trainer", out: Path) -> float:
-    """Returns the loss on the held-out documents; saves the run beside the last if it is the best.
+    """Returns the loss on the held-out documents; saves the run beside the last one if it is best.
 
     That comes first: the last must not say that there is a best one before there is.
     """
@@ -255,7 +255,8 @@ def _metrics_until(path: Path, step: int) -> int:
     end = 0
     with path.open("rb") as stream:
         for line in stream:
-            with suppress(ValueError, TypeError, KeyError):  # of lines that we have not written
+            # Of lines that we have not written.
+            with suppress(ValueError, TypeError, KeyError, RecursionError):
                 if json.loads(line)["step"] > step:
                     break
             if line.endswith(b"\n"):
