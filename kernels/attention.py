@@ -89,13 +89,14 @@ def softmax_lanes(values, scores, count, room, scale):
 
 # ds = w (dw - sum(w dw)) scale, over dw
 @jit
-def softmax_lanes_backward(values, grads, scores, count, scale):
+def softmax_lanes_backward(values, grads, weights, dweights, count, scale):
     size = lanes(values)
     mean = splat(values, 0)
-    for i in range(scores, scores + count * size, size):
-        mean = fma(load(values, i), load(grads, i), mean)
-    for i in range(scores, scores + count * size, size):
-        store(grads, i, clear_tiny(load(values, i) * (load(grads, i) - mean) * scale))
+    for i in range(0, count * size, size):
+        mean = fma(load(values, weights + i), load(grads, dweights + i), mean)
+    for i in range(0, count * size, size):
+        ds = load(values, weights + i) * (load(grads, dweights + i) - mean) * scale
+        store(grads, dweights + i, clear_tiny(ds))
 
 
 def make_attention(size):
@@ -140,10 +141,10 @@ def make_attention(size):
                 )  # fmt: skip
             lanes_to_rows(values, result, heads, problem, first, end, values, out, True)
 
-    # dw = dout v^T, dv = w^T dout, dq = ds k, dk = ds^T q. In lanes, dq, dk and dv lie in the
-    # gradients of q, k and v, and dw and ds in those of the weights.
+    # dw = dout v^T, dv = w^T dout, dq = ds k, dk = ds^T q
+    # scratch: in lanes dq, dk and dv, then dw, which ds overwrites, and dout
     @jit
-    def attention_backward(values, grads, operands, inputs, out, at, fresh, window):
+    def attention_backward(values, grads, operands, inputs, out, at, back, window):
         heads, block, stride, span, first, last = geometry(values, operands, inputs, at, window)
         starts, n_head, head_dim = heads[1], heads[4], heads[5]
         size = lanes(values)
@@ -156,36 +157,47 @@ def make_attention(size):
                 operands[at + 10] + group * stride,
                 operands[at + 11] + group * stride,
             )
-            weights, dout = operands[at + 12] + group * span, operands[at + 13]
-            rows_to_lanes(grads, out, heads, problem, first, end, grads, dout)
+            weights, dweights = (
+                operands[at + 12] + group * span,
+                operands[back + 8] + group * span,
+            )
+            dq, dk, dv, dout = (
+                operands[back + 5] + group * stride,
+                operands[back + 6] + group * stride,
+                operands[back + 7] + group * stride,
+                operands[back + 9],
+            )
+            rows_to_lanes(grads, operands[back + 1], heads, problem, first, end, grads, dout)
             for p in range(first, end, LANE_ROWS):
                 upper = min(end, p + LANE_ROWS)
-                row = weights + p * span
+                row = dweights + p * span
                 lane_product(
                     grads, dout + p * stride, stride, size, values, v, stride, size,
                     grads, row, span, upper - p, upper, head_dim,
                 )  # fmt: skip
                 for i in range(p, upper):
-                    softmax_lanes_backward(values, grads, weights + i * span, upper, scale)
+                    softmax_lanes_backward(
+                        values, grads, weights + i * span, dweights + i * span, upper, scale
+                    )
                 lane_product(
                     grads, row, span, size, values, k, size, stride,
-                    grads, q + p * stride, stride, upper - p, head_dim, upper,
+                    grads, dq + p * stride, stride, upper - p, head_dim, upper,
                 )  # fmt: skip
             # Every position passes a gradient to the keys and values of those before it.
             for s in range(first, end, LANE_ROWS):
                 count = min(end - s, LANE_ROWS)
-                corner = weights + s * span + s * size
+                corner = s * span + s * size
                 lane_product(
-                    grads, corner, size, span, values, q + s * stride, size, stride,
-                    grads, k + s * stride, stride, count, head_dim, end - s,
+                    grads, dweights + corner, size, span, values, q + s * stride, size, stride,
+                    grads, dk + s * stride, stride, count, head_dim, end - s,
                 )  # fmt: skip
                 lane_product(
-                    values, corner, size, span, grads, dout + s * stride, size, stride,
-                    grads, v + s * stride, stride, count, head_dim, end - s,
+                    values, weights + corner, size, span, grads, dout + s * stride, size, stride,
+                    grads, dv + s * stride, stride, count, head_dim, end - s,
                 )  # fmt: skip
             for j in range(3):
-                source = operands[at + 9 + j] + group * stride
-                target, overwrite = operands[at + 3 + j], fresh & 1 << j != 0
+                source = operands[back + 5 + j] + group * stride
+                target, overwrite = operands[back + 2 + j], operands[back] & 1 << j != 0
                 lanes_to_rows(grads, source, heads, problem, first, end, grads, target, overwrite)
 
     return attention_forward, attention_backward

@@ -33,8 +33,9 @@ def cross_entropy_forward(values, operands, inputs, out, at, window):
 
 # dlogits = weight (softmax(logits) - onehot(target)) dloss
 @jit
-def cross_entropy_backward(values, grads, operands, inputs, out, at, fresh, window):
-    width, logits, slot = operands[at + 1], operands[at + 2], operands[at + 3]
+def cross_entropy_backward(values, grads, operands, inputs, out, at, back, window):
+    width, slot = operands[at + 1], operands[at + 3]
+    fresh, dlogits = operands[back], operands[back + 2]
     weights, exponentials, totals = operands[at + 4], operands[at + 5], operands[at + 6]
     row = row_stride(values, width)
     first, last = row_range(operands[at], window)
@@ -43,5 +44,5 @@ def cross_entropy_backward(values, grads, operands, inputs, out, at, fresh, wind
         weight = values[weights + r] * grads[out]
         scale = weight / values[totals + r]
         for i in range(begin, end, lanes(values)):
-            add_to(grads, logits + i, load(values, exponentials + i) * scale, fresh & 1)
-        grads[logits + begin + inputs[slot + r]] -= weight
+            add_to(grads, dlogits + i, load(values, exponentials + i) * scale, fresh & 1)
+        grads[dlogits + begin + inputs[slot + r]] -= weight

@@ -146,8 +146,8 @@ def call_forward(typing_context, address, values, operands, inputs, out, at, win
 
 
 @intrinsic
-def call_backward(typing_context, address, values, grads, operands, inputs, out, at, fresh, window):
-    """kernel(values, grads, operands, inputs, out, at, fresh, window), likewise."""
+def call_backward(typing_context, address, values, grads, operands, inputs, out, at, back, window):
+    """kernel(values, grads, operands, inputs, out, at, back, window), likewise."""
     signature = backward_signature(values)
 
     def codegen(context, builder, sig, args):

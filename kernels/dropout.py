@@ -76,8 +76,11 @@ def dropout_forward(values, operands, inputs, out, at, window):
 
 
 @jit
-def dropout_backward(values, grads, operands, inputs, out, at, fresh, window):
-    x, kept, plus = operands[at + 2], operands[at + 3], operands[at + 6]
+def dropout_backward(values, grads, operands, inputs, out, at, back, window):
+    kept = operands[at + 3]
+    fresh, dout, dx, dplus = (
+        operands[back], operands[back + 1], operands[back + 2], operands[back + 3],
+    )  # fmt: skip
     row, pieces = row_stride(values, operands[at + 1]), -(-operands[at + 1] // GROUP)
     seed = inputs[operands[at + 4]]
     key = mixed(np.uint64(seed) + np.uint64(operands[at + 5]) * ODD)
@@ -85,10 +88,10 @@ def dropout_backward(values, grads, operands, inputs, out, at, fresh, window):
     for r in range(first, last):
         for c in range(0, row, lanes(values)):
             i = r * row + c
-            dx = load(grads, out + i)
+            passed = load(grads, dout + i)
             if seed != 0 and kept < CHANCES:
-                dx = masked(dx, key, r * pieces + c // GROUP, c, kept)
-            add_to(grads, x + i, dx, fresh & 1)
-    if plus != NONE:
+                passed = masked(passed, key, r * pieces + c // GROUP, c, kept)
+            add_to(grads, dx + i, passed, fresh & 1)
+    if dplus != NONE:
         begin, count = first * row, (last - first) * row
-        pass_gradient(grads, plus + begin, out + begin, count, fresh & 2)
+        pass_gradient(grads, dplus + begin, dout + begin, count, fresh & 2)

@@ -13,7 +13,9 @@ def add_to(grads, at, value, fresh):
 
 @inlined
 def pass_gradient(grads, dx, dout, count, fresh):
-    """grads[dx : dx + count] += grads[dout : dout + count]"""
+    """grads[dx : dx + count] += grads[dout : dout + count], where they are not the same."""
+    if dx == dout:
+        return
     for i in range(0, count, lanes(grads)):
         add_to(grads, dx + i, load(grads, dout + i), fresh)
 
@@ -36,12 +38,13 @@ def array_relu_forward(values, operands, inputs, out, at, window):
 
 
 @jit
-def array_relu_backward(values, grads, operands, inputs, out, at, fresh, window):
+def array_relu_backward(values, grads, operands, inputs, out, at, back, window):
     x = operands[at + 2]
+    fresh, dout, dx = operands[back], operands[back + 1], operands[back + 2]
     begin, end = element_range(values, operands, at, window)
     for i in range(begin, end, lanes(values)):
-        dx = where_positive(load(values, x + i), load(grads, out + i))
-        add_to(grads, x + i, dx, fresh & 1)
+        passed = where_positive(load(values, x + i), load(grads, dout + i))
+        add_to(grads, dx + i, passed, fresh & 1)
 
 
 # out = x + y; operands: rows, width, x, y
@@ -54,11 +57,13 @@ def array_add_forward(values, operands, inputs, out, at, window):
 
 
 @jit
-def array_add_backward(values, grads, operands, inputs, out, at, fresh, window):
-    x, y = operands[at + 2], operands[at + 3]
+def array_add_backward(values, grads, operands, inputs, out, at, back, window):
+    fresh, dout, dx, dy = (
+        operands[back], operands[back + 1], operands[back + 2], operands[back + 3],
+    )  # fmt: skip
     begin, end = element_range(values, operands, at, window)
-    pass_gradient(grads, x + begin, out + begin, end - begin, fresh & 1)
-    pass_gradient(grads, y + begin, out + begin, end - begin, fresh & 2)
+    pass_gradient(grads, dx + begin, dout + begin, end - begin, fresh & 1)
+    pass_gradient(grads, dy + begin, dout + begin, end - begin, fresh & 2)
 
 
 # out = c x for a scalar node c, whose gradient is not taken; operands: rows, width, x, c
@@ -71,11 +76,12 @@ def array_scale_forward(values, operands, inputs, out, at, window):
 
 
 @jit
-def array_scale_backward(values, grads, operands, inputs, out, at, fresh, window):
-    x, c = operands[at + 2], operands[at + 3]
+def array_scale_backward(values, grads, operands, inputs, out, at, back, window):
+    c = operands[at + 3]
+    fresh, dout, dx = operands[back], operands[back + 1], operands[back + 2]
     begin, end = element_range(values, operands, at, window)
     for i in range(begin, end, lanes(values)):
-        add_to(grads, x + i, load(grads, out + i) * values[c], fresh & 1)
+        add_to(grads, dx + i, load(grads, dout + i) * values[c], fresh & 1)
 
 
 # out = the mean of all elements, a scalar; operands: rows, width, x
@@ -91,11 +97,12 @@ def array_mean_forward(values, operands, inputs, out, at, window):
 
 
 @jit
-def array_mean_backward(values, grads, operands, inputs, out, at, fresh, window):
-    width, x = operands[at + 1], operands[at + 2]
+def array_mean_backward(values, grads, operands, inputs, out, at, back, window):
+    width = operands[at + 1]
+    fresh, dx = operands[back], operands[back + 2]
     first, last = row_range(operands[at], window)
-    dx = grads[out] / grads.dtype.type((last - first) * width)
+    share = grads[out] / grads.dtype.type((last - first) * width)
     row = row_stride(values, width)
     for r in range(first, last):
-        for i in range(x + r * row, x + r * row + width):
-            grads[i] = dx if fresh & 1 else grads[i] + dx
+        for i in range(dx + r * row, dx + r * row + width):
+            grads[i] = share if fresh & 1 else grads[i] + share

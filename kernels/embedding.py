@@ -2,31 +2,34 @@
 
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.rows import row_range
-from tapegpt.kernels.simd import lanes, load, row_stride, splat, store
+from tapegpt.kernels.simd import lanes, load, padded, row_stride, splat, store
 
 
 # operands: rows, width, count, table_0, slot_0, table_1, slot_1, ... : row r takes row
 # inputs[slot_i + r] of table_i. Tables always accumulate.
 @jit
 def embed_forward(values, operands, inputs, out, at, window):
-    width, count = row_stride(values, operands[at + 1]), operands[at + 2]
+    width, count = operands[at + 1], operands[at + 2]
+    row = row_stride(values, width)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
-        for column in range(0, width, lanes(values)):
+        for column in range(0, padded(values, width), lanes(values)):
             total = splat(values, 0)
             for i in range(at + 3, at + 3 + 2 * count, 2):
-                row = inputs[operands[i + 1] + r]
-                total = total + load(values, operands[i] + row * width + column)
-            store(values, out + r * width + column, total)
+                chosen = operands[i] + inputs[operands[i + 1] + r] * row
+                total = total + load(values, chosen + column)
+            store(values, out + r * row + column, total)
 
 
 @jit
-def embed_backward(values, grads, operands, inputs, out, at, fresh, window):
-    width, count = row_stride(values, operands[at + 1]), operands[at + 2]
+def embed_backward(values, grads, operands, inputs, out, at, back, window):
+    width, count = operands[at + 1], operands[at + 2]
+    row = row_stride(values, width)
+    dout = operands[back + 1]
     first, last = row_range(operands[at], window)
     for r in range(first, last):
-        for column in range(0, width, lanes(values)):
-            dout = load(grads, out + r * width + column)
+        for column in range(0, padded(values, width), lanes(values)):
+            passed = load(grads, dout + r * row + column)
             for i in range(at + 3, at + 3 + 2 * count, 2):
-                dtable = operands[i] + inputs[operands[i + 1] + r] * width + column
-                store(grads, dtable, load(grads, dtable) + dout)
+                dtable = operands[i] + inputs[operands[i + 1] + r] * row + column
+                store(grads, dtable, load(grads, dtable) + passed)

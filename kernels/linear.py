@@ -7,7 +7,7 @@ the parameters have changed.
 
 from tapegpt.kernels.elementwise import pass_gradient
 from tapegpt.kernels.jit import jit
-from tapegpt.kernels.matmul import IDENTITY, RELU, WHERE_POSITIVE, matmul
+from tapegpt.kernels.matmul import IDENTITY, RELU, matmul
 from tapegpt.kernels.records import NONE
 from tapegpt.kernels.rows import row_range
 from tapegpt.kernels.simd import (
@@ -60,15 +60,16 @@ def linear_forward(values, operands, inputs, out, at, window):
 
 
 @jit
-def linear_backward(values, grads, operands, inputs, out, at, fresh, window):
-    n_in, n_out = operands[at + 1], operands[at + 2]
-    x, w, start = operands[at + 3], operands[at + 4], operands[at + 6]
+def linear_backward(values, grads, operands, inputs, out, at, back, window):
+    n_in, n_out, w = operands[at + 1], operands[at + 2], operands[at + 4]
     x_row, out_row = row_stride(values, n_in), row_stride(values, n_out)
     first, last = row_range(operands[at], window)
-    dx = x + first * x_row
-    dout = out + first * out_row
+    x = operands[at + 3] + first * x_row
+    fresh, dstart = operands[back], operands[back + 3]
+    dout = operands[back + 1] + first * out_row
+    dx = operands[back + 2] + first * x_row
     # dx += dout W, where x, if it is the result of a ReLU, is positive
-    mask = WHERE_POSITIVE if operands[at + 9] == RELU else IDENTITY
+    mask = x if operands[at + 9] == RELU else IDENTITY
     matmul(
         grads, dout, out_row, ADJACENT,
         values, w, x_row, operands[at + 7],
@@ -78,10 +79,10 @@ def linear_backward(values, grads, operands, inputs, out, at, fresh, window):
     # dW += dout^T x
     matmul(
         grads, dout, ADJACENT, out_row,
-        values, dx, x_row, operands[at + 7],
+        values, x, x_row, operands[at + 7],
         grads, w, x_row, w,
         n_out, last - first, padded(values, n_in), IDENTITY,
     )  # fmt: skip
-    if start != NONE:
+    if dstart != NONE:
         count = (last - first) * out_row
-        pass_gradient(grads, start + first * out_row, dout, count, fresh & 2)
+        pass_gradient(grads, dstart + first * out_row, dout, count, fresh & 2)

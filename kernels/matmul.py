@@ -14,6 +14,7 @@ from tapegpt.kernels.simd import (
     advance,
     lanes,
     load,
+    prefetch,
     row_offsets,
     row_pointers,
     store,
@@ -33,9 +34,14 @@ PANEL_DEPTH = 128
 # the addresses of. It is copied without the gaps if as many rows of A as this go over it.
 PACKED_BYTES, PACKED_ROWS = 1024, 100
 
-# What becomes of start + A B before it is stored: nothing; max(0, of it); 0 except where b holds
-# positive numbers, at the same indices as out.
-IDENTITY, RELU, WHERE_POSITIVE = 0, 1, 2
+# Wide matrices are large: what the next tile adds to or overwrites comes from afar. It is asked for
+# before a tile that takes long enough, steps over this many rows of B.
+LONG_DEPTH = 64
+
+# What becomes of start + A B before it is stored: nothing, or max(0, of it). Any other activation
+# is the index in b of numbers laid out as out is, and what is stored is 0 where they are not
+# positive.
+IDENTITY, RELU = -1, -2
 
 
 @inlined
@@ -50,8 +56,8 @@ def product(
         left = advance(left, a_step)
     if activation == RELU:
         tile = tile_relu(tile)
-    elif activation == WHERE_POSITIVE:
-        tile = tile_where_positive(tile_load(tile, b, out0, out_rows), tile)
+    elif activation != IDENTITY:
+        tile = tile_where_positive(tile_load(tile, b, activation, out_rows), tile)
     tile_store(out, out0, out_rows, tile, count)
 
 
@@ -64,13 +70,17 @@ def make_panel(tile_rows, columns):
     ):
         whole = rows - rows % tile_rows
         for row in range(0, whole, tile_rows):
+            if columns == WIDE and depth >= LONG_DEPTH:
+                for r in range(row + tile_rows, row + 2 * tile_rows):
+                    for c in range(columns):
+                        prefetch(out, out0 + r * out_row + c * lanes(out))
             product(
                 tile_zeros(out, tile_rows, columns),
                 row_pointers(a, a0 + row * a_row, a_row, tile_rows),
                 a_step, b, b0, b_row,
                 out, out0 + row * out_row, start0 if start0 < 0 else start0 + row * out_row,
                 row_offsets(0, tile_rows, out_row, tile_rows),
-                depth, activation, tile_rows,
+                depth, activation if activation < 0 else activation + row * out_row, tile_rows,
             )  # fmt: skip
         for row in range(whole, rows, TAIL_ROWS):
             product(
@@ -85,9 +95,9 @@ def make_panel(tile_rows, columns):
     return panel
 
 
+WIDE, PAIR = WIDE_TILE[1], PAIR_TILE[1]
 PANELS = {tile: make_panel(*tile) for tile in (WIDE_TILE, PAIR_TILE, SINGLE_TILE)}
 wide_panel, pair_panel, single_panel = PANELS[WIDE_TILE], PANELS[PAIR_TILE], PANELS[SINGLE_TILE]
-WIDE, PAIR = WIDE_TILE[1], PAIR_TILE[1]
 
 
 @jit
@@ -112,7 +122,6 @@ def matmul(
     for k in range(0, max(1, depth), PANEL_DEPTH):
         count = min(PANEL_DEPTH, depth - k)
         left = a0 + k * a_step
-        last = activation if k + count == depth else IDENTITY
         column = 0
         while column < columns:
             vectors = min(WIDE, (columns - column) // lanes(out))
@@ -126,6 +135,9 @@ def matmul(
             begin = start0 if k == 0 else out0
             if begin >= 0:
                 begin += column
+            last = activation if k + count == depth else IDENTITY
+            if last >= 0:
+                last += column
             if vectors == WIDE:
                 wide_panel(
                     a, left, a_row, a_step, b, right, right_row,

@@ -97,7 +97,7 @@ def row_backward(values, grads, dout_node, a, x, dx, count):
 
 
 @jit
-def dot_rows_backward(values, grads, operands, inputs, out, at, fresh, window):
+def dot_rows_backward(values, grads, operands, inputs, out, at, back, window):
     rows, count, b = operands[at], operands[at + 1], operands[at + 2]
     first = at + 3
     for j in range(0, count, lanes(values)):
@@ -128,7 +128,7 @@ def dot_columns_forward(values, operands, inputs, out, at, window):
 
 
 @jit
-def dot_columns_backward(values, grads, operands, inputs, out, at, fresh, window):
+def dot_columns_backward(values, grads, operands, inputs, out, at, back, window):
     columns, count, a = operands[at], operands[at + 1], operands[at + 2]
     width = lanes(values)
     for j in range(0, columns, width):

@@ -17,13 +17,18 @@ vectors:
              ^ 0                   ^ num_params      ^ id of an array node, 2 rows
 
 A record of a scalar operation is (opcode, out, a, b), b unused where there is one operand. Every
-other record is (opcode, out, at, fresh), with its arguments at operands[at], operands[at + 1], ...
+other record is (opcode, out, at, back), with its arguments at operands[at], operands[at + 1], ...
 in the order that the operation's kernel unpacks them. The first argument of an array operation is
 its number of rows, or BATCH for the rows of the batch that is being replayed. Some operations on
 scalars have several results, the nodes from `out` on: their first argument is how many.
 
-Bit i of `fresh` says that the gradient of the operation's i-th differentiable operand is written
-here first, so the kernel overwrites it instead of adding to it and nobody has to clear it.
+For the reverse sweep an array operation has a second list:
+
+    operands[back : ]  fresh | dout | dx of every differentiable operand | scratch
+
+Bit i of `fresh` says that the i-th of these gradients is written here first, so the kernel
+overwrites it instead of adding to it and nobody has to clear it. The others are indices into
+`grads`: the nodes themselves, as recorded, or where share_gradients in passes.py has moved them.
 """
 
 BATCH = -1
@@ -78,3 +83,23 @@ COUNT = 43
 
 # Operations on scalars with several results.
 SEVERAL = frozenset((LOOKUP, SOFTMAX, RUN, DOT_ROWS, DOT_COLUMNS))
+
+# What a reverse sweep does with arrays, as places in the argument list of an operation: those that
+# the operation passes a gradient to (to those of weights and tables it always adds, at their own
+# place), and those whose gradients are room for its kernel.
+DIFFERENTIABLE = {
+    EMBED: (),
+    LINEAR: (3, 6),
+    RMSNORM: (2,),
+    **{ATTENTION + i: (3, 4, 5) for i in range(5)},
+    CROSS_ENTROPY: (2,),
+    ARRAY_SOFTMAX: (2,),
+    ARRAY_RELU: (2,),
+    ARRAY_ADD: (2, 3),
+    ARRAY_SCALE: (2,),
+    ARRAY_MEAN: (2,),
+    GATHERED_LINEAR: (3, 7),
+    DROPOUT: (2, 6),
+    PREVIOUS: (2,),
+}
+SCRATCH = {ATTENTION + i: (9, 10, 11, 12, 13) for i in range(5)}

@@ -32,11 +32,12 @@ def previous_forward(values, operands, inputs, out, at, window):
 
 # Never the first to pass x a gradient: not all its rows are gone on from.
 @jit
-def previous_backward(values, grads, operands, inputs, out, at, fresh, window):
-    row, x, starts = row_stride(values, operands[at + 1]), operands[at + 2], operands[at + 3]
-    p, dout, count = window[0], out + window[2] * row, (window[3] - window[2]) * row
+def previous_backward(values, grads, operands, inputs, out, at, back, window):
+    row, starts = row_stride(values, operands[at + 1]), operands[at + 3]
+    dout, dx = operands[back + 1] + window[2] * row, operands[back + 2]
+    p, count = window[0], (window[3] - window[2]) * row
     if p > 0:
-        pass_gradient(grads, x + inputs[starts + p - 1] * row, dout, count, False)
+        pass_gradient(grads, dx + inputs[starts + p - 1] * row, dout, count, False)
 
 
 @jit

@@ -113,6 +113,6 @@ def max_forward(values, operands, inputs, out, at, window):
 
 
 @jit
-def max_backward(values, grads, operands, inputs, out, at, fresh, window):
+def max_backward(values, grads, operands, inputs, out, at, back, window):
     if grads[out] != 0:
         grads[largest_of(values, operands, at)] += grads[out]

@@ -5,7 +5,7 @@ import math
 from tapegpt.kernels.elementwise import add_to
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.rows import row_range
-from tapegpt.kernels.simd import fma, lanes, load, row_stride, splat, store, sum_lanes
+from tapegpt.kernels.simd import fma, lanes, load, padded, row_stride, splat, store, sum_lanes
 
 
 # operands: rows, width, x, epsilon (a constant node), scales (one node a row, kept for backward)
@@ -18,7 +18,7 @@ def rmsnorm_forward(values, operands, inputs, out, at, window):
     one = values.dtype.type(1)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
-        begin, end = r * row, (r + 1) * row
+        begin, end = r * row, r * row + padded(values, width)
         squares = splat(values, 0)
         for i in range(begin, end, lanes(values)):
             squares = fma(load(values, x + i), load(values, x + i), squares)
@@ -31,16 +31,17 @@ def rmsnorm_forward(values, operands, inputs, out, at, window):
 
 # dx = scale (dout - out mean(out dout))
 @jit
-def rmsnorm_backward(values, grads, operands, inputs, out, at, fresh, window):
-    width, x, scales = operands[at + 1], operands[at + 2], operands[at + 4]
+def rmsnorm_backward(values, grads, operands, inputs, out, at, back, window):
+    width, scales = operands[at + 1], operands[at + 4]
+    fresh, dout, dx = operands[back], operands[back + 1], operands[back + 2]
     row = row_stride(values, width)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
-        begin, end = r * row, (r + 1) * row
+        begin, end = r * row, r * row + padded(values, width)
         products = splat(values, 0)
         for i in range(begin, end, lanes(values)):
-            products = fma(load(values, out + i), load(grads, out + i), products)
+            products = fma(load(values, out + i), load(grads, dout + i), products)
         mean = splat(values, -sum_lanes(products) / values.dtype.type(width))
         for i in range(begin, end, lanes(values)):
-            dx = fma(load(values, out + i), mean, load(grads, out + i)) * values[scales + r]
-            add_to(grads, x + i, dx, fresh & 1)
+            passed = fma(load(values, out + i), mean, load(grads, dout + i)) * values[scales + r]
+            add_to(grads, dx + i, passed, fresh & 1)

@@ -64,7 +64,7 @@ def run_forward(values, operands, inputs, out, at, window):
 
 
 @jit
-def run_backward(values, grads, operands, inputs, out, at, fresh, window):
+def run_backward(values, grads, operands, inputs, out, at, back, window):
     results, count, code = operands[at], operands[at + 1], operands[at + 2]
     a_row, a_row_step, a_step = operands[at + 3], operands[at + 4], operands[at + 5]
     b_row, b_row_step, b_step = operands[at + 6], operands[at + 7], operands[at + 8]

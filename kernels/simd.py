@@ -303,6 +303,23 @@ def store(typing_context, array, index, value):
 
 
 @intrinsic
+def prefetch(typing_context, array, index):
+    """Ask for what lies at array[index], if anything does, to be in the cache when it is wanted."""
+
+    def codegen(context, builder, sig, args):
+        pointer = element_pointer(context, builder, sig.args[0], args[0], args[1], None)
+        pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        integer = ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [pointer.type] + [integer] * 3)
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        reading, near, data = (ir.Constant(integer, i) for i in (0, 3, 1))
+        builder.call(function, [pointer, reading, near, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
+
+
+@intrinsic
 def store_part(typing_context, array, index, value, count):
     """array[index : index + count] = the first lanes of `value`; count may exceed the lanes."""
 

@@ -12,6 +12,7 @@ from tapegpt.kernels.simd import (
     load,
     max_lanes,
     maximum,
+    padded,
     row_stride,
     splat,
     store,
@@ -53,22 +54,23 @@ def array_softmax_forward(values, operands, inputs, out, at, window):
     end, outside = padding(values, width)
     for r in range(first, last):
         _, total = softmax_row(values, x + r * row, out + r * row, end, outside)
-        for i in range(r * row, (r + 1) * row, lanes(values)):
+        for i in range(r * row, r * row + padded(values, width), lanes(values)):
             store(values, out + i, load(values, out + i) / total)
 
 
 # dx = out (dout - sum(out dout))
 @jit
-def array_softmax_backward(values, grads, operands, inputs, out, at, fresh, window):
-    width, x = operands[at + 1], operands[at + 2]
+def array_softmax_backward(values, grads, operands, inputs, out, at, back, window):
+    width = operands[at + 1]
+    fresh, dout, dx = operands[back], operands[back + 1], operands[back + 2]
     row = row_stride(values, width)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
-        begin, end = r * row, (r + 1) * row
+        begin, end = r * row, r * row + padded(values, width)
         products = splat(values, 0)
         for i in range(begin, end, lanes(values)):
-            products = fma(load(values, out + i), load(grads, out + i), products)
+            products = fma(load(values, out + i), load(grads, dout + i), products)
         total = sum_lanes(products)
         for i in range(begin, end, lanes(values)):
-            dx = load(values, out + i) * (load(grads, out + i) - total)
-            add_to(grads, x + i, dx, fresh & 1)
+            passed = load(values, out + i) * (load(grads, dout + i) - total)
+            add_to(grads, dx + i, passed, fresh & 1)

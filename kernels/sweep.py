@@ -213,7 +213,7 @@ def reverse_sweep(machine, begin, end, window):
     kernels, values, grads, records, operands, inputs = hand_over(machine)
     i, carry, here = end - 1, end, window
     while i >= begin:
-        code, out, at, fresh = read_record(records, i)
+        code, out, at, back = read_record(records, i)
         if code < op.FIRST_CALLED:
             address = kernels[op.SCALARS, BACKWARD]
             i = call_scalars(address, values, grads, records, operands, inputs, i, begin)
@@ -225,7 +225,7 @@ def reverse_sweep(machine, begin, end, window):
             if kernels[code, BACKWARD] != 0:
                 call_backward(
                     kernels[code, BACKWARD],
-                    values, grads, operands, inputs, out, at, fresh, here,
+                    values, grads, operands, inputs, out, at, back, here,
                 )  # fmt: skip
             i -= 1
             if code == op.PREVIOUS:

@@ -129,24 +129,27 @@ def gathered_linear_forward(values, operands, inputs, out, at, window):
 
 
 @jit
-def gathered_linear_backward(values, grads, operands, inputs, out, at, fresh, window):
+def gathered_linear_backward(values, grads, operands, inputs, out, at, back, window):
     n_in, n_out, x, w = operands[at + 1], operands[at + 2], operands[at + 3], operands[at + 4]
-    k, slot, start = operands[at + 5], operands[at + 6], operands[at + 7]
+    k, slot = operands[at + 5], operands[at + 6]
+    fresh, dout, dx, dstart = (
+        operands[back], operands[back + 1], operands[back + 2], operands[back + 3],
+    )  # fmt: skip
     x_row, row = row_stride(values, n_in), row_stride(values, n_out)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
-        x_r, dout = x + r * x_row, out + r * row
+        x_r, dx_r, dout_r = x + r * x_row, dx + r * x_row, dout + r * row
         if fresh & 1:
             for c in range(0, x_row, lanes(grads)):
-                store(grads, x_r + c, splat(grads, 0))
+                store(grads, dx_r + c, splat(grads, 0))
         for j in range(slot + r * k, slot + r * k + k):
             i, w_i = inputs[j], w + inputs[j] * row
             x_i, dx_i = splat(values, values[x_r + i]), splat(values, 0)
             for c in range(0, row, lanes(grads)):
-                dout_c = load(grads, dout + c)
+                dout_c = load(grads, dout_r + c)
                 dx_i = fma(dout_c, load(values, w_i + c), dx_i)
                 store(grads, w_i + c, fma(dout_c, x_i, load(grads, w_i + c)))
-            grads[x_r + i] += sum_lanes(dx_i)
-    if start != NONE:
+            grads[dx_r + i] += sum_lanes(dx_i)
+    if dstart != NONE:
         begin, count = first * row, (last - first) * row
-        pass_gradient(grads, start + begin, out + begin, count, fresh & 2)
+        pass_gradient(grads, dstart + begin, dout + begin, count, fresh & 2)

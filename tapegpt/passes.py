@@ -6,6 +6,7 @@ and tables are parameters, and what a recurrence carries is used after it too.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -13,25 +14,20 @@ from tapegpt.kernels import records as op
 from tapegpt.kernels.matmul import RELU
 from tapegpt.kernels.program import Machine
 
-# The array operands that an operation passes a gradient to, as places in its argument list. The
-# kernel can overwrite those gradients; it always adds to the gradients of weights and tables.
-DIFFERENTIABLE = {
-    op.LINEAR: (3, 6),
-    op.RMSNORM: (2,),
-    **{op.ATTENTION + i: (3, 4, 5) for i in range(5)},
-    op.CROSS_ENTROPY: (2,),
-    op.ARRAY_SOFTMAX: (2,),
-    op.ARRAY_RELU: (2,),
-    op.ARRAY_ADD: (2, 3),
-    op.ARRAY_SCALE: (2,),
-    op.ARRAY_MEAN: (2,),
-    op.GATHERED_LINEAR: (3, 7),
-    op.DROPOUT: (2, 6),
-    op.PREVIOUS: (2,),
-}
-
 # Places in the argument list of a linear.
 X, ACTIVATION, ACTIVATION_OF_X = 3, 8, 9
+
+# Places in the list for the reverse sweep, see records.py.
+FRESH, DOUT, DX = 0, 1, 2
+
+# Operations that add something to an array, as its number in DIFFERENTIABLE: the gradient of their
+# result is its own, and where nobody else needs the array they can add to it in place.
+ADDED_TO = {op.LINEAR: 1, op.GATHERED_LINEAR: 1, op.DROPOUT: 1, op.ARRAY_ADD: 0}
+
+# Whose values are still needed when the forward sweep is over: operands, as places in the argument
+# list, and results.
+OPERANDS_NEEDED = {op.LINEAR: (3,), op.GATHERED_LINEAR: (3,), op.ARRAY_RELU: (2,), op.TOPK: (2,)}
+RESULT_NEEDED = {op.RMSNORM, op.ARRAY_SOFTMAX}
 
 
 def hoist_constants(machine: Machine) -> tuple[Machine, int]:
@@ -52,7 +48,7 @@ def fuse_relu(machine: Machine) -> Machine:
     """
     users: dict[int, list[int]] = defaultdict(list)
     for i, record in enumerate(machine.records):
-        for place in DIFFERENTIABLE.get(int(record[0]), ()):
+        for place in op.DIFFERENTIABLE.get(int(record[0]), ()):
             users[int(machine.operands[int(record[2]) + place])].append(i)
     records, operands = machine.records.copy(), machine.operands.copy()
     kept = np.ones(len(records), bool)
@@ -64,6 +60,7 @@ def fuse_relu(machine: Machine) -> Machine:
                         operands[records[before, 2] + ACTIVATION] = RELU
                         operands[records[after, 2] + ACTIVATION_OF_X] = RELU
                         records[before, 1] = records[relu, 1]
+                        operands[records[before, 3] + DOUT] = records[relu, 1]
                         kept[relu] = False
     return machine._replace(records=records[kept], operands=operands)
 
@@ -78,13 +75,118 @@ def mark_overwritten(machine: Machine, num_params: int) -> Machine:
 
     The last record to use an array is the first to pass it a gradient.
     """
-    records = machine.records.copy()
+    operands = machine.operands.copy()
     used: set[int] = set()
-    for record in records[::-1]:
-        at = int(record[2])
-        for bit, place in enumerate(DIFFERENTIABLE.get(int(record[0]), ())):
-            node = int(machine.operands[at + place])
+    for opcode, _, at, back in machine.records[::-1].tolist():
+        for bit, place in enumerate(op.DIFFERENTIABLE.get(opcode, ())):
+            node = int(operands[at + place])
             if node >= num_params and node not in used:
-                record[3] |= 1 << bit
+                operands[back + FRESH] |= 1 << bit
                 used.add(node)
-    return machine._replace(records=records)
+    return machine._replace(operands=operands)
+
+
+class Places:
+    """Where arrays lie that are not all needed at once: where they were recorded, or where another
+    of the same size was until then.
+    """
+
+    def __init__(self, extents: Mapping[int, int]) -> None:
+        self._extents = extents
+        self._taken: dict[int, int] = {}
+        self._left: dict[int, list[int]] = defaultdict(list)  # by size
+
+    def __contains__(self, array: int) -> bool:
+        return array in self._taken
+
+    def __getitem__(self, array: int) -> int:
+        return self._taken[array]
+
+    def take(self, array: int) -> int:
+        """The place of an array from now on: the one it has, or the one left last, still cached."""
+        if array not in self._taken:
+            left = self._left[self._extents[array]]
+            self._taken[array] = left.pop() if left else array
+        return self._taken[array]
+
+    def hand_on(self, array: int, other: int) -> None:
+        """Give the place of an array to another, if that has none yet."""
+        if other not in self._taken:
+            self._taken[other] = self._taken.pop(array)
+
+    def leave(self, arrays: Iterable[int]) -> None:
+        for array in arrays:
+            if array in self._taken:
+                self._left[self._extents[array]].append(self._taken.pop(array))
+
+
+def share_gradients(machine: Machine, num_params: int, extents: Mapping[int, int]) -> Machine:
+    """Let gradients that are not needed at the same time lie in the same place: in the caches.
+
+    The gradient of an array is needed from the last record that uses it back to the one that makes
+    it. extents: how many nodes every array takes. To be done after mark_overwritten, for what lies
+    there when an array's turn comes is another's.
+    """
+    if _recurs(machine):
+        return machine
+    operands, places = machine.operands.copy(), Places(extents)
+    for opcode, out, at, back in machine.records[::-1].tolist():
+        if opcode not in op.DIFFERENTIABLE:
+            continue
+        arrays = [int(operands[at + place]) for place in op.DIFFERENTIABLE[opcode]]
+        scratch = [int(operands[at + place]) for place in op.SCRATCH.get(opcode, ())]
+        if out in places:
+            operands[back + DOUT] = places[out]
+            if opcode in ADDED_TO and arrays[ADDED_TO[opcode]] >= num_params:
+                places.hand_on(out, arrays[ADDED_TO[opcode]])
+        for i, array in enumerate((*arrays, *scratch)):
+            if array >= num_params:
+                operands[back + DX + i] = places.take(array)
+        places.leave((out, *scratch))
+    return machine._replace(operands=operands)
+
+
+def share_values(machine: Machine, extents: Mapping[int, int], keep: Iterable[int]) -> Machine:
+    """The same for values that the reverse sweep does not need, nor anybody else but those to keep.
+
+    To be done last: from then on a node may stand for several arrays.
+    """
+    if _recurs(machine):
+        return machine
+    last_use = _last_uses(machine, extents)
+    for array in keep:
+        last_use.pop(array, None)
+    records, operands, places = machine.records.copy(), machine.operands.copy(), Places(extents)
+    for i, (opcode, out, at, _) in enumerate(records.tolist()):
+        arrays = []
+        for place in op.DIFFERENTIABLE.get(opcode, ()):
+            array = int(operands[at + place])
+            arrays.append(array)
+            if array in last_use:
+                operands[at + place] = places[array]
+        if out in last_use:
+            if opcode in ADDED_TO and last_use.get(arrays[ADDED_TO[opcode]]) == i:
+                places.hand_on(arrays[ADDED_TO[opcode]], out)
+            records[i, 1] = places.take(out)
+        places.leave(array for array in arrays if last_use.get(array) == i)
+    return machine._replace(records=records, operands=operands)
+
+
+def _last_uses(machine: Machine, extents: Mapping[int, int]) -> dict[int, int]:
+    """The last record to use an array, of those whose values only the forward sweep needs."""
+    last_use: dict[int, int] = {}
+    for i, (opcode, out, at, _) in enumerate(machine.records.tolist()):
+        for place in op.DIFFERENTIABLE.get(opcode, ()):
+            array = int(machine.operands[at + place])
+            if array in last_use:
+                last_use[array] = i
+        for place in OPERANDS_NEEDED.get(opcode, ()):
+            last_use.pop(int(machine.operands[at + place]), None)
+        if opcode in op.DIFFERENTIABLE and opcode not in RESULT_NEEDED and out in extents:
+            last_use[out] = i
+    return last_use
+
+
+def _recurs(machine: Machine) -> bool:
+    """Whether some arrays are needed once more, for the position after or before."""
+    return bool((machine.records[:, 0] == op.PREVIOUS).any())

@@ -14,7 +14,13 @@ from tapegpt.kernels.dispatch import BACKWARD, FORWARD
 from tapegpt.kernels.program import Program
 from tapegpt.kernels.table import load_kernels
 from tapegpt.models import networks, parameter_shapes
-from tapegpt.passes import fuse_relu, hoist_constants, mark_overwritten
+from tapegpt.passes import (
+    fuse_relu,
+    hoist_constants,
+    mark_overwritten,
+    share_gradients,
+    share_values,
+)
 from tapegpt.tape import Batch, Tape
 
 Floats = NDArray[np.floating]
@@ -89,6 +95,8 @@ def _record_vector(model: ModelConfig, vocab_size: int, dtype: str, documents: i
 
     machine, constants = hoist_constants(tape.machine())
     machine = mark_overwritten(fuse_relu(machine), tape.num_params)
+    machine = share_gradients(machine, tape.num_params, tape.extents)
+    machine = share_values(machine, tape.extents, keep=[logits])
     block = model.block_size
     ends = np.full(block + 1, len(machine.records))
     ends[0] = constants

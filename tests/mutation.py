@@ -114,6 +114,12 @@ EQUIVALENT = {
         "matmul.matmul: if vectors < WIDE: -> if vectors <= WIDE:",
         "matmul.matmul: vectors = PAIR ... -> vectors = PAIR if vectors > PAIR else 1",
     ],
+    "What is asked for ahead of time is there sooner, and changes nothing else.": [
+        "matmul.panel: if columns == WIDE and ... ",
+        "matmul.panel: for r in range(row + tile_rows ... ",
+        "matmul.panel: for c in range(columns): ... ",
+        "matmul.panel: prefetch( ... ",
+    ],
     "A panel is deeper than 2: products of depth 1 and 2 take one round.": [
         "matmul.matmul: for k in ... -> for k in range(0, max(2, depth), PANEL_DEPTH):",
     ],

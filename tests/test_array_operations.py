@@ -13,8 +13,9 @@ import references
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tapegpt.kernels import records as op
 from tapegpt.kernels.sweep import reverse_sweep
-from tapegpt.passes import DIFFERENTIABLE, mark_overwritten
+from tapegpt.passes import mark_overwritten
 from tapegpt.tape import Tape
 
 DTYPES = ["float32", "float64"]
@@ -369,9 +370,9 @@ def test_first_gradient_of_an_array_may_overwrite(operation, data):
     machine = mark_overwritten(tape.machine(), 0)
     machine.grads[:] = 0
     machine.grads[recorded.root] = 1
-    for opcode, _, at, fresh in machine.records.tolist():
-        for bit, place in enumerate(DIFFERENTIABLE.get(opcode, ())):
-            if fresh >> bit & 1:
+    for opcode, _, at, back in machine.records.tolist():
+        for bit, place in enumerate(op.DIFFERENTIABLE.get(opcode, ())):
+            if machine.operands[back] >> bit & 1:
                 node = int(machine.operands[at + place])
                 rows, width = tape.shape(node)
                 stale = machine.grads[node : node + rows * tape.stride(width)]

@@ -71,7 +71,8 @@ class Packed:
         """dq, dk and dv; added to `before` or where nothing was."""
         grads = self.machine.grads
         grads[self.out] = dout
-        self.machine.records[self.record, 3] = EVERYTHING_FRESH if before is None else 0
+        back = self.machine.records[self.record, 3]
+        self.machine.operands[back] = EVERYTHING_FRESH if before is None else 0
         for elements, array in zip(self.operands, before or (), strict=False):
             grads[elements] = array
         window = (0, self.block, 0, self.starts[-1])

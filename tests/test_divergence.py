@@ -20,6 +20,7 @@ from tapegpt.kernels.dispatch import BACKWARD, FORWARD
 from tapegpt.kernels.optimizers import ADAM, SGD, Optimizer, update
 from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.kernels.table import load_kernels
+from tapegpt.passes import DOUT
 from tapegpt.tape.memory import aligned_zeros
 from tapegpt.threads import Threads
 from tapegpt.training import Trainer
@@ -53,9 +54,11 @@ WIDTHS = {
 NO_RESULT = {op.TOPK, op.CARRY}
 
 
-def results(machine, i):
-    """The nodes that record i computes: of an array the first row."""
-    code, out, at, _ = machine.records[i].tolist()
+def results(machine, i, direction):
+    """Where what record i computes lies, or its gradient: of an array the first row."""
+    code, out, at, back = machine.records[i].tolist()
+    if direction == BACKWARD and code in op.DIFFERENTIABLE:
+        out = int(machine.operands[back + DOUT])
     width = math.prod(int(machine.operands[at + place]) for place in WIDTHS.get(code, ()))
     return range(out, out + width)
 
@@ -66,7 +69,7 @@ def poison(trainer, i, direction, value):
     Records after it do so: they look up 0, or `value` where the first target is a z.
     """
     recording, program = trainer.recording, trainer.recording.program
-    machine, nodes = program.machine, results(program.machine, i)
+    machine, nodes = program.machine, results(program.machine, i, direction)
     table = len(machine.values)
     looked_up = table + program.vocab_size
     first = looked_up + 1

@@ -11,7 +11,6 @@ from tapegpt.kernels.matmul import (
     PACKED_ROWS,
     PANEL_DEPTH,
     RELU,
-    WHERE_POSITIVE,
     matmul,
 )
 from tapegpt.kernels.simd import PAIR_TILE, SINGLE_TILE, TAIL_ROWS, VECTOR_BYTES, WIDE_TILE
@@ -20,6 +19,7 @@ DTYPES = ["float32", "float64"]
 UNTOUCHED = -12345
 TALLEST = max(rows for rows, _ in (WIDE_TILE, PAIR_TILE, SINGLE_TILE))
 WIDEST = WIDE_TILE[1]
+WHERE_POSITIVE = 0  # or any other index
 
 
 def guarded(block, guard):
@@ -74,7 +74,6 @@ def test_product_is_exact_and_nothing_else_is_written(
 
     a_flat = guarded(with_gaps(a.T if transposed else a, a_gap), guard)
     a_row, a_step = (1, rows + a_gap) if transposed else (depth + a_gap, 1)
-    # B's array holds the condition where the other one holds out.
     condition_block = guarded(with_gaps(condition, out_gap), guard)
     b_block = guarded(with_gaps(b, b_gap), guard)
     room = np.zeros(PANEL_DEPTH * WIDEST * lanes, dtype)
@@ -85,11 +84,13 @@ def test_product_is_exact_and_nothing_else_is_written(
     out_flat = np.concatenate([out_block, begin_block])
     start0 = {"none": -1, "itself": guard, "other": len(out_block) + guard}[start]
     a_before, b_before = a_flat.copy(), b_flat.copy()
+    # B's array begins with the condition.
+    given_activation = guard if activation == WHERE_POSITIVE else activation
     matmul(
         a_flat, guard, a_row, a_step,
         b_flat, len(condition_block) + guard, columns + b_gap, packed,
         out_flat, guard, columns + out_gap, start0,
-        rows, depth, columns, activation,
+        rows, depth, columns, given_activation,
     )  # fmt: skip
 
     expected = (a @ b + (0 if start == "none" else begin)).astype(dtype)

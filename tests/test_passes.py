@@ -1,5 +1,7 @@
 """Passes over a recorded program: what they change in it, and that its results stay."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from gradients import loss_and_gradients
@@ -13,12 +15,17 @@ from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
 from tapegpt.passes import (
     ACTIVATION,
     ACTIVATION_OF_X,
+    DOUT,
+    DX,
     fuse_relu,
     hoist_constants,
     mark_overwritten,
+    share_gradients,
+    share_values,
 )
 from tapegpt.tape import Tape
 
+START = 6  # in the argument list of a linear
 MODEL = ModelConfig(n_layer=2, n_embd=10, n_head=5, block_size=6)
 DOCUMENTS = ["ab", "b", "abcab", "cabbage", "a", "bca"]
 NO_WINDOW = (0, 0, 0, 0)
@@ -35,6 +42,15 @@ def opcodes(machine):
 
 def as_bytes(machine):
     return [array.tobytes() for array in machine]
+
+
+def fresh(machine):
+    """Which gradients each kind of record overwrites."""
+    return {
+        opcode: int(machine.operands[back])
+        for opcode, _, _, back in machine.records.tolist()
+        if opcode in op.DIFFERENTIABLE
+    }
 
 
 def activations(machine):
@@ -171,14 +187,13 @@ def test_the_last_to_use_an_array_overwrites_its_gradient():
     before = as_bytes(machine)
     marked = mark_overwritten(machine, tape.num_params)
     assert as_bytes(machine) == before
-    fresh = {int(record[0]): int(record[3]) for record in marked.records}
     # a and h are used last, and b alone, by attention; x twice by the linear, which adds the
     # second time.
-    assert fresh == {
-        op.TRANSPOSE: 0, op.LINEAR: 0b01, op.ARRAY_SCALE: 0, op.ARRAY_ADD: 0,
-        op.ATTENTION: 0b111, op.ARRAY_MEAN: 0b1,
+    assert fresh(marked) == {
+        op.LINEAR: 0b01, op.ARRAY_SCALE: 0, op.ARRAY_ADD: 0, op.ATTENTION: 0b111,
+        op.ARRAY_MEAN: 0b1,
     }  # fmt: skip
-    assert (marked.records[:, :3] == machine.records[:, :3]).all()
+    assert (marked.records == machine.records).all()
 
 
 def test_gradients_of_parameters_are_always_added_to():
@@ -186,5 +201,107 @@ def test_gradients_of_parameters_are_always_added_to():
     (w,) = parameters(tape, (3, 3))
     tape.mean(tape.add(tape.relu(w), w))
     marked = mark_overwritten(tape.machine(), tape.num_params)
-    fresh = {int(record[0]): int(record[3]) for record in marked.records}
-    assert fresh == {op.ARRAY_RELU: 0, op.ARRAY_ADD: 0b01, op.ARRAY_MEAN: 0b1}
+    assert fresh(marked) == {op.ARRAY_RELU: 0, op.ARRAY_ADD: 0b01, op.ARRAY_MEAN: 0b1}
+
+
+def unchanged(machine, *_, **__):
+    return machine
+
+
+def measured(model, dtype):
+    """Opcodes, loss and gradients of a recorded model with random weights, twice over a batch."""
+    tokenizer = Tokenizer.from_documents(DOCUMENTS)
+    corpus = tokenize(DOCUMENTS, tokenizer)
+    recording = program.record(model, tokenizer.vocab_size, "vector", dtype, len(DOCUMENTS))
+    rng = np.random.default_rng(0)
+    for weight in recording.weights.values():
+        weight[:] = rng.normal(size=weight.shape) * 0.5
+    loss_and_gradients(recording, corpus, 2, 3)  # leaves something where gradients lie
+    return recording.program.machine, *loss_and_gradients(recording, corpus, 0, len(DOCUMENTS))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"dropout": 0.3}, {"ensemble": 3}, {"look_back": 2}, {"n_embd": 70}, {"n_layer": 4}],
+    ids=str,
+)
+def test_sharing_places_changes_no_result(dtype, changes, monkeypatch):
+    model = replace(MODEL, **changes)
+    machine, loss, gradients = measured(model, dtype)
+    for name in ("share_values", "share_gradients"):
+        monkeypatch.setattr(program, name, unchanged)
+        plain, plain_loss, plain_gradients = measured(model, dtype)
+        assert opcodes(plain) == opcodes(machine)
+        assert plain_loss == loss
+        for weights, gradient in plain_gradients.items():
+            np.testing.assert_array_equal(gradient, gradients[weights])
+    assert (plain.operands != machine.operands).any()
+    assert (plain.records != machine.records).any()
+
+
+def gradient_places(machine):
+    """Where the gradients of results lie, and those that attention keeps to itself."""
+    places, own = [], []
+    for opcode, _, _, back in machine.records.tolist():
+        if opcode in op.DIFFERENTIABLE:
+            places.append(int(machine.operands[back + DOUT]))
+        if opcode in op.SCRATCH:
+            own.append(set(machine.operands[back + DX + 3 : back + DX + 8].tolist()))
+    return places, own
+
+
+@pytest.mark.parametrize("n_layer", [1, 2, 5])
+def test_more_layers_need_no_more_places_for_gradients(n_layer):
+    machine, *_ = measured(replace(MODEL, n_layer=n_layer), "float64")
+    places, own = gradient_places(machine)
+    # Those of the loss, the logits and the hidden layer; of the residual stream, q, k, v and what
+    # attention or a normalisation gives.
+    assert len(set(places)) == 3 + 5
+    assert len(own) == n_layer
+    assert all(room == own[0] for room in own)
+
+
+def test_what_is_added_to_stays_in_its_place():
+    """The residual stream of a GPT is one array, and so is its gradient."""
+    machine, *_ = measured(replace(MODEL, n_layer=5), "float64")
+    added = [
+        (int(machine.operands[at + START]), out, machine.operands[back + DOUT : back + DOUT + 3])
+        for opcode, out, at, back in machine.records.tolist()
+        if opcode == op.LINEAR and machine.operands[at + START] != op.NONE
+    ]
+    assert len(added) == 10
+    # The first adds to what a normalisation needs again, and lm_head needs what the last gives.
+    assert [start == out for start, out, _ in added] == [False] + [True] * 8 + [False]
+    for _, _, (dout, _, dstart) in added:
+        assert dstart == dout
+
+
+def test_places_of_values_that_are_needed_again_are_not_shared():
+    tape = Tape()
+    (w,) = parameters(tape, (8, 8))
+    x = tape.array(np.random.default_rng(1).normal(size=(2, 8)))
+    kept = tape.linear(x, w)
+    last = tape.add(kept, x)
+    for _ in range(3):
+        last = tape.softmax(tape.relu(tape.rmsnorm(tape.scale(tape.linear(last, w), 2.0))))
+    root = tape.mean(tape.add(tape.scale(last, 3.0), last))
+    tape.backward(root)
+    machine = mark_overwritten(tape.machine(), tape.num_params)
+    machine = share_gradients(machine, tape.num_params, tape.extents)
+    before = as_bytes(machine)
+    shared = share_values(machine, tape.extents, keep=[kept])
+    assert as_bytes(machine) == before
+    assert len(set(shared.records[:, 1])) < len(set(machine.records[:, 1]))
+    expected, value = replayed(tape, x, root, machine), tape.value(kept)
+    for plain, other in zip(expected, replayed(tape, x, root, shared), strict=True):
+        np.testing.assert_array_equal(plain, other)
+    np.testing.assert_array_equal(tape.value(kept), value)
+
+
+@pytest.mark.parametrize("model", ["rnn", "rnn-att"])
+def test_what_goes_on_to_the_next_position_is_not_shared(model):
+    recurrent = ModelConfig(model=model, n_embd=7, n_state=7, n_att=3, block_size=6)
+    machine, *_ = measured(recurrent, "float64")
+    for lie in (machine.records[:, 1].tolist(), gradient_places(machine)[0]):
+        assert len(set(lie)) == len(lie)

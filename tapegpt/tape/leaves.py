@@ -91,7 +91,7 @@ class Leaves(Memory):
             if node < out + results:
                 raise TapeError(f"node {node} is the result of an operation: set a leaf")
         array = max((array for array in self._shapes if array <= node), default=node)
-        if array < node < array + self._extent(self._shapes[array]):
+        if array < node < array + self.extents[array]:
             raise TapeError(f"node {node} is part of the array {array}: set all of that")
         return node
 

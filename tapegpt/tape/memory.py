@@ -74,6 +74,7 @@ class Memory:
         self._known_inputs: set[Input] = set()
         self._marks: set[Mark] = set()
         self._shapes: dict[int, Shape] = {}
+        self.extents: dict[int, int] = {}  # how many nodes an array, or room for a kernel, takes
         self._transposed: dict[int, int] = {}  # weights: the node of their transpose
         self._panel: int | None = None  # where matrix products pack what they read
         self._batch: Batch | None = None
@@ -178,6 +179,7 @@ class Memory:
         }
         self._known_inputs = {known for known in self._known_inputs if known.slot < mark.inputs}
         self._shapes = {node: shape for node, shape in self._shapes.items() if node < mark.nodes}
+        self.extents = {node: n for node, n in self.extents.items() if node < mark.nodes}
         self._transposed = {w: t for w, t in self._transposed.items() if t < mark.nodes}
         if self._panel is not None and self._panel >= mark.nodes:
             self._panel = None
@@ -328,17 +330,15 @@ class Memory:
     def _auxiliary(self, count: int) -> int:
         """Aligned nodes that only a kernel uses, zero at first."""
         padding = self._padding()
-        return self._allocate(padding + count) + padding
+        node = self._allocate(padding + count) + padding
+        self.extents[node] = count
+        return node
 
     def _new_array(self, rows: int, width: int) -> int:
         shape = Shape(rows, width, self.stride(width))
-        node = self._auxiliary(self._extent(shape))
+        node = self._auxiliary(self._capacity(rows) * shape.stride)
         self._shapes[node] = shape
         return node
-
-    def _extent(self, shape: Shape) -> int:
-        """Nodes that an array takes."""
-        return self._capacity(shape.rows) * shape.stride
 
     def _grow(self, count: int) -> None:
         """Make room for `count` nodes at least: the arrays move."""
@@ -360,5 +360,11 @@ class Memory:
         return out
 
     def _append(self, opcode: int, out: int, arguments: Iterable[int]) -> None:
-        self._records.extend((opcode, out, len(self._operands), 0))
+        at = len(self._operands)
         self._operands.extend(arguments)
+        back = 0
+        if opcode in op.DIFFERENTIABLE:
+            back = len(self._operands)
+            places = (*op.DIFFERENTIABLE[opcode], *op.SCRATCH.get(opcode, ()))
+            self._operands.extend((0, out, *(self._operands[at + place] for place in places)))
+        self._records.extend((opcode, out, at, back))

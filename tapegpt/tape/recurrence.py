@@ -35,9 +35,13 @@ class Recurrence(Leaves):
         starts, width = self.declared_batch.starts, self._count(width, "columns")
         record = len(self._records) // 4
         out = self._record_array(op.PREVIOUS, op.BATCH, width, (op.BATCH, width, op.NONE, starts))
-        self._operands[-2] = out  # rows of zeros, as long as nothing is carried
         self._recurrence = record
+        self._go_on_from(record, out)  # rows of zeros, as long as nothing is carried
         return out
+
+    def _go_on_from(self, record: int, x: int) -> None:
+        _, _, at, back = self._records[4 * record : 4 * record + 4]
+        self._operands[at + 2] = self._operands[back + 2] = x
 
     def carry(self, x: int) -> int:
         """Have `previous` be the rows of x, and end what is computed position by position."""
@@ -55,7 +59,7 @@ class Recurrence(Leaves):
                     "between previous and carry every operation is one on batch arrays, row by row"
                 )
         self._record_list(op.CARRY, (self._operands[at + 3],))
-        self._operands[at + 2] = x
+        self._go_on_from(record, x)
         self._recurrence = None
         self._evaluated = min(self._evaluated, record)
         return x
