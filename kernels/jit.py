@@ -28,6 +28,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import llvmlite
@@ -248,6 +249,17 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
         if Path(function.__code__.co_filename) in SOURCES:
             kernel._cache = KernelCache(function)
     return kernel
+
+
+def is_missing(kernel: Any) -> bool:
+    """Whether the cache holds no signature of a kernel, and can take one."""
+    try:
+        directory = cache_directory()
+        _make(directory)
+        with TemporaryFile(dir=directory):
+            return not any(directory.glob(f"{kernel.__name__}-*.nbc"))
+    except (OSError, RuntimeError):
+        return False
 
 
 def _take_no_literals(kernel: Dispatcher) -> None:

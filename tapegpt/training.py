@@ -16,6 +16,7 @@ from tapegpt.config import ModelConfig, TrainConfig, default_learning_rate, flag
 from tapegpt.corpus import Tokenizer, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.footprint import bytes_available, bytes_needed, nodes_needed
+from tapegpt.kernels.dispatch import BACKWARD, FORWARD
 from tapegpt.kernels.steps import train_steps
 from tapegpt.kernels.validation import held_out_loss
 from tapegpt.models import multiplications, tables
@@ -37,10 +38,17 @@ class Trainer:
     """The parameters, their optimizer's state and the corpus, at some step of training.
 
     Follows microgpt to the last random number: Python's generator is seeded, shuffles the
-    documents, then draws the weights row by row, and goes on to draw the samples.
+    documents, then draws the weights row by row, and goes on to draw the samples. directions: see
+    `record`; it takes both to train.
     """
 
-    def __init__(self, model: ModelConfig, training: TrainConfig, documents: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        training: TrainConfig,
+        documents: Sequence[str],
+        directions: Sequence[int] = (FORWARD, BACKWARD),
+    ) -> None:
         self.learning_rate = training.learning_rate or default_learning_rate(model, training)
         self.model = model
         self.training = replace(training, learning_rate=self.learning_rate)
@@ -73,6 +81,7 @@ class Trainer:
             training.granularity,
             training.dtype,
             _documents_per_sweep(model, training),
+            directions,
         )
         self._threads = Threads(self.recording, training.threads)
         self._shares = self._weigh()

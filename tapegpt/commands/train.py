@@ -66,14 +66,16 @@ def run(
         documents = read_documents(data or default_corpus())
 
         # Numba is imported, and kernels are compiled, from here on.
+        from tapegpt.ahead import compiling_ahead
         from tapegpt.sampling import sample_in_turn
         from tapegpt.training import Trainer
 
         stop = held.enter_context(_stop_signals())
-        if saved is None:
-            trainer = Trainer(model, training, documents)
-        else:
-            trainer = Trainer.resumed(replace(saved, training=training), documents)
+        with compiling_ahead(training.dtype):
+            if saved is None:
+                trainer = Trainer(model, training, documents)
+            else:
+                trainer = Trainer.resumed(replace(saved, training=training), documents)
         _make_folder(out)
         if saved is None:
             held.enter_context(_locked(out))

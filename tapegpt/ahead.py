@@ -1,0 +1,109 @@
+"""At a first run, a second process compiles what training needs after the kernels of the model.
+
+Compiling takes one thread of a process, and its results go from process to process through the
+kernel cache. Without the second process, for whatever reason, the first compiles all by itself.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import numpy as np
+from numba.core.event import Event, Listener, install_listener
+
+from tapegpt.config import ModelConfig, SampleConfig, TrainConfig
+from tapegpt.kernels.jit import is_missing
+from tapegpt.kernels.steps import train_steps
+from tapegpt.sampling import draw
+from tapegpt.training import Trainer
+
+LONGEST_WAIT = 30  # seconds, for what takes less than ten: a process that was stopped, say
+
+# The path is handed on, so that both find the same package.
+SCRIPT = "import sys; sys.path[:] = {}; from tapegpt import ahead; ahead.main({!r})"
+
+
+@contextmanager
+def compiling_ahead(dtype: str) -> Iterator[None]:
+    """While the block compiles kernels of a model, have a process compile training and sampling.
+
+    It is started when the block first finds a kernel missing in the cache, if training was never
+    compiled before and there is a second processor. After the block it is waited for.
+    """
+    helper = _Helper(dtype)
+    try:
+        with install_listener("numba:compile", helper):
+            yield
+        helper.wait()
+    finally:
+        helper.end()
+
+
+class _Helper(Listener):  # type: ignore[misc]
+    """The second process, from the first compilation on that it hears of."""
+
+    def __init__(self, dtype: str) -> None:
+        self._script = SCRIPT.format(sys.path, dtype)
+        self._asked = False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def on_start(self, event: Event) -> None:
+        if self._asked:
+            return
+        self._asked = True
+        if _processors() < 2 or not is_missing(train_steps):
+            return
+        with suppress(OSError):
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", self._script],
+                stdin=subprocess.PIPE,  # which ends when this process does
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # out of reach of the terminal's Ctrl-C
+            )
+
+    def on_end(self, event: Event) -> None:
+        """Nothing to do."""
+
+    def wait(self) -> None:
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(LONGEST_WAIT)
+
+    def end(self) -> None:
+        if self._process is not None:
+            with self._process:
+                self._process.kill()
+
+
+def _processors() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def main(dtype: str) -> None:
+    """The second process: it ends with the first one, if that comes earlier."""
+    threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
+    compile_rest(dtype)
+    os._exit(0)
+
+
+def _exit_at_end_of_input() -> None:
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
+def compile_rest(dtype: str) -> None:
+    """Compile what training and sampling need, but for the kernels of models."""
+    # Its program has the same type as any, and no records to replay before the first position.
+    model = ModelConfig(n_embd=1, n_head=1, block_size=1)
+    training = TrainConfig(granularity="scalar", dtype=dtype)
+    trainer = Trainer(model, training, ["a"], directions=())
+    trainer.advance(0)
+    nothing = np.zeros(0, np.int64)
+    draw(trainer.recording, nothing, SampleConfig(), np.zeros((0, 1)), in_turn=True)

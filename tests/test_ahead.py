@@ -1,0 +1,252 @@
+"""The second process of a first run: what it takes over, and that nothing depends on it."""
+
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+from command_line import SKY, Cli, saved
+from numba.core import config
+
+from tapegpt import ahead
+from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.kernels.generate import generate
+from tapegpt.kernels.steps import train_steps
+from tapegpt.sampling import draw
+from tapegpt.training import Trainer
+
+TAKE_PATH, _ = ahead.SCRIPT.split("from tapegpt")
+FLAGS = ["train", "--data", SKY, "--steps", 100]
+
+# Runs a command; writes to a file what it compiled itself and how many processes it started, which
+# are killed after so many seconds.
+OBSERVED = """
+import json, subprocess, sys, threading
+from numba.core.event import Listener, register
+from tapegpt import cli
+
+class Names(Listener):
+    def on_start(self, event):
+        compiled.append(event.data["dispatcher"].__name__)
+    def on_end(self, event):
+        pass
+
+class Process(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        started.append(self.pid)
+        timer = threading.Timer({seconds}, self.kill)
+        timer.daemon = True
+        timer.start()
+
+compiled, started = [], []
+register("numba:compile", Names())
+subprocess.Popen = Process
+code = cli.main()
+with open("observed.json", "w") as file:
+    json.dump([compiled, len(started)], file)
+sys.exit(code)
+"""
+
+
+def observed(folder, cache, seconds=1000):
+    """Train: what was compiled, how many processes were started, the samples, and the run."""
+    script = OBSERVED.format(seconds=seconds)
+    result = Cli(folder, cache)(*FLAGS, python=("-c", script))
+    compiled, started = json.loads((folder / "observed.json").read_text())
+    assert result.stderr.count("tapegpt: ") == (3 if compiled else 2), result.stderr
+    run = saved(folder / "out")
+    shutil.rmtree(folder / "out")
+    return compiled, started, result.stdout, run
+
+
+def names_in(cache):
+    return {path.name.split("-")[0] for path in cache.glob("tapegpt/*/*.nbc")}
+
+
+TAKEN_OVER = {"train_steps", "update", "reverse_sweep", "forward_sweep", "generate", "next_token"}
+two_processors = pytest.mark.skipif(ahead._processors() < 2, reason="needs two processors")
+
+
+@two_processors
+def test_a_first_run_leaves_training_and_sampling_to_a_second_process(tmp_path):
+    """And ends as a run does that finds all in the cache, and starts no process."""
+    cache = tmp_path / "kernels"
+    compiled, started, *first = observed(tmp_path, cache)
+    assert started == 1
+    assert {"linear_forward", "linear_backward"} <= set(compiled)
+    assert not TAKEN_OVER & set(compiled)
+    assert names_in(cache) >= TAKEN_OVER | {"linear_forward"}
+    assert "scalars_forward" not in names_in(cache)
+    assert observed(tmp_path, cache) == ([], 0, *first)
+
+
+@pytest.mark.long
+@two_processors
+def test_a_first_run_whose_second_process_is_killed(tmp_path, rounds=10):
+    *_, text, run = observed(tmp_path, None)
+    generator = random.Random(1)
+    for i in range(rounds):
+        cache = tmp_path / str(i)
+        compiled, *rest = observed(tmp_path, cache, seconds=generator.uniform(0, 4))
+        assert rest == [1, text, run]
+        assert "generate" in compiled
+        assert observed(tmp_path, cache) == ([], 0, text, run)
+        shutil.rmtree(cache)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_training_uses_what_it_compiles(dtype):
+    ahead.compile_rest(dtype)
+    signatures = [*train_steps.signatures, *generate.signatures]
+    for granularity in GRANULARITIES:
+        for threads, optimizer in (1, "adam"), (2, "sgd"):
+            training = TrainConfig(
+                batch_size=threads,
+                threads=threads,
+                optimizer=optimizer,
+                granularity=granularity,
+                dtype=dtype,
+            )
+            trainer = Trainer(ModelConfig(n_embd=2, n_head=2, block_size=2), training, ["ab"])
+            trainer.advance(0)
+            nothing = np.zeros(0, np.int64)
+            draw(trainer.recording, nothing, SampleConfig(), np.zeros((0, 2)), in_turn=True)
+    assert [*train_steps.signatures, *generate.signatures] == signatures
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """The processes that are started, with two processors and an empty cache."""
+    processes = []
+
+    class Process(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            processes.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "kernels"))
+    monkeypatch.setattr(ahead, "SCRIPT", "import time; time.sleep(0.5)")
+    return processes
+
+
+def compile_something():
+    numba.njit(lambda: 1)()
+
+
+def test_it_is_started_once_and_only_to_compile(started):
+    with ahead.compiling_ahead("float32"):
+        pass
+    compile_something()
+    assert started == []
+    with ahead.compiling_ahead("float32"):
+        compile_something()
+        compile_something()
+    assert [process.returncode for process in started] == [0]
+
+
+def test_it_looks_for_modules_where_the_first_process_does(started, tmp_path, monkeypatch):
+    (tmp_path / "somewhere.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(ahead, "SCRIPT", TAKE_PATH + "import somewhere")
+    with ahead.compiling_ahead("float32"):
+        compile_something()
+    assert [process.returncode for process in started] == [0]
+
+
+FAILURES = {
+    "exit": "raise SystemExit(1)",
+    "exception": "1 / 0",
+    "crash": "import os; print('crash', flush=True); os.abort()",
+    "hang": "import time; time.sleep(20)",
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_process_that_fails_is_not_noticed(started, monkeypatch, capfd, failure):
+    monkeypatch.setattr(ahead, "SCRIPT", FAILURES[failure])
+    monkeypatch.setattr(ahead, "LONGEST_WAIT", 0.5 if failure == "hang" else 1000)
+    with ahead.compiling_ahead("float32"):
+        compile_something()
+    (process,) = started
+    assert process.returncode not in (0, None)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_process_that_cannot_be_started(started, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "missing")
+    with ahead.compiling_ahead("float32"):
+        compile_something()
+    assert started == []
+
+
+def test_an_exception_does_not_wait_for_it(started, monkeypatch):
+    monkeypatch.setattr(ahead, "SCRIPT", FAILURES["hang"])
+    monkeypatch.setattr(ahead, "LONGEST_WAIT", 1000)
+    with pytest.raises(ZeroDivisionError), ahead.compiling_ahead("float32"):
+        compile_something()
+        raise ZeroDivisionError
+    (process,) = started
+    assert process.returncode not in (0, None)
+
+
+def test_one_processor_starts_none(started, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1}, raising=False)
+    with ahead.compiling_ahead("float32"):
+        compile_something()
+    assert started == []
+
+
+def test_a_cache_that_holds_training_starts_none(started, tmp_path):
+    ahead.is_missing(train_steps)  # creates the folder
+    (folder,) = (tmp_path / "kernels" / "tapegpt").iterdir()
+    (folder / "train_steps-0123456789abcdef.nbc").touch()
+    with ahead.compiling_ahead("float32"):
+        compile_something()
+    assert started == []
+
+
+def test_a_cache_that_cannot_be_written_starts_none(started, tmp_path):
+    (tmp_path / "kernels").touch()
+    with ahead.compiling_ahead("float32"):
+        compile_something()
+    assert started == []
+
+
+def test_it_ends_with_the_first_process(tmp_path):
+    """However that ends. What it would go on compiling is, here, a sleep."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        second = f"""
+import os, socket, sys, time
+sys.path[:] = {{}}
+from tapegpt import ahead
+def compile_rest(dtype):
+    with socket.create_connection({server.getsockname()}) as connection:
+        time.sleep(30)
+ahead.compile_rest = compile_rest
+ahead.main({{!r}})
+"""
+        first = f"""
+import numba, time
+from tapegpt import ahead
+ahead.SCRIPT, ahead._processors = {second!r}, lambda: 2
+with ahead.compiling_ahead("float32"):
+    numba.njit(lambda: 1)()
+    time.sleep(1000)
+"""
+        process = Cli(tmp_path, tmp_path / "kernels").start(python=("-c", first))
+        server.settimeout(20)
+        connection, _ = server.accept()
+    with connection:
+        connection.settimeout(20)
+        process.kill()
+        assert connection.recv(1) == b""
+    process.communicate()
