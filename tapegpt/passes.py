@@ -2,7 +2,8 @@
 
 Each pass takes and returns a `Machine` whose results are the same. They are for programs in which
 every array but the parameters is used by array operations, and none twice by one record; weights
-and tables are parameters, and what a recurrence carries is used after it too.
+and tables are parameters, what a recurrence carries is used after it too, and attention takes what
+linears give, which read no padding of gradients.
 """
 
 from collections import defaultdict
