@@ -10,10 +10,10 @@ from tapegpt.kernels.simd import lanes, load, padded, row_stride, splat, store
 @jit
 def embed_forward(values, operands, inputs, out, at, window):
     width, count = operands[at + 1], operands[at + 2]
-    row = row_stride(values, width)
+    row, columns = row_stride(values, width), padded(values, width)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
-        for column in range(0, padded(values, width), lanes(values)):
+        for column in range(0, columns, lanes(values)):
             total = splat(values, 0)
             for i in range(at + 3, at + 3 + 2 * count, 2):
                 chosen = operands[i] + inputs[operands[i + 1] + r] * row
@@ -24,11 +24,11 @@ def embed_forward(values, operands, inputs, out, at, window):
 @jit
 def embed_backward(values, grads, operands, inputs, out, at, back, window):
     width, count = operands[at + 1], operands[at + 2]
-    row = row_stride(values, width)
+    row, columns = row_stride(values, width), padded(values, width)
     dout = operands[back + 1]
     first, last = row_range(operands[at], window)
     for r in range(first, last):
-        for column in range(0, padded(values, width), lanes(values)):
+        for column in range(0, columns, lanes(values)):
             passed = load(grads, dout + r * row + column)
             for i in range(at + 3, at + 3 + 2 * count, 2):
                 dtable = operands[i] + inputs[operands[i + 1] + r] * row + column

@@ -14,11 +14,11 @@ def rmsnorm_forward(values, operands, inputs, out, at, window):
     width, x, epsilon, scales = (
         operands[at + 1], operands[at + 2], operands[at + 3], operands[at + 4],
     )  # fmt: skip
-    row = row_stride(values, width)
+    row, columns = row_stride(values, width), padded(values, width)
     one = values.dtype.type(1)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
-        begin, end = r * row, r * row + padded(values, width)
+        begin, end = r * row, r * row + columns
         squares = splat(values, 0)
         for i in range(begin, end, lanes(values)):
             squares = fma(load(values, x + i), load(values, x + i), squares)
@@ -34,14 +34,14 @@ def rmsnorm_forward(values, operands, inputs, out, at, window):
 def rmsnorm_backward(values, grads, operands, inputs, out, at, back, window):
     width, scales = operands[at + 1], operands[at + 4]
     fresh, dout, dx = operands[back], operands[back + 1], operands[back + 2]
-    row = row_stride(values, width)
+    row, columns = row_stride(values, width), padded(values, width)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
-        begin, end = r * row, r * row + padded(values, width)
+        out_r, dout_r, dx_r = out + r * row, dout + r * row, dx + r * row
         products = splat(values, 0)
-        for i in range(begin, end, lanes(values)):
-            products = fma(load(values, out + i), load(grads, dout + i), products)
+        for i in range(0, columns, lanes(values)):
+            products = fma(load(values, out_r + i), load(grads, dout_r + i), products)
         mean = splat(values, -sum_lanes(products) / values.dtype.type(width))
-        for i in range(begin, end, lanes(values)):
-            passed = fma(load(values, out + i), mean, load(grads, dout + i)) * values[scales + r]
-            add_to(grads, dx + i, passed, fresh & 1)
+        for i in range(0, columns, lanes(values)):
+            passed = fma(load(values, out_r + i), mean, load(grads, dout_r + i))
+            add_to(grads, dx_r + i, passed * values[scales + r], fresh & 1)

@@ -49,12 +49,12 @@ def softmax_row(values, x, out, last, outside):
 @jit
 def array_softmax_forward(values, operands, inputs, out, at, window):
     width, x = operands[at + 1], operands[at + 2]
-    row = row_stride(values, width)
+    row, columns = row_stride(values, width), padded(values, width)
     first, last = row_range(operands[at], window)
     end, outside = padding(values, width)
     for r in range(first, last):
         _, total = softmax_row(values, x + r * row, out + r * row, end, outside)
-        for i in range(r * row, r * row + padded(values, width), lanes(values)):
+        for i in range(r * row, r * row + columns, lanes(values)):
             store(values, out + i, load(values, out + i) / total)
 
 
@@ -63,14 +63,14 @@ def array_softmax_forward(values, operands, inputs, out, at, window):
 def array_softmax_backward(values, grads, operands, inputs, out, at, back, window):
     width = operands[at + 1]
     fresh, dout, dx = operands[back], operands[back + 1], operands[back + 2]
-    row = row_stride(values, width)
+    row, columns = row_stride(values, width), padded(values, width)
     first, last = row_range(operands[at], window)
     for r in range(first, last):
-        begin, end = r * row, r * row + padded(values, width)
+        out_r, dout_r, dx_r = out + r * row, dout + r * row, dx + r * row
         products = splat(values, 0)
-        for i in range(begin, end, lanes(values)):
-            products = fma(load(values, out + i), load(grads, dout + i), products)
+        for i in range(0, columns, lanes(values)):
+            products = fma(load(values, out_r + i), load(grads, dout_r + i), products)
         total = sum_lanes(products)
-        for i in range(begin, end, lanes(values)):
-            passed = load(values, out + i) * (load(grads, dout + i) - total)
-            add_to(grads, dx + i, passed, fresh & 1)
+        for i in range(0, columns, lanes(values)):
+            passed = load(values, out_r + i) * (load(grads, dout_r + i) - total)
+            add_to(grads, dx_r + i, passed, fresh & 1)
