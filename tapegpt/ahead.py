@@ -42,7 +42,7 @@ def compiling_ahead(dtype: str) -> Iterator[None]:
         helper.end()
 
 
-class _Helper(Listener):  # type: ignore[misc]
+class _Helper(Listener):  # type: ignore[misc]  # Numba has no types
     """The second process, from the first compilation on that it hears of."""
 
     def __init__(self, dtype: str) -> None:
