@@ -41,7 +41,7 @@ from numba.core.compiler import CompileResult
 from numba.core.dispatcher import Dispatcher
 from numba.core.serialize import dumps
 
-from tapegpt.kernels.vector_width import VECTOR_BYTES
+from tapegpt.kernels.vector_width import MATRIX_UNIT, VECTOR_BYTES
 
 # contract lets LLVM form fused multiply-adds; reassoc, nsz and arcp let it reorder sums, ignore
 # the sign of zero and multiply by reciprocals. nnan and ninf are left out: they would silently
@@ -204,7 +204,7 @@ class KernelCache(_Cache):
 
     def _path_and_key(self, signature: Any, target_context: Any) -> tuple[Path, tuple[Any, ...]]:
         settings = [repr(getattr(config, name, None)) for name in SETTINGS]
-        cpu = (*target_context.codegen().magic_tuple(), VECTOR_BYTES)
+        cpu = (*target_context.codegen().magic_tuple(), VECTOR_BYTES, MATRIX_UNIT)
         key = (_identity(self._function), signature, cpu, settings)
         digest = hashlib.sha256(repr(key).encode()).hexdigest()
         return cache_directory() / f"{self._function.__name__}-{digest[:16]}.nbc", key

@@ -5,9 +5,10 @@ wants its transpose: one TRANSPOSE record per matrix keeps that on the tape, mad
 the parameters have changed.
 """
 
+from tapegpt.kernels.activation import IDENTITY, RELU
 from tapegpt.kernels.elementwise import pass_gradient
 from tapegpt.kernels.jit import jit
-from tapegpt.kernels.matmul import IDENTITY, RELU, matmul
+from tapegpt.kernels.matmul import matmul
 from tapegpt.kernels.records import NONE
 from tapegpt.kernels.rows import row_range
 from tapegpt.kernels.simd import (

@@ -234,6 +234,25 @@ def store_masked(context, builder, array_type, array, index, value, count):
     builder.call(function, arguments)
 
 
+def load_masked(context, builder, array_type, array, index, vector, count):
+    """Load the first `count` elements of a vector, none or all, in one instruction."""
+    none, every = (ir.Constant(ir.IntType(64), n) for n in (0, vector.lanes))
+    count = builder.select(builder.icmp_signed("<", count, every), count, every)
+    count = builder.select(builder.icmp_signed(">", count, none), count, none)
+    if config.BOUNDSCHECK:  # where nothing is read the index may be any
+        index = builder.select(builder.icmp_signed(">", count, none), index, none)
+    pointer = vector_pointer(context, builder, array_type, array, index, vector, count)
+    alignment = ir.Constant(ir.IntType(32), array_type.dtype.bitwidth // 8)
+    mask = lanes_below(builder, vector, range(vector.lanes), count)
+    arguments = [pointer, alignment, mask, constant(vector, 0.0)]
+    function_type = ir.FunctionType(llvm_vector(vector), [argument.type for argument in arguments])
+    suffix = f"v{vector.lanes}f{vector.dtype.bitwidth}.p0"
+    function = cgutils.get_or_insert_function(
+        builder.module, function_type, f"llvm.masked.load.{suffix}"
+    )
+    return builder.call(function, arguments)
+
+
 def store_first(context, builder, array_type, array, index, value, count):
     """Store the first `count` elements of an LLVM vector, or all: halves, quarters, ... of them."""
     integer = ir.IntType(64)
@@ -289,6 +308,18 @@ def load(typing_context, array, index):
         return load_vector(context, builder, sig.args[0], args[0], args[1], vector)
 
     return vector(array, types.intp), codegen
+
+
+@intrinsic
+def load_first(typing_context, array, index, count):
+    """The vector array[index : index + count], zeros in the other lanes; count may be anything."""
+    vector = Vector(array.dtype)
+
+    def codegen(context, builder, sig, args):
+        array_value, index, count = args
+        return load_masked(context, builder, array, array_value, index, vector, count)
+
+    return vector(array, types.intp, types.intp), codegen
 
 
 @intrinsic
@@ -800,6 +831,21 @@ def tile_load(typing_context, tile, array, index, offsets):
         return result
 
     return tile(tile, array, types.intp, offsets), codegen
+
+
+@intrinsic
+def tile_load_first(typing_context, tile, array, index, offsets, count):
+    """As tile_load, the first `count` elements of every row, zeros beyond: a tile of one column."""
+
+    def codegen(context, builder, sig, args):
+        result, array_value, index, offsets_value, count = args
+        for r in range(tile.rows):
+            start = builder.add(index, builder.extract_value(offsets_value, r))
+            row = load_masked(context, builder, array, array_value, start, tile.vector, count)
+            result = builder.insert_value(result, row, r)
+        return result
+
+    return tile(tile, array, types.intp, offsets, types.intp), codegen
 
 
 def opaque(builder, pointer):

@@ -14,6 +14,9 @@ from numba.core.codegen import get_host_cpu_features
 # From Linux's <sys/prctl.h>.
 PR_SVE_GET_VL, PR_SVE_VL_LEN_MASK = 51, 0xFFFF
 
+# From its <asm/prctl.h>, <asm/unistd_64.h> and documentation of x86's xstate.
+SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
+
 
 def sve_bytes() -> int:
     """Bytes in an SVE register, as Linux has set them for this process; 0 without SVE."""
@@ -23,12 +26,17 @@ def sve_bytes() -> int:
     return answer & PR_SVE_VL_LEN_MASK if answer > 0 else 0
 
 
-def host_vector_bytes() -> int:
-    """Bytes in one vector register of the machine that the kernels are compiled for."""
+def enabled_features() -> set[str]:
+    """Features of the machine that the kernels are compiled for, as LLVM names them."""
     features = config.CPU_FEATURES
     if features is None:
         features = get_host_cpu_features()
-    enabled = {name[1:] for name in features.split(",") if name.startswith("+")}
+    return {name[1:] for name in features.split(",") if name.startswith("+")}
+
+
+def host_vector_bytes() -> int:
+    """Bytes in one vector register of the machine that the kernels are compiled for."""
+    enabled = enabled_features()
     if "avx512f" in enabled:
         return 64
     if "avx" in enabled:
@@ -39,7 +47,17 @@ def host_vector_bytes() -> int:
     return 16
 
 
+def has_matrix_unit() -> bool:
+    """Whether kernels may use AMX: the machine has it, and Linux lets this process use it."""
+    if sys.platform != "linux" or not {"avx512f", "amx-tile", "amx-bf16"} <= enabled_features():
+        return False
+    request = ctypes.CDLL(None, use_errno=True).syscall
+    answer: int = request(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+    return answer == 0
+
+
 VECTOR_BYTES = host_vector_bytes()
+MATRIX_UNIT = has_matrix_unit()
 
 # Vector registers: AVX-512 and AArch64 have twice as many as older x86.
 AARCH64 = binding.get_process_triple().startswith(("aarch64", "arm64"))

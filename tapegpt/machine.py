@@ -10,7 +10,7 @@ from numba.core import config
 from numba.core.codegen import get_host_cpu_features
 
 from tapegpt.kernels.peak import multiply_add
-from tapegpt.kernels.vector_width import VECTOR_BYTES
+from tapegpt.kernels.vector_width import MATRIX_UNIT, VECTOR_BYTES
 
 ROUNDS = 1_000_000  # multiply-adds on every register: some 10 ms
 
@@ -28,8 +28,9 @@ def cpu_name() -> str:
 
 def vector_name() -> str:
     """The vectors that kernels are compiled for."""
+    unit = ", AMX for products" if MATRIX_UNIT else ""
     target = f", compiled for {config.CPU_NAME}" if config.CPU_NAME else ""
-    return f"{8 * VECTOR_BYTES} bit, {VECTOR_BYTES // 4} x float32{target}"
+    return f"{8 * VECTOR_BYTES} bit, {VECTOR_BYTES // 4} x float32{unit}{target}"
 
 
 def lanes() -> int:
@@ -41,7 +42,8 @@ def vector_features() -> list[str]:
     """The vector instructions that kernels may use, as LLVM names them."""
     features = config.CPU_FEATURES or get_host_cpu_features()
     names = (name[1:] for name in features.split(",") if name.startswith("+"))
-    return sorted(name for name in names if name.startswith(("sse4", "avx", "fma", "neon", "sve")))
+    families = ("sse4", "avx", "fma", "amx", "neon", "sve")
+    return sorted(name for name in names if name.startswith(families))
 
 
 def llvm_version() -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from tapegpt.kernels import records as op
-from tapegpt.kernels.matmul import RELU
+from tapegpt.kernels.activation import RELU
 from tapegpt.kernels.program import Machine
 
 # Places in the argument list of a linear.

@@ -14,6 +14,7 @@ from itertools import product
 
 import numpy as np
 
+from tapegpt.kernels.amx import begin_products, clear_sum, end_products, load_sum, store_sum
 from tapegpt.kernels.dispatch import BACKWARD, FORWARD, hand, read_record
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.simd import (
@@ -22,6 +23,7 @@ from tapegpt.kernels.simd import (
     lanes,
     listed_offsets,
     load,
+    load_first,
     load_lanes,
     load_listed,
     row_offsets,
@@ -34,12 +36,14 @@ from tapegpt.kernels.simd import (
     tile_fma,
     tile_fma_rows,
     tile_load,
+    tile_load_first,
     tile_outer,
     tile_store,
     tile_store_pieces,
     tile_total,
     tile_zeros,
 )
+from tapegpt.kernels.vector_width import MATRIX_UNIT
 from tapegpt.tape import Input, Tape
 from tapegpt.tape.memory import aligned_zeros
 
@@ -178,9 +182,41 @@ def gathered_rows(a, b, n, i):
     return tile_total(tile_fma_rows(tile_zeros(a, 2, 1), a, n, 0, i, one, one))
 
 
+@jit
+def load_first_three(a, b, n, i):
+    return sum_lanes(load_first(a, i, 3))
+
+
+@jit
+def load_tile_first_three(a, b, n, i):
+    tile = tile_load_first(tile_zeros(a, 3, 1), a, i, row_offsets(0, 3, 1, 3), 3)
+    return tile_total(tile)
+
+
+@jit
+def load_of_matrix_unit(a, b, n, i):
+    begin_products()
+    load_sum(a, i, 1)
+    end_products()
+    return a[0]
+
+
+@jit
+def store_of_matrix_unit(a, b, n, i):
+    begin_products()
+    clear_sum()
+    store_sum(a, i, 1)
+    end_products()
+    return a[0]
+
+
 def accesses(size):
     """How many elements each access takes, of `a` or of the list, if vectors have `size` lanes."""
+    of_unit = {load_of_matrix_unit: 15 + 16, store_of_matrix_unit: 15 + 16}
     return {
+        **(of_unit if MATRIX_UNIT and size == 16 else {}),
+        load_first_three: 3,
+        load_tile_first_three: 5,
         get: 1,
         put: 1,
         load_vector: size,

@@ -37,7 +37,9 @@ def test_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "CPU_FEATURES", "+sse4.2,-avx512f,+avx2,+bmi,+fma")
     assert machine.vector_features() == ["avx2", "fma", "sse4.2"]
     monkeypatch.setattr(config, "CPU_NAME", "haswell")
-    assert machine.vector_name().endswith(" x float32, compiled for haswell")
+    assert machine.vector_name().endswith(", compiled for haswell")
+    monkeypatch.setattr(machine, "MATRIX_UNIT", True)
+    assert machine.vector_name().endswith(" x float32, AMX for products, compiled for haswell")
 
 
 def test_llvm_version() -> None:

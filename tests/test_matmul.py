@@ -5,17 +5,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapegpt.kernels.matmul import (
-    IDENTITY,
-    PACKED_BYTES,
-    PACKED_ROWS,
-    PANEL_DEPTH,
-    RELU,
-    matmul,
-)
+from tapegpt.kernels.activation import IDENTITY, RELU
+from tapegpt.kernels.amx import SIDE, UNIT_LEAST, unit_matmul, unit_room
+from tapegpt.kernels.matmul import PACKED_BYTES, PACKED_ROWS, PANEL_DEPTH, matmul, panel_room
 from tapegpt.kernels.simd import PAIR_TILE, SINGLE_TILE, TAIL_ROWS, VECTOR_BYTES, WIDE_TILE
+from tapegpt.kernels.vector_width import MATRIX_UNIT
 
-DTYPES = ["float32", "float64"]
+unit = pytest.param(
+    unit_matmul,
+    "float32",
+    marks=pytest.mark.skipif(not MATRIX_UNIT, reason="no AMX here"),
+    id="matrix-unit",
+)
+every_product = pytest.mark.parametrize(
+    ("multiply", "dtype"),
+    [*(pytest.param(matmul, dtype, id=dtype) for dtype in ("float32", "float64")), unit],
+)
 UNTOUCHED = -12345
 TALLEST = max(rows for rows, _ in (WIDE_TILE, PAIR_TILE, SINGLE_TILE))
 WIDEST = WIDE_TILE[1]
@@ -40,7 +45,13 @@ def products(draw):
 gaps = st.integers(0, 9)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+def room_for(multiply, dtype, lanes, rows, depth, columns):
+    """What a product packs its operands in."""
+    size = unit_room(rows, depth) if multiply is unit_matmul else 0
+    return np.zeros(max(size, panel_room(dtype, lanes, rows, depth, columns)), dtype)
+
+
+@every_product
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("start", ["none", "other", "itself"])
 @given(
@@ -53,7 +64,7 @@ gaps = st.integers(0, 9)
     seed=st.integers(0, 99),
 )
 def test_product_is_exact_and_nothing_else_is_written(
-    dtype, transposed, start, sizes, activation, guard, a_gap, b_gap, out_gap, seed
+    multiply, dtype, transposed, start, sizes, activation, guard, a_gap, b_gap, out_gap, seed
 ):
     rows, depth, vectors = sizes
     lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
@@ -76,7 +87,7 @@ def test_product_is_exact_and_nothing_else_is_written(
     a_row, a_step = (1, rows + a_gap) if transposed else (depth + a_gap, 1)
     condition_block = guarded(with_gaps(condition, out_gap), guard)
     b_block = guarded(with_gaps(b, b_gap), guard)
-    room = np.zeros(PANEL_DEPTH * WIDEST * lanes, dtype)
+    room = room_for(multiply, dtype, lanes, rows, depth, columns)
     b_flat = np.concatenate([condition_block, b_block, guarded(room, guard)])
     packed = len(condition_block) + len(b_block) + guard
     out_block = guarded(with_gaps(out, out_gap), guard)
@@ -86,7 +97,7 @@ def test_product_is_exact_and_nothing_else_is_written(
     a_before, b_before = a_flat.copy(), b_flat.copy()
     # B's array begins with the condition.
     given_activation = guard if activation == WHERE_POSITIVE else activation
-    matmul(
+    multiply(
         a_flat, guard, a_row, a_step,
         b_flat, len(condition_block) + guard, columns + b_gap, packed,
         out_flat, guard, columns + out_gap, start0,
@@ -105,9 +116,9 @@ def test_product_is_exact_and_nothing_else_is_written(
     np.testing.assert_array_equal(b_flat, b_before)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_product
 @given(sizes=products(), seed=st.integers(0, 99))
-def test_rounding_error_is_that_of_a_sum(dtype, sizes, seed):
+def test_rounding_error_is_that_of_a_sum(multiply, dtype, sizes, seed):
     rows, depth, vectors = sizes
     lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
     columns = vectors * lanes
@@ -115,8 +126,8 @@ def test_rounding_error_is_that_of_a_sum(dtype, sizes, seed):
     a = rng.normal(size=(rows, depth)).astype(dtype)
     b = rng.normal(size=(depth, columns)).astype(dtype)
     out = np.zeros(rows * columns, dtype)
-    b_flat = np.concatenate([b.reshape(-1), np.zeros(PANEL_DEPTH * WIDEST * lanes, dtype)])
-    matmul(
+    b_flat = np.concatenate([b.reshape(-1), room_for(multiply, dtype, lanes, *sizes[:2], columns)])
+    multiply(
         a.reshape(-1), 0, depth, 1, b_flat, 0, columns, b.size,
         out, 0, columns, -1, rows, depth, columns, IDENTITY,
     )  # fmt: skip
@@ -126,13 +137,84 @@ def test_rounding_error_is_that_of_a_sum(dtype, sizes, seed):
     assert (error <= depth * np.finfo(dtype).eps * (np.abs(wide[0]) @ np.abs(wide[1]))).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_product
 @pytest.mark.parametrize("activation", [IDENTITY, RELU, WHERE_POSITIVE])
-def test_nan_stays_nan(dtype, activation):
+@pytest.mark.parametrize(
+    "nan", [np.uint32(0x7FC00000), np.uint32(0x7FFFFFFF), np.uint32(0xFFFFFFFF)]
+)
+def test_nan_stays_nan(multiply, dtype, activation, nan):
     lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
-    a, out = np.full(TALLEST + 1, np.nan, dtype), np.zeros((TALLEST + 1) * lanes, dtype)
-    b = np.ones(out.size + PANEL_DEPTH * WIDEST * lanes, dtype)
-    matmul(
+    a = np.full(TALLEST + 1, np.uint32(nan).view(np.float32), dtype)
+    out = np.zeros(len(a) * lanes, dtype)
+    room = room_for(multiply, dtype, lanes, len(a), 1, lanes)
+    b = np.concatenate([np.ones(out.size, dtype), room])
+    multiply(
         a, 0, 1, 1, b, 0, lanes, out.size, out, 0, lanes, -1, len(a), 1, lanes, activation
     )  # fmt: skip
     assert np.isnan(out).all()
+
+
+@every_product
+@pytest.mark.parametrize("transposed", [False, True])
+def test_what_is_not_finite_does_not_vanish(multiply, dtype, transposed):
+    side = max(4, VECTOR_BYTES // np.dtype(dtype).itemsize)
+    a, b, out = (np.ones((side, side), dtype) for _ in range(3))
+    a[1, 2], b[0, 3] = np.inf, -np.inf
+    b_flat = np.concatenate([b.reshape(-1), room_for(multiply, dtype, *[side] * 4)])
+    a_row, a_step = (1, side) if transposed else (side, 1)
+    multiply(
+        (a.T if transposed else a).reshape(-1), 0, a_row, a_step, b_flat, 0, side, b.size,
+        out.reshape(-1), 0, side, -1, side, side, side, IDENTITY,
+    )  # fmt: skip
+    expected = np.ones((side, side), bool)
+    expected[1], expected[:, 3] = False, False
+    np.testing.assert_array_equal(np.isfinite(out), expected)
+
+
+@pytest.mark.skipif(not MATRIX_UNIT, reason="no AMX here")
+@pytest.mark.parametrize("transposed", [False, True])
+@given(
+    exponents=st.tuples(st.integers(-40, 40), st.integers(-40, 40)),
+    depth=st.integers(UNIT_LEAST, 3 * UNIT_LEAST),
+    seed=st.integers(0, 99),
+)
+def test_the_matrix_unit_is_as_good_as_float32(transposed, exponents, depth, seed):
+    """The errors of all elements together, of numbers of any size, are below multiply-adds'."""
+    rng = np.random.default_rng(seed)
+    a, b = (
+        (rng.normal(size=shape) * 2.0**exponent).astype(np.float32)
+        for shape, exponent in zip([(UNIT_LEAST, depth), (depth, 2 * SIDE)], exponents, strict=True)
+    )
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    a_row, a_step = (1, UNIT_LEAST) if transposed else (depth, 1)
+    a_flat = (a.T if transposed else a).reshape(-1)
+    errors = []
+    for multiply in (unit_matmul, matmul):  # the second has too few columns for the unit
+        room = room_for(multiply, "float32", SIDE, UNIT_LEAST, depth, 2 * SIDE)
+        out = np.zeros((UNIT_LEAST, 2 * SIDE), np.float32)
+        multiply(
+            a_flat, 0, a_row, a_step,
+            np.concatenate([b.reshape(-1), room]), 0, 2 * SIDE, b.size,
+            out.reshape(-1), 0, 2 * SIDE, -1, UNIT_LEAST, depth, 2 * SIDE, IDENTITY,
+        )  # fmt: skip
+        errors.append(np.linalg.norm(out - exact))
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.skipif(not MATRIX_UNIT, reason="no AMX here")
+def test_large_products_take_the_matrix_unit():
+    """To the same bits; and the room that is asked for is enough for smaller ones."""
+    rng = np.random.default_rng(7)
+    room = panel_room("float32", SIDE, 300, 130, 70)
+    assert room >= unit_room(300, 130)
+    assert panel_room("float64", 8, 300, 130, 70) < room
+    for rows, depth, columns in ((300, 130, 80), (64, 64, 64), (65, 129, 96)):
+        a = rng.normal(size=rows * depth).astype(np.float32)
+        b = np.concatenate([rng.normal(size=depth * columns), np.zeros(room)]).astype(np.float32)
+        outs = np.zeros((2, rows * columns), np.float32)
+        for multiply, out in zip((matmul, unit_matmul), outs, strict=True):
+            multiply(
+                a, 0, depth, 1, b, 0, columns, depth * columns,
+                out, 0, columns, -1, rows, depth, columns, IDENTITY,
+            )  # fmt: skip
+        np.testing.assert_array_equal(*outs)

@@ -10,7 +10,7 @@ from tapegpt import program
 from tapegpt.config import DTYPES, ModelConfig
 from tapegpt.corpus import Tokenizer, tokenize
 from tapegpt.kernels import records as op
-from tapegpt.kernels.matmul import IDENTITY, RELU
+from tapegpt.kernels.activation import IDENTITY, RELU
 from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
 from tapegpt.passes import (
     ACTIVATION,

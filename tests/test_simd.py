@@ -1,6 +1,7 @@
 """Vectors and tiles, through small kernels: they cannot be seen from Python themselves."""
 
 import operator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from tapegpt.kernels.simd import (
     lanes,
     listed_offsets,
     load,
+    load_first,
     max_lanes,
     maximum,
     padded,
@@ -44,6 +46,7 @@ from tapegpt.kernels.simd import (
     tile_keep_first,
     tile_keep_pieces,
     tile_load,
+    tile_load_first,
     tile_outer,
     tile_relu,
     tile_store,
@@ -101,6 +104,26 @@ def test_vectors_are_as_wide_as_those_of_sve_if_kernels_can_be(monkeypatch, regi
     monkeypatch.setattr(config, "CPU_FEATURES", "+neon,+sve,+sve2")
     monkeypatch.setattr(vector_width, "sve_bytes", lambda: registers)
     assert vector_width.host_vector_bytes() == vector
+
+
+@pytest.mark.parametrize(
+    "features", ["+avx512f,+amx-tile,+amx-bf16", "+avx512f,+amx-tile", "+neon"]
+)
+@pytest.mark.parametrize("answer", [0, -1])
+def test_the_matrix_unit_is_used_where_it_is_allowed(monkeypatch, features, answer):
+    asked = []
+
+    def library(name, use_errno):
+        return SimpleNamespace(syscall=lambda *request: asked.append(request) or answer)
+
+    monkeypatch.setattr(config, "CPU_FEATURES", features)
+    monkeypatch.setattr(vector_width.ctypes, "CDLL", library)
+    monkeypatch.setattr(vector_width.sys, "platform", "linux")
+    has_it = "amx-bf16" in features
+    assert vector_width.has_matrix_unit() == (has_it and answer == 0)
+    assert asked == ([(158, 0x1023, 18)] if has_it else [])
+    monkeypatch.setattr(vector_width.sys, "platform", "win32")
+    assert not vector_width.has_matrix_unit()
 
 
 @jit
@@ -271,6 +294,38 @@ def test_keep_first(dtype):
         out = np.zeros_like(a)
         keep(out, a, count, -np.inf)
         np.testing.assert_array_equal(out, [*a[:count], *[-np.inf] * (len(a) - count)])
+
+
+@jit
+def load_some(out, a, index, count):
+    store(out, 0, load_first(a, index, count))
+
+
+@jit
+def load_some_of_rows(out, a, index, stride, count):
+    rows = row_offsets(0, 3, stride, 4)
+    tile = tile_load_first(tile_zeros(a, 4, 1), a, index, rows, count)
+    tile_store(out, 0, row_offsets(0, 4, lanes(a), 4), tile, 4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_load_first_reads_no_further(dtype):
+    size = lane_count(dtype)
+    a = np.full(3 * size, np.nan, dtype)
+    for count in range(-1, size + 2):
+        kept = min(max(count, 0), size)
+        a[1 : 1 + kept] = np.arange(1, 1 + kept)
+        expected = [*range(1, 1 + kept), *[0] * (size - kept)]
+        out = np.full(4 * size, -1, dtype)
+        load_some(out, a, 1, count)
+        np.testing.assert_array_equal(out[:size], expected)
+        load_some_of_rows(out, a, 1, 0, count)
+        np.testing.assert_array_equal(out, 4 * expected)
+        # The fourth row is the third once more.
+        rows = np.arange(3 * size, dtype=dtype)
+        load_some_of_rows(out, rows, 0, size, count)
+        expected = np.where(np.arange(size) < count, rows.reshape(3, size), 0)
+        np.testing.assert_array_equal(out.reshape(4, size), expected[[0, 1, 2, 2]])
 
 
 @jit
