@@ -25,8 +25,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tapegpt.kernels.activation import IDENTITY, RELU
 from tapegpt.kernels.jit import jit
+from tapegpt.kernels.matmul import IDENTITY, RELU, matmul
 from tapegpt.kernels.records import NONE
 from tapegpt.kernels.simd import (
     element_pointer,
@@ -45,7 +45,6 @@ from tapegpt.kernels.simd import (
     tile_zeros,
     where_positive,
 )
-from tapegpt.kernels.vector_width import MATRIX_UNIT
 
 SIDE, DEPTH = 16, 32  # rows of a tile of A and columns of one of B, and the steps that both hold
 PART = SIDE * DEPTH // 2  # a tile, in the room of float32 numbers
@@ -82,27 +81,16 @@ def call_with_tile(context, builder, name, register, stride, array_type, array, 
 
 
 @intrinsic
-def has_matrix_unit(typing_context, array):
-    """Whether products of arrays like this one have a matrix unit."""
-
-    def codegen(context, builder, sig, args):
-        return ir.Constant(ir.IntType(1), MATRIX_UNIT and array.dtype == types.float32)
-
-    return types.boolean(array), codegen
-
-
-@intrinsic
 def begin_products(typing_context):
     """Set up the registers of the matrix unit, all of them for whole tiles."""
 
     def codegen(context, builder, sig, args):
-        if MATRIX_UNIT:
-            palette, row_bytes, rows = bytes([1]), bytes([4 * SIDE, 0]), bytes([SIDE])
-            settings = palette.ljust(16, b"\0")
-            settings += (8 * row_bytes).ljust(32, b"\0") + (8 * rows).ljust(16, b"\0")
-            settings = cgutils.make_bytearray(bytearray(settings))
-            variable = cgutils.global_constant(builder.module, "tile_settings", settings)
-            call_unit(builder, "ldtilecfg", builder.bitcast(variable, ir.IntType(8).as_pointer()))
+        palette, row_bytes, rows = bytes([1]), bytes([4 * SIDE, 0]), bytes([SIDE])
+        settings = palette.ljust(16, b"\0")
+        settings += (8 * row_bytes).ljust(32, b"\0") + (8 * rows).ljust(16, b"\0")
+        settings = cgutils.make_bytearray(bytearray(settings))
+        variable = cgutils.global_constant(builder.module, "tile_settings", settings)
+        call_unit(builder, "ldtilecfg", builder.bitcast(variable, ir.IntType(8).as_pointer()))
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -113,8 +101,7 @@ def end_products(typing_context):
     """Leave the matrix unit as it is where nobody uses it."""
 
     def codegen(context, builder, sig, args):
-        if MATRIX_UNIT:
-            call_unit(builder, "tilerelease")
+        call_unit(builder, "tilerelease")
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -125,8 +112,7 @@ def clear_sum(typing_context):
     """The sum is 0."""
 
     def codegen(context, builder, sig, args):
-        if MATRIX_UNIT:
-            call_unit(builder, "tilezero", SUM)
+        call_unit(builder, "tilezero", SUM)
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -139,13 +125,12 @@ def define_move(name):
     def move_sum(typing_context, array, index, row):
         def codegen(context, builder, sig, args):
             array_value, index, row = args
-            if MATRIX_UNIT:
-                side, itemsize = (ir.Constant(ir.IntType(64), n) for n in (SIDE - 1, 4))
-                extent = builder.add(builder.mul(row, side), ir.Constant(ir.IntType(64), SIDE))
-                call_with_tile(
-                    context, builder, name, SUM, builder.mul(row, itemsize),
-                    array, array_value, index, extent,
-                )  # fmt: skip
+            side, itemsize = (ir.Constant(ir.IntType(64), n) for n in (SIDE - 1, 4))
+            extent = builder.add(builder.mul(row, side), ir.Constant(ir.IntType(64), SIDE))
+            call_with_tile(
+                context, builder, name, SUM, builder.mul(row, itemsize),
+                array, array_value, index, extent,
+            )  # fmt: skip
             return context.get_dummy_value()
 
         return types.void(array, types.intp, types.intp), codegen
@@ -161,8 +146,6 @@ def add_products(typing_context, array, left, right):
     """Add to the sum the product of a tile of A and one of B, at array[left] and array[right]."""
 
     def codegen(context, builder, sig, args):
-        if not MATRIX_UNIT:
-            return context.get_dummy_value()
         array_value, left, right = args
 
         def load_part(register, start, part):
@@ -209,8 +192,6 @@ def store_parts(typing_context, array, index, low, high):
 
     def codegen(context, builder, sig, args):
         array_value, index, low_value, high_value = args
-        if low.dtype != types.float32:
-            return context.get_dummy_value()
         halves = split(builder, low, low_value), split(builder, low, high_value)
         sixteen = ir.Constant(llvm_integers(low), [16] * low.lanes)
         for i, (first, second) in enumerate(zip(*halves, strict=True)):
@@ -324,3 +305,21 @@ def unit_matmul(
                             min(SIDE, height - row), last if last < 0 else last + place,
                         )  # fmt: skip
     end_products()
+
+
+@jit
+def large_matmul(
+    a, a0, a_row, a_step, b, b0, b_row, packed, out, out0, out_row, start0, rows, depth, columns,
+    activation,
+):  # fmt: skip
+    """As matmul, on the matrix unit if the product is large."""
+    if min(rows, depth, columns) >= UNIT_LEAST:
+        unit_matmul(
+            a, a0, a_row, a_step, b, b0, b_row, packed, out, out0, out_row, start0, rows, depth,
+            columns, activation,
+        )  # fmt: skip
+    else:
+        matmul(
+            a, a0, a_row, a_step, b, b0, b_row, packed, out, out0, out_row, start0, rows, depth,
+            columns, activation,
+        )  # fmt: skip

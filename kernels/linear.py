@@ -5,10 +5,9 @@ wants its transpose: one TRANSPOSE record per matrix keeps that on the tape, mad
 the parameters have changed.
 """
 
-from tapegpt.kernels.activation import IDENTITY, RELU
 from tapegpt.kernels.elementwise import pass_gradient
 from tapegpt.kernels.jit import jit
-from tapegpt.kernels.matmul import matmul
+from tapegpt.kernels.matmul import IDENTITY, RELU
 from tapegpt.kernels.records import NONE
 from tapegpt.kernels.rows import row_range
 from tapegpt.kernels.simd import (
@@ -41,49 +40,53 @@ def transpose_forward(values, operands, inputs, out, at, window):
             tile_store(values, out + j, out_rows, block, n_in - k)
 
 
-# out = activation(start + x W^T)
-# operands: rows, n_in, n_out, x, W, W^T, start or NONE, room for a panel, activation, that of x;
-# differentiable: x, start (and W, which always accumulates)
-# An activation's gradient is the business of the record that uses its result, see passes.py.
-@jit
-def linear_forward(values, operands, inputs, out, at, window):
-    n_in, n_out = operands[at + 1], operands[at + 2]
-    x, w_transposed, start = operands[at + 3], operands[at + 5], operands[at + 6]
-    x_row, out_row = row_stride(values, n_in), row_stride(values, n_out)
-    first, last = row_range(operands[at], window)
-    matmul(
-        values, x + first * x_row, x_row, ADJACENT,
-        values, w_transposed, out_row, operands[at + 7],
-        values, out + first * out_row, out_row,
-        start if start == NONE else start + first * out_row,
-        last - first, n_in, padded(values, n_out), operands[at + 8],
-    )  # fmt: skip
+def make_linear(multiply):
+    """The two kernels, for one way to multiply matrices."""
 
+    # out = activation(start + x W^T)
+    # operands: rows, n_in, n_out, x, W, W^T, start or NONE, room for a panel, activation, that of
+    # x; differentiable: x, start (and W, which always accumulates)
+    # An activation's gradient is the business of the record that uses its result, see passes.py.
+    @jit
+    def linear_forward(values, operands, inputs, out, at, window):
+        n_in, n_out = operands[at + 1], operands[at + 2]
+        x, w_transposed, start = operands[at + 3], operands[at + 5], operands[at + 6]
+        x_row, out_row = row_stride(values, n_in), row_stride(values, n_out)
+        first, last = row_range(operands[at], window)
+        multiply(
+            values, x + first * x_row, x_row, ADJACENT,
+            values, w_transposed, out_row, operands[at + 7],
+            values, out + first * out_row, out_row,
+            start if start == NONE else start + first * out_row,
+            last - first, n_in, padded(values, n_out), operands[at + 8],
+        )  # fmt: skip
 
-@jit
-def linear_backward(values, grads, operands, inputs, out, at, back, window):
-    n_in, n_out, w = operands[at + 1], operands[at + 2], operands[at + 4]
-    x_row, out_row = row_stride(values, n_in), row_stride(values, n_out)
-    first, last = row_range(operands[at], window)
-    x = operands[at + 3] + first * x_row
-    fresh, dstart = operands[back], operands[back + 3]
-    dout = operands[back + 1] + first * out_row
-    dx = operands[back + 2] + first * x_row
-    # dx += dout W, where x, if it is the result of a ReLU, is positive
-    mask = x if operands[at + 9] == RELU else IDENTITY
-    matmul(
-        grads, dout, out_row, ADJACENT,
-        values, w, x_row, operands[at + 7],
-        grads, dx, x_row, NONE if fresh & 1 else dx,
-        last - first, n_out, padded(values, n_in), mask,
-    )  # fmt: skip
-    # dW += dout^T x
-    matmul(
-        grads, dout, ADJACENT, out_row,
-        values, x, x_row, operands[at + 7],
-        grads, w, x_row, w,
-        n_out, last - first, padded(values, n_in), IDENTITY,
-    )  # fmt: skip
-    if dstart != NONE:
-        count = (last - first) * out_row
-        pass_gradient(grads, dstart + first * out_row, dout, count, fresh & 2)
+    @jit
+    def linear_backward(values, grads, operands, inputs, out, at, back, window):
+        n_in, n_out, w = operands[at + 1], operands[at + 2], operands[at + 4]
+        x_row, out_row = row_stride(values, n_in), row_stride(values, n_out)
+        first, last = row_range(operands[at], window)
+        x = operands[at + 3] + first * x_row
+        fresh, dstart = operands[back], operands[back + 3]
+        dout = operands[back + 1] + first * out_row
+        dx = operands[back + 2] + first * x_row
+        # dx += dout W, where x, if it is the result of a ReLU, is positive
+        mask = x if operands[at + 9] == RELU else IDENTITY
+        multiply(
+            grads, dout, out_row, ADJACENT,
+            values, w, x_row, operands[at + 7],
+            grads, dx, x_row, NONE if fresh & 1 else dx,
+            last - first, n_out, padded(values, n_in), mask,
+        )  # fmt: skip
+        # dW += dout^T x
+        multiply(
+            grads, dout, ADJACENT, out_row,
+            values, x, x_row, operands[at + 7],
+            grads, w, x_row, w,
+            n_out, last - first, padded(values, n_in), IDENTITY,
+        )  # fmt: skip
+        if dstart != NONE:
+            count = (last - first) * out_row
+            pass_gradient(grads, dstart + first * out_row, dout, count, fresh & 2)
+
+    return linear_forward, linear_backward

@@ -2,11 +2,9 @@
 
 A is addressed by row and step, so that a transposed A costs nothing: element (r, k) lies at
 a0 + r * a_row + k * a_step. Rows of B and of out are whole padded rows, B's `b_row` elements
-apart. Large products in float32 go to the matrix unit, where the machine has one: see amx.py.
+apart. amx.py has the same for large ones, on machines that have a matrix unit.
 """
 
-from tapegpt.kernels.activation import IDENTITY, RELU
-from tapegpt.kernels.amx import UNIT_LEAST, has_matrix_unit, unit_matmul, unit_room
 from tapegpt.kernels.jit import inlined, jit
 from tapegpt.kernels.simd import (
     PAIR_TILE,
@@ -28,7 +26,6 @@ from tapegpt.kernels.simd import (
     tile_where_positive,
     tile_zeros,
 )
-from tapegpt.kernels.vector_width import MATRIX_UNIT
 
 # A panel of B, this many rows of it at a time, stays in the first-level cache.
 PANEL_DEPTH = 128
@@ -40,6 +37,11 @@ PACKED_BYTES, PACKED_ROWS = 1024, 100
 # Wide matrices are large: what the next tile adds to or overwrites comes from afar. It is asked for
 # before a tile that takes long enough, steps over this many rows of B.
 LONG_DEPTH = 64
+
+# What becomes of start + A B before it is stored: nothing, or max(0, of it). Any other activation
+# is the index in b of numbers laid out as out is, and what is stored is 0 where they are not
+# positive.
+IDENTITY, RELU = -1, -2
 
 
 @inlined
@@ -106,15 +108,6 @@ def pack(b, b0, b_row, depth, width, target):
             store(b, target + k * width + c, load(b, b0 + k * b_row + c))
 
 
-def panel_room(dtype: object, lanes: int, rows: int, depth: int, columns: int) -> int:
-    """Elements that a product of this size wants to pack its operands in, or any smaller one."""
-    room = PANEL_DEPTH * WIDE * lanes
-    columns = -(-columns // lanes) * lanes
-    if MATRIX_UNIT and dtype == "float32" and min(rows, depth, columns) >= UNIT_LEAST:
-        room = max(room, unit_room(rows, depth))
-    return room
-
-
 @jit
 def matmul(
     a, a0, a_row, a_step, b, b0, b_row, packed, out, out0, out_row, start0, rows, depth, columns,
@@ -123,14 +116,8 @@ def matmul(
     """out = activation(start + A B), where A is rows x depth, out rows x columns, whole vectors.
 
     start0 is the index in the array out of the start, laid out as out is: out0 to accumulate, -1
-    to start from zero. packed is the index in b of panel_room elements. a_row or a_step is 1.
+    to start from zero. packed is the index in b of room for a panel. a_row or a_step is 1.
     """
-    if MATRIX_UNIT and has_matrix_unit(out) and min(rows, depth, columns) >= UNIT_LEAST:
-        unit_matmul(
-            a, a0, a_row, a_step, b, b0, b_row, packed, out, out0, out_row, start0, rows, depth,
-            columns, activation,
-        )  # fmt: skip
-        return
     packing = b_row * b.itemsize >= PACKED_BYTES and rows >= PACKED_ROWS
     for k in range(0, max(1, depth), PANEL_DEPTH):
         count = min(PANEL_DEPTH, depth - k)

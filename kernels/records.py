@@ -77,9 +77,13 @@ DROPOUT = 39
 PREVIOUS = 40
 CARRY = 41  # no kernel: where the stretch that PREVIOUS begins ends, see sweep.py
 
+UNIT_LINEAR = 42  # a LINEAR that has products for the matrix unit
+
 # Rows of the table of addresses: one for every opcode, and one for stretches of scalar records.
-SCALARS = 42
-COUNT = 43
+SCALARS = 43
+COUNT = 44
+
+LINEARS = frozenset((LINEAR, UNIT_LINEAR))
 
 # Operations on scalars with several results.
 SEVERAL = frozenset((LOOKUP, SOFTMAX, RUN, DOT_ROWS, DOT_COLUMNS))
@@ -90,6 +94,7 @@ SEVERAL = frozenset((LOOKUP, SOFTMAX, RUN, DOT_ROWS, DOT_COLUMNS))
 DIFFERENTIABLE = {
     EMBED: (),
     LINEAR: (3, 6),
+    UNIT_LINEAR: (3, 6),
     RMSNORM: (2,),
     **{ATTENTION + i: (3, 4, 5) for i in range(5)},
     CROSS_ENTROPY: (2,),

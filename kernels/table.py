@@ -6,6 +6,7 @@ from numba.np.numpy_support import from_dtype
 from numpy.typing import NDArray
 
 from tapegpt.kernels import records as op
+from tapegpt.kernels.amx import large_matmul
 from tapegpt.kernels.attention import make_attention
 from tapegpt.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from tapegpt.kernels.dispatch import (
@@ -26,7 +27,8 @@ from tapegpt.kernels.elementwise import (
     array_scale_forward,
 )
 from tapegpt.kernels.embedding import embed_backward, embed_forward
-from tapegpt.kernels.linear import linear_backward, linear_forward, transpose_forward
+from tapegpt.kernels.linear import make_linear, transpose_forward
+from tapegpt.kernels.matmul import matmul
 from tapegpt.kernels.products import (
     dot_columns_backward,
     dot_columns_forward,
@@ -52,7 +54,8 @@ KERNELS = {
     op.DOT_COLUMNS: (dot_columns_forward, dot_columns_backward),
     op.TRANSPOSE: (transpose_forward, None),
     op.EMBED: (embed_forward, embed_backward),
-    op.LINEAR: (linear_forward, linear_backward),
+    op.LINEAR: make_linear(matmul),
+    op.UNIT_LINEAR: make_linear(large_matmul),
     op.RMSNORM: (rmsnorm_forward, rmsnorm_backward),
     **{op.ATTENTION + i: make_attention(2**i) for i in range(5)},
     op.CROSS_ENTROPY: (cross_entropy_forward, cross_entropy_backward),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from tapegpt.kernels import records as op
-from tapegpt.kernels.activation import RELU
+from tapegpt.kernels.matmul import RELU
 from tapegpt.kernels.program import Machine
 
 # Places in the argument list of a linear.
@@ -23,11 +23,23 @@ FRESH, DOUT, DX = 0, 1, 2
 
 # Operations that add something to an array, as its number in DIFFERENTIABLE: the gradient of their
 # result is its own, and where nobody else needs the array they can add to it in place.
-ADDED_TO = {op.LINEAR: 1, op.GATHERED_LINEAR: 1, op.DROPOUT: 1, op.ARRAY_ADD: 0}
+ADDED_TO = {
+    op.LINEAR: 1,
+    op.UNIT_LINEAR: 1,
+    op.GATHERED_LINEAR: 1,
+    op.DROPOUT: 1,
+    op.ARRAY_ADD: 0,
+}
 
 # Whose values are still needed when the forward sweep is over: operands, as places in the argument
 # list, and results.
-OPERANDS_NEEDED = {op.LINEAR: (3,), op.GATHERED_LINEAR: (3,), op.ARRAY_RELU: (2,), op.TOPK: (2,)}
+OPERANDS_NEEDED = {
+    op.LINEAR: (3,),
+    op.UNIT_LINEAR: (3,),
+    op.GATHERED_LINEAR: (3,),
+    op.ARRAY_RELU: (2,),
+    op.TOPK: (2,),
+}
 RESULT_NEEDED = {op.RMSNORM, op.ARRAY_SOFTMAX}
 
 
@@ -53,7 +65,7 @@ def fuse_relu(machine: Machine) -> Machine:
             users[int(machine.operands[int(record[2]) + place])].append(i)
     records, operands = machine.records.copy(), machine.operands.copy()
     kept = np.ones(len(records), bool)
-    for before in np.flatnonzero(records[:, 0] == op.LINEAR):
+    for before in np.flatnonzero(np.isin(records[:, 0], [*op.LINEARS])):
         match users[int(records[before, 1])]:
             case [relu] if records[relu, 0] == op.ARRAY_RELU:
                 match users[int(records[relu, 1])]:
@@ -68,7 +80,7 @@ def fuse_relu(machine: Machine) -> Machine:
 
 def _is_linear_of(machine: Machine, i: int, x: int) -> bool:
     opcode, _, at, _ = machine.records[i].tolist()
-    return bool(opcode == op.LINEAR and machine.operands[at + X] == x)
+    return bool(opcode in op.LINEARS and machine.operands[at + X] == x)
 
 
 def mark_overwritten(machine: Machine, num_params: int) -> Machine:

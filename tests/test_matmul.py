@@ -5,9 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapegpt.kernels.activation import IDENTITY, RELU
-from tapegpt.kernels.amx import SIDE, UNIT_LEAST, unit_matmul, unit_room
-from tapegpt.kernels.matmul import PACKED_BYTES, PACKED_ROWS, PANEL_DEPTH, matmul, panel_room
+from tapegpt.kernels.amx import SIDE, UNIT_LEAST, large_matmul, unit_matmul, unit_room
+from tapegpt.kernels.matmul import (
+    IDENTITY,
+    PACKED_BYTES,
+    PACKED_ROWS,
+    PANEL_DEPTH,
+    RELU,
+    matmul,
+)
 from tapegpt.kernels.simd import PAIR_TILE, SINGLE_TILE, TAIL_ROWS, VECTOR_BYTES, WIDE_TILE
 from tapegpt.kernels.vector_width import MATRIX_UNIT
 
@@ -45,10 +51,10 @@ def products(draw):
 gaps = st.integers(0, 9)
 
 
-def room_for(multiply, dtype, lanes, rows, depth, columns):
+def room_for(multiply, dtype, rows, depth):
     """What a product packs its operands in."""
-    size = unit_room(rows, depth) if multiply is unit_matmul else 0
-    return np.zeros(max(size, panel_room(dtype, lanes, rows, depth, columns)), dtype)
+    panel = PANEL_DEPTH * WIDEST * VECTOR_BYTES // np.dtype(dtype).itemsize
+    return np.zeros(panel if multiply is matmul else unit_room(rows, depth), dtype)
 
 
 @every_product
@@ -87,7 +93,7 @@ def test_product_is_exact_and_nothing_else_is_written(
     a_row, a_step = (1, rows + a_gap) if transposed else (depth + a_gap, 1)
     condition_block = guarded(with_gaps(condition, out_gap), guard)
     b_block = guarded(with_gaps(b, b_gap), guard)
-    room = room_for(multiply, dtype, lanes, rows, depth, columns)
+    room = room_for(multiply, dtype, rows, depth)
     b_flat = np.concatenate([condition_block, b_block, guarded(room, guard)])
     packed = len(condition_block) + len(b_block) + guard
     out_block = guarded(with_gaps(out, out_gap), guard)
@@ -126,7 +132,7 @@ def test_rounding_error_is_that_of_a_sum(multiply, dtype, sizes, seed):
     a = rng.normal(size=(rows, depth)).astype(dtype)
     b = rng.normal(size=(depth, columns)).astype(dtype)
     out = np.zeros(rows * columns, dtype)
-    b_flat = np.concatenate([b.reshape(-1), room_for(multiply, dtype, lanes, *sizes[:2], columns)])
+    b_flat = np.concatenate([b.reshape(-1), room_for(multiply, dtype, rows, depth)])
     multiply(
         a.reshape(-1), 0, depth, 1, b_flat, 0, columns, b.size,
         out, 0, columns, -1, rows, depth, columns, IDENTITY,
@@ -146,7 +152,7 @@ def test_nan_stays_nan(multiply, dtype, activation, nan):
     lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
     a = np.full(TALLEST + 1, np.uint32(nan).view(np.float32), dtype)
     out = np.zeros(len(a) * lanes, dtype)
-    room = room_for(multiply, dtype, lanes, len(a), 1, lanes)
+    room = room_for(multiply, dtype, len(a), 1)
     b = np.concatenate([np.ones(out.size, dtype), room])
     multiply(
         a, 0, 1, 1, b, 0, lanes, out.size, out, 0, lanes, -1, len(a), 1, lanes, activation
@@ -160,7 +166,7 @@ def test_what_is_not_finite_does_not_vanish(multiply, dtype, transposed):
     side = max(4, VECTOR_BYTES // np.dtype(dtype).itemsize)
     a, b, out = (np.ones((side, side), dtype) for _ in range(3))
     a[1, 2], b[0, 3] = np.inf, -np.inf
-    b_flat = np.concatenate([b.reshape(-1), room_for(multiply, dtype, *[side] * 4)])
+    b_flat = np.concatenate([b.reshape(-1), room_for(multiply, dtype, side, side)])
     a_row, a_step = (1, side) if transposed else (side, 1)
     multiply(
         (a.T if transposed else a).reshape(-1), 0, a_row, a_step, b_flat, 0, side, b.size,
@@ -189,8 +195,8 @@ def test_the_matrix_unit_is_as_good_as_float32(transposed, exponents, depth, see
     a_row, a_step = (1, UNIT_LEAST) if transposed else (depth, 1)
     a_flat = (a.T if transposed else a).reshape(-1)
     errors = []
-    for multiply in (unit_matmul, matmul):  # the second has too few columns for the unit
-        room = room_for(multiply, "float32", SIDE, UNIT_LEAST, depth, 2 * SIDE)
+    for multiply in (unit_matmul, matmul):
+        room = room_for(multiply, "float32", UNIT_LEAST, depth)
         out = np.zeros((UNIT_LEAST, 2 * SIDE), np.float32)
         multiply(
             a_flat, 0, a_row, a_step,
@@ -202,19 +208,19 @@ def test_the_matrix_unit_is_as_good_as_float32(transposed, exponents, depth, see
 
 
 @pytest.mark.skipif(not MATRIX_UNIT, reason="no AMX here")
-def test_large_products_take_the_matrix_unit():
-    """To the same bits; and the room that is asked for is enough for smaller ones."""
+@pytest.mark.parametrize("large", [True, False])
+def test_large_products_take_the_matrix_unit(large):
+    """To the same bits."""
     rng = np.random.default_rng(7)
-    room = panel_room("float32", SIDE, 300, 130, 70)
-    assert room >= unit_room(300, 130)
-    assert panel_room("float64", 8, 300, 130, 70) < room
-    for rows, depth, columns in ((300, 130, 80), (64, 64, 64), (65, 129, 96)):
+    sizes, expected = (UNIT_LEAST, UNIT_LEAST + 1, UNIT_LEAST), unit_matmul if large else matmul
+    for smaller in [(0, 0, 0)] if large else [(1, 0, 0), (0, 2, 0), (0, 0, SIDE)]:
+        rows, depth, columns = np.subtract(sizes, smaller).tolist()
         a = rng.normal(size=rows * depth).astype(np.float32)
-        b = np.concatenate([rng.normal(size=depth * columns), np.zeros(room)]).astype(np.float32)
+        b = rng.normal(size=depth * columns + max(unit_room(rows, depth), 2**13))
         outs = np.zeros((2, rows * columns), np.float32)
-        for multiply, out in zip((matmul, unit_matmul), outs, strict=True):
+        for multiply, out in zip((large_matmul, expected), outs, strict=True):
             multiply(
-                a, 0, depth, 1, b, 0, columns, depth * columns,
+                a, 0, depth, 1, b.astype(np.float32), 0, columns, depth * columns,
                 out, 0, columns, -1, rows, depth, columns, IDENTITY,
             )  # fmt: skip
         np.testing.assert_array_equal(*outs)

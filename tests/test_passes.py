@@ -10,8 +10,10 @@ from tapegpt import program
 from tapegpt.config import DTYPES, ModelConfig
 from tapegpt.corpus import Tokenizer, tokenize
 from tapegpt.kernels import records as op
-from tapegpt.kernels.activation import IDENTITY, RELU
+from tapegpt.kernels.amx import UNIT_LEAST
+from tapegpt.kernels.matmul import IDENTITY, RELU
 from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
+from tapegpt.kernels.vector_width import MATRIX_UNIT
 from tapegpt.passes import (
     ACTIVATION,
     ACTIVATION_OF_X,
@@ -58,7 +60,7 @@ def activations(machine):
     return [
         tuple(machine.operands[[at + ACTIVATION, at + ACTIVATION_OF_X]].tolist())
         for opcode, _, at, _ in machine.records
-        if opcode == op.LINEAR
+        if opcode in op.LINEARS
     ]
 
 
@@ -208,22 +210,30 @@ def unchanged(machine, *_, **__):
     return machine
 
 
-def measured(model, dtype):
+def measured(model, dtype, documents=DOCUMENTS, scale=0.5):
     """Opcodes, loss and gradients of a recorded model with random weights, twice over a batch."""
-    tokenizer = Tokenizer.from_documents(DOCUMENTS)
-    corpus = tokenize(DOCUMENTS, tokenizer)
-    recording = program.record(model, tokenizer.vocab_size, "vector", dtype, len(DOCUMENTS))
+    tokenizer = Tokenizer.from_documents(documents)
+    corpus = tokenize(documents, tokenizer)
+    recording = program.record(model, tokenizer.vocab_size, "vector", dtype, len(documents))
     rng = np.random.default_rng(0)
     for weight in recording.weights.values():
-        weight[:] = rng.normal(size=weight.shape) * 0.5
+        weight[:] = rng.normal(size=weight.shape) * scale
     loss_and_gradients(recording, corpus, 2, 3)  # leaves something where gradients lie
-    return recording.program.machine, *loss_and_gradients(recording, corpus, 0, len(DOCUMENTS))
+    return recording.program.machine, *loss_and_gradients(recording, corpus, 0, len(documents))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"dropout": 0.3}, {"ensemble": 3}, {"look_back": 2}, {"n_embd": 70}, {"n_layer": 4}],
+    [
+        {},
+        {"dropout": 0.3},
+        {"ensemble": 3},
+        {"look_back": 2},
+        {"n_embd": 70},
+        {"n_layer": 4},
+        {"n_embd": 65, "block_size": 20},
+    ],
     ids=str,
 )
 def test_sharing_places_changes_no_result(dtype, changes, monkeypatch):
@@ -238,6 +248,23 @@ def test_sharing_places_changes_no_result(dtype, changes, monkeypatch):
             np.testing.assert_array_equal(gradient, gradients[weights])
     assert (plain.operands != machine.operands).any()
     assert (plain.records != machine.records).any()
+
+
+def test_wide_models_follow_float64():
+    """Where there is a matrix unit they are products for it, each with another activation."""
+    model = ModelConfig(n_embd=UNIT_LEAST, block_size=16, n_layer=2)
+    assert len(DOCUMENTS) * 16 >= UNIT_LEAST
+    documents = [(2 * document + "cabbage")[:15] for document in DOCUMENTS * 2]
+    machine, loss, gradients = measured(model, "float32", documents, 0.1)
+    wide = [at for opcode, _, at, _ in machine.records if opcode == op.UNIT_LINEAR]
+    assert len(wide) == (12 if MATRIX_UNIT else 0)
+    double, expected_loss, expected = measured(model, "float64", documents, 0.1)
+    assert op.UNIT_LINEAR not in opcodes(double)
+    assert activations(machine) == activations(double)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    for name, gradient in expected.items():
+        difference = np.linalg.norm(gradients[name] - gradient)
+        assert difference <= 1e-5 * np.linalg.norm(gradient), name
 
 
 def gradient_places(machine):

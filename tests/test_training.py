@@ -30,8 +30,9 @@ from tapegpt.config import (
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.footprint import bytes_needed, nodes_needed
-from tapegpt.kernels.matmul import panel_room
-from tapegpt.kernels.simd import VECTOR_BYTES
+from tapegpt.kernels.amx import unit_room
+from tapegpt.kernels.matmul import PANEL_DEPTH
+from tapegpt.kernels.simd import VECTOR_BYTES, WIDE_TILE
 from tapegpt.program import record
 from tapegpt.sampling import sample_in_turn
 from tapegpt.training import Trainer
@@ -473,7 +474,7 @@ def check_footprint(model, vocab_size, granularity, documents):
     nodes = int(recording.program.tops[-1])
     most = 4 * model.n_embd, documents * model.block_size
     padding = 2000 * model.ensemble * model.n_layer
-    padding += panel_room("float32", VECTOR_BYTES // 4, max(most), max(most), max(most))
+    padding += PANEL_DEPTH * WIDE_TILE[1] * VECTOR_BYTES // 4 + unit_room(max(most), max(most))
     assert nodes_needed(model, vocab_size, granularity, documents) >= 0.7 * nodes - padding
     machine = recording.program.machine
     taken = machine.records.nbytes + machine.operands.nbytes + 8 * (nodes - padding)

@@ -3,6 +3,7 @@
 import itertools
 
 from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.kernels.amx import UNIT_LEAST
 from tapegpt.machine import peak_gflops
 from tapegpt.sampling import sample_in_turn
 from tapegpt.training import Trainer
@@ -16,6 +17,8 @@ def run() -> int:
         training = TrainConfig(val_fraction=0.5, granularity=granularity, dtype=dtype)
         widths = HEAD_WIDTHS if granularity == "vector" else HEAD_WIDTHS[:1]
         models = [ModelConfig(n_embd=2 * width, n_head=2, block_size=2) for width in widths]
+        if granularity == "vector":
+            models.append(ModelConfig(n_embd=UNIT_LEAST, block_size=UNIT_LEAST))
         # What the dense recurrent net needs is among this.
         models.append(ModelConfig(model="rnn-att", n_embd=2, n_state=2, n_att=1, block_size=2))
         for model in models:

@@ -3,11 +3,14 @@
 from array import array
 from collections.abc import Iterable
 
+import numpy as np
+
 from tapegpt.kernels import records as op
-from tapegpt.kernels.activation import IDENTITY
+from tapegpt.kernels.amx import UNIT_LEAST, unit_room
 from tapegpt.kernels.dropout import CHANCES
 from tapegpt.kernels.lanes import LANE_COLUMNS
-from tapegpt.kernels.matmul import panel_room
+from tapegpt.kernels.matmul import IDENTITY, PANEL_DEPTH, WIDE
+from tapegpt.kernels.vector_width import MATRIX_UNIT
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.memory import all_or_nothing
 from tapegpt.tape.parts import Input, Number, TapeError
@@ -54,10 +57,18 @@ class ArrayOperations(Leaves):
         if transposed is None:
             transposed = self._record_array(op.TRANSPOSE, n_in, n_out, (n_out, n_in, w))
             self._transposed[w] = transposed
-        panel = self._panel_for(self._capacity(rows), n_in, n_out)
+        opcode, room = op.LINEAR, PANEL_DEPTH * WIDE * self.lanes
+        capacity = self._capacity(rows)
+        if MATRIX_UNIT and self.dtype == np.float32 and min(capacity, n_in, n_out) >= UNIT_LEAST:
+            opcode = op.UNIT_LINEAR
+            # Of x W^T, of dout W and of dout^T x.
+            products = (capacity, n_in), (capacity, n_out), (n_out, capacity)
+            room = max(room, *(unit_room(*product) for product in products))
+        if self._panel is None or self.extents[self._panel] < room:
+            self._panel = self._auxiliary(room)
         start = op.NONE if plus is None else plus
-        arguments = (rows, n_in, n_out, x, w, transposed, start, panel, IDENTITY, IDENTITY)
-        return self._record_array(op.LINEAR, rows, n_out, arguments)
+        arguments = (rows, n_in, n_out, x, w, transposed, start, self._panel, IDENTITY, IDENTITY)
+        return self._record_array(opcode, rows, n_out, arguments)
 
     @all_or_nothing
     def rmsnorm(self, x: int, epsilon: float = 1e-5) -> int:
@@ -203,14 +214,6 @@ class ArrayOperations(Leaves):
     def relu_array(self, x: int) -> int:
         """max(0, x), element by element."""
         return self._elementwise(op.ARRAY_RELU, x)
-
-    def _panel_for(self, rows: int, n_in: int, n_out: int) -> int:
-        """Room for what a linear's three products pack; one will do for all linears."""
-        products = (rows, n_in, n_out), (rows, n_out, n_in), (n_out, rows, n_in)
-        room = max(panel_room(self.dtype, self.lanes, *product) for product in products)
-        if self._panel is None or self.extents[self._panel] < room:
-            self._panel = self._auxiliary(room)
-        return self._panel
 
     def _as_input(self, which: Input | Iterable[int], below: int) -> Input:
         if not isinstance(which, Input):

@@ -8,7 +8,7 @@ from tapegpt.tape.parts import TapeError
 # What a position can be made of: operations that keep to the rows they are given.
 ROW_BY_ROW = {
     op.EMBED,
-    op.LINEAR,
+    *op.LINEARS,
     op.RMSNORM,
     op.ARRAY_SOFTMAX,
     op.ARRAY_RELU,
