@@ -153,7 +153,7 @@ def recorded(case: Case):
     batch = tape.batch(documents, positions, VOCAB_SIZE)
     inputs = [tape.embed((table, batch.tokens)) for table in tables]
 
-    case.operation(tape, batch, weights, *inputs)  # also what is shared, such as transposes
+    case.operation(tape, batch, weights, *inputs)  # also what is shared: room for products
     begin = tape.mark().records
     out = case.operation(tape, batch, weights, *inputs)
     end = tape.mark().records

@@ -26,7 +26,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tapegpt.kernels.jit import jit
-from tapegpt.kernels.matmul import IDENTITY, RELU, matmul
+from tapegpt.kernels.matmul import IDENTITY, activated, matmul
 from tapegpt.kernels.records import NONE
 from tapegpt.kernels.simd import (
     element_pointer,
@@ -34,7 +34,6 @@ from tapegpt.kernels.simd import (
     llvm_vector,
     load,
     load_first,
-    relu,
     row_offsets,
     store,
     store_vector,
@@ -43,7 +42,6 @@ from tapegpt.kernels.simd import (
     tile_store,
     tile_transpose,
     tile_zeros,
-    where_positive,
 )
 
 SIDE, DEPTH = 16, 32  # rows of a tile of A and columns of one of B, and the steps that both hold
@@ -244,17 +242,27 @@ def pack_columns(b, b0, b_row, depth, packed):
 
 
 @jit
+def pack_transposed_columns(b, b0, b_row, depth, columns, packed, room):
+    """The same of a transposed B, whose columns are `columns` rows at b0, if there are so many."""
+    places, sources = row_offsets(0, SIDE, SIDE, SIDE), row_offsets(0, columns, b_row, SIDE)
+    for k in range(0, depth, DEPTH):
+        for step in (k, k + SIDE):
+            square = tile_load_first(tile_zeros(b, SIDE, 1), b, b0 + step, sources, depth - step)
+            square = tile_keep_first(tile_transpose(square), columns)
+            tile_store(b, room + (step - k) * SIDE, places, square, SIDE)
+        for r in range(0, PART, SIDE):
+            store_parts(b, packed + r, load(b, room + r), load(b, room + PART + r))
+        packed += PARTS
+
+
+@jit
 def finish(b, sums, out, out0, out_row, start0, rows, activation):
     """Add the start, if any, to the first `rows` rows of a tile, and store what becomes of it."""
     for r in range(rows):
         y = load(b, sums + r * SIDE)
         if start0 >= 0:
             y = load(out, start0 + r * out_row) + y
-        if activation == RELU:
-            y = relu(y)
-        elif activation != IDENTITY:
-            y = where_positive(load(b, activation + r * out_row), y)
-        store(out, out0 + r * out_row, y)
+        store(out, out0 + r * out_row, activated(y, b, activation, r * out_row))
 
 
 def unit_room(rows: int, depth: int) -> int:
@@ -265,8 +273,8 @@ def unit_room(rows: int, depth: int) -> int:
 
 @jit
 def unit_matmul(
-    a, a0, a_row, a_step, b, b0, b_row, packed, out, out0, out_row, start0, rows, depth, columns,
-    activation,
+    a, a0, a_row, a_step, b, b0, b_row, b_transposed, packed, out, out0, out_row, start0,
+    rows, depth, columns, activation,
 ):  # fmt: skip
     """As matmul; packed is the index in b of unit_room elements."""
     begin_products()
@@ -274,7 +282,7 @@ def unit_matmul(
         steps = min(PANEL_DEPTH, depth - k)
         tiles = (steps + DEPTH - 1) // DEPTH * PARTS
         right, left = packed + 2 * PART, packed + 2 * PART + tiles
-        begin = start0 if k == 0 else out0
+        first = start0 if k == 0 else out0
         last = activation if k + steps == depth else IDENTITY
         for top in range(0, rows, PANEL_ROWS):
             height = min(PANEL_ROWS, rows - top)
@@ -284,10 +292,14 @@ def unit_matmul(
             else:
                 pack_transposed(a, a_begin, a_step, height, steps, b, left, packed)
             for column in range(0, columns, SIDE):
-                pack_columns(b, b0 + k * b_row + column, b_row, steps, right)
+                if b_transposed:
+                    begin = b0 + column * b_row + k
+                    pack_transposed_columns(b, begin, b_row, steps, columns - column, right, packed)
+                else:
+                    pack_columns(b, b0 + k * b_row + column, b_row, steps, right)
                 for row in range(0, height, SIDE):
                     place = (top + row) * out_row + column
-                    start = begin if begin < 0 else begin + place
+                    start = first if first < 0 else first + place
                     whole = height - row >= SIDE
                     if whole and start >= 0:
                         load_sum(out, start, out_row)
@@ -309,17 +321,17 @@ def unit_matmul(
 
 @jit
 def large_matmul(
-    a, a0, a_row, a_step, b, b0, b_row, packed, out, out0, out_row, start0, rows, depth, columns,
-    activation,
+    a, a0, a_row, a_step, b, b0, b_row, b_transposed, packed, out, out0, out_row, start0,
+    rows, depth, columns, activation,
 ):  # fmt: skip
     """As matmul, on the matrix unit if the product is large."""
     if min(rows, depth, columns) >= UNIT_LEAST:
         unit_matmul(
-            a, a0, a_row, a_step, b, b0, b_row, packed, out, out0, out_row, start0, rows, depth,
-            columns, activation,
+            a, a0, a_row, a_step, b, b0, b_row, b_transposed, packed, out, out0, out_row, start0,
+            rows, depth, columns, activation,
         )  # fmt: skip
     else:
         matmul(
-            a, a0, a_row, a_step, b, b0, b_row, packed, out, out0, out_row, start0, rows, depth,
-            columns, activation,
+            a, a0, a_row, a_step, b, b0, b_row, b_transposed, packed, out, out0, out_row, start0,
+            rows, depth, columns, activation,
         )  # fmt: skip

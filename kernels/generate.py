@@ -21,7 +21,6 @@ from tapegpt.kernels.simd import (
     store,
     sum_lanes,
 )
-from tapegpt.kernels.steps import update_constants
 from tapegpt.kernels.sweep import forward_sweep
 from tapegpt.kernels.vmath import exp
 
@@ -141,7 +140,6 @@ def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_tu
     count, block = samples.shape
     inputs, documents = program.machine.inputs, program.documents
     drawn = 0
-    update_constants(program)
     together = 1 if in_turn else len(documents)
     for first_text in range(0, count, together):
         alive = min(together, count - first_text)

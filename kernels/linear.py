@@ -1,8 +1,6 @@
 """out = start + x W^T: every row of x through one matrix of weights.
 
-W is (n_out, n_in), a row of weights per output, as in microgpt and PyTorch. The forward product
-wants its transpose: one TRANSPOSE record per matrix keeps that on the tape, made again only when
-the parameters have changed.
+W is (n_out, n_in), a row of weights per output, as in microgpt and PyTorch.
 """
 
 from tapegpt.kernels.elementwise import pass_gradient
@@ -10,55 +8,31 @@ from tapegpt.kernels.jit import jit
 from tapegpt.kernels.matmul import IDENTITY, RELU
 from tapegpt.kernels.records import NONE
 from tapegpt.kernels.rows import row_range
-from tapegpt.kernels.simd import (
-    lanes,
-    padded,
-    row_offsets,
-    row_stride,
-    tile_keep_first,
-    tile_load,
-    tile_store,
-    tile_transpose,
-    tile_zeros,
-)
+from tapegpt.kernels.simd import row_stride
 
 ADJACENT = 1
-
-
-# out = W^T; operands: n_out, n_in, W. Gradients go straight to W, in linear_backward.
-@jit
-def transpose_forward(values, operands, inputs, out, at, window):
-    n_out, n_in, w = operands[at], operands[at + 1], operands[at + 2]
-    w_row, out_row = row_stride(values, n_in), row_stride(values, n_out)
-    empty = tile_zeros(values, lanes(values), 1)
-    for j in range(0, n_out, lanes(values)):
-        rows = row_offsets(j, n_out, w_row, lanes(values))
-        for k in range(0, n_in, lanes(values)):
-            out_rows = row_offsets(k, n_in, out_row, lanes(values))
-            block = tile_transpose(tile_load(empty, values, w + k, rows))
-            block = tile_keep_first(block, n_out - j)
-            tile_store(values, out + j, out_rows, block, n_in - k)
 
 
 def make_linear(multiply):
     """The two kernels, for one way to multiply matrices."""
 
     # out = activation(start + x W^T)
-    # operands: rows, n_in, n_out, x, W, W^T, start or NONE, room for a panel, activation, that of
-    # x; differentiable: x, start (and W, which always accumulates)
+    # operands: rows, n_in, n_out, x, W, start or NONE, room for a panel, activation, that of x
+    # differentiable: x, start (and W, which always accumulates)
     # An activation's gradient is the business of the record that uses its result, see passes.py.
     @jit
     def linear_forward(values, operands, inputs, out, at, window):
-        n_in, n_out = operands[at + 1], operands[at + 2]
-        x, w_transposed, start = operands[at + 3], operands[at + 5], operands[at + 6]
+        n_in, n_out, x, start = (
+            operands[at + 1], operands[at + 2], operands[at + 3], operands[at + 5],
+        )  # fmt: skip
         x_row, out_row = row_stride(values, n_in), row_stride(values, n_out)
         first, last = row_range(operands[at], window)
         multiply(
             values, x + first * x_row, x_row, ADJACENT,
-            values, w_transposed, out_row, operands[at + 7],
+            values, operands[at + 4], x_row, True, operands[at + 6],
             values, out + first * out_row, out_row,
             start if start == NONE else start + first * out_row,
-            last - first, n_in, padded(values, n_out), operands[at + 8],
+            last - first, n_in, n_out, operands[at + 7],
         )  # fmt: skip
 
     @jit
@@ -71,19 +45,19 @@ def make_linear(multiply):
         dout = operands[back + 1] + first * out_row
         dx = operands[back + 2] + first * x_row
         # dx += dout W, where x, if it is the result of a ReLU, is positive
-        mask = x if operands[at + 9] == RELU else IDENTITY
+        mask = x if operands[at + 8] == RELU else IDENTITY
         multiply(
             grads, dout, out_row, ADJACENT,
-            values, w, x_row, operands[at + 7],
+            values, w, x_row, False, operands[at + 6],
             grads, dx, x_row, NONE if fresh & 1 else dx,
-            last - first, n_out, padded(values, n_in), mask,
+            last - first, n_out, n_in, mask,
         )  # fmt: skip
         # dW += dout^T x
         multiply(
             grads, dout, ADJACENT, out_row,
-            values, x, x_row, operands[at + 7],
+            values, x, x_row, False, operands[at + 6],
             grads, w, x_row, w,
-            n_out, last - first, padded(values, n_in), IDENTITY,
+            n_out, last - first, n_in, IDENTITY,
         )  # fmt: skip
         if dstart != NONE:
             count = (last - first) * out_row

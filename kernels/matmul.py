@@ -1,8 +1,9 @@
 """The one matrix product behind `linear`: out = start + A B, tile by tile, for any strides.
 
 A is addressed by row and step, so that a transposed A costs nothing: element (r, k) lies at
-a0 + r * a_row + k * a_step. Rows of B and of out are whole padded rows, B's `b_row` elements
-apart. amx.py has the same for large ones, on machines that have a matrix unit.
+a0 + r * a_row + k * a_step. Rows of out are whole padded rows, and so are those of B or of its
+transpose, `b_row` elements apart. amx.py has the same for large products, on machines that have a
+matrix unit.
 """
 
 from tapegpt.kernels.jit import inlined, jit
@@ -12,19 +13,27 @@ from tapegpt.kernels.simd import (
     TAIL_ROWS,
     WIDE_TILE,
     advance,
+    keep_first,
     lanes,
     load,
+    padded,
     prefetch,
+    relu,
     row_offsets,
     row_pointers,
     store,
     tail_pointers,
     tile_fma,
+    tile_keep_first,
     tile_load,
+    tile_outer,
     tile_relu,
+    tile_row_sums,
     tile_store,
+    tile_transpose,
     tile_where_positive,
     tile_zeros,
+    where_positive,
 )
 
 # A panel of B, this many rows of it at a time, stays in the first-level cache.
@@ -38,10 +47,23 @@ PACKED_BYTES, PACKED_ROWS = 1024, 100
 # before a tile that takes long enough, steps over this many rows of B.
 LONG_DEPTH = 64
 
+# Packing what a product reads again for every row does not pay for so few of them.
+FEW_ROWS = 3
+
 # What becomes of start + A B before it is stored: nothing, or max(0, of it). Any other activation
 # is the index in b of numbers laid out as out is, and what is stored is 0 where they are not
 # positive.
 IDENTITY, RELU = -1, -2
+
+
+@inlined
+def activated(y, b, activation, at):
+    """What becomes of the vector y, whose place is `at` elements after where out begins."""
+    if activation == RELU:
+        y = relu(y)
+    elif activation != IDENTITY:
+        y = where_positive(load(b, activation + at), y)
+    return y
 
 
 @inlined
@@ -109,28 +131,73 @@ def pack(b, b0, b_row, depth, width, target):
 
 
 @jit
-def matmul(
-    a, a0, a_row, a_step, b, b0, b_row, packed, out, out0, out_row, start0, rows, depth, columns,
-    activation,
+def transpose(b, b0, b_row, rows, columns, target, target_row):
+    """b[target], an array of `columns` rows, becomes the transpose of `rows` rows at b[b0]."""
+    empty = tile_zeros(b, lanes(b), 1)
+    for j in range(0, rows, lanes(b)):
+        sources = row_offsets(j, rows, b_row, lanes(b))
+        for k in range(0, columns, lanes(b)):
+            square = tile_transpose(tile_load(empty, b, b0 + k, sources))
+            square = tile_keep_first(square, rows - j)
+            targets = row_offsets(k, columns, target_row, lanes(b))
+            tile_store(b, target + j, targets, square, columns - k)
+
+
+@jit
+def few_rows(
+    a, a0, a_row, b, b0, b_row, out, out0, out_row, start0, rows, depth, columns, activation
 ):  # fmt: skip
-    """out = activation(start + A B), where A is rows x depth, out rows x columns, whole vectors.
+    """matmul with B's transpose, row by row: every element of out is a sum along two rows.
+
+    What A and B hold beyond their depth, up to whole vectors, is 0.
+    """
+    here, size = row_offsets(0, 1, 0, 1), lanes(b)
+    for r in range(rows):
+        for column in range(0, columns, size):
+            sums = tile_zeros(b, size, 1)
+            sources = row_offsets(column, columns, b_row, size)
+            for k in range(0, depth, size):
+                sums = tile_outer(sums, b, b0 + k, sources, a, a0 + r * a_row + k, here)
+            y = keep_first(tile_row_sums(sums), columns - column, b.dtype.type(0))
+            at = r * out_row + column
+            if start0 >= 0:
+                y = load(out, start0 + at) + y
+            store(out, out0 + at, activated(y, b, activation, at))
+
+
+@jit
+def matmul(
+    a, a0, a_row, a_step, b, b0, b_row, b_transposed, packed, out, out0, out_row, start0,
+    rows, depth, columns, activation,
+):  # fmt: skip
+    """out = activation(start + A B), where A is rows x depth, out rows x columns.
 
     start0 is the index in the array out of the start, laid out as out is: out0 to accumulate, -1
-    to start from zero. packed is the index in b of room for a panel. a_row or a_step is 1.
+    to start from zero. packed is the index in b of room for a panel.
     """
-    packing = b_row * b.itemsize >= PACKED_BYTES and rows >= PACKED_ROWS
+    if b_transposed and rows <= FEW_ROWS:
+        few_rows(
+            a, a0, a_row, b, b0, b_row, out, out0, out_row, start0, rows, depth, columns, activation
+        )  # fmt: skip
+        return
+    packing = b_transposed or (b_row * b.itemsize >= PACKED_BYTES and rows >= PACKED_ROWS)
+    end = padded(out, columns)
     for k in range(0, max(1, depth), PANEL_DEPTH):
         count = min(PANEL_DEPTH, depth - k)
         left = a0 + k * a_step
         column = 0
-        while column < columns:
-            vectors = min(WIDE, (columns - column) // lanes(out))
+        while column < end:
+            vectors = min(WIDE, (end - column) // lanes(out))
             if vectors < WIDE:
                 vectors = PAIR if vectors >= PAIR else 1
             width = vectors * lanes(out)
             right, right_row = b0 + k * b_row + column, b_row
             if packing:
-                pack(b, right, b_row, count, width, packed)
+                if b_transposed:
+                    right = b0 + column * b_row + k
+                    transpose(b, right, b_row, min(width, columns - column), count, packed, width)
+                else:
+                    pack(b, right, b_row, count, width, packed)
                 right, right_row = packed, width
             begin = start0 if k == 0 else out0
             if begin >= 0:

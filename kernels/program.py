@@ -31,7 +31,7 @@ class Program(NamedTuple):
     unrolled: bool
 
     # Records: those of the first p positions end at ends[p], those for the logits of position p
-    # at logit_ends[p]. The ones before ends[0] depend on nothing but parameters.
+    # at logit_ends[p]; ends[0] is 0.
     ends: NDArray[np.int64]  # (block + 1,)
     logit_ends: NDArray[np.int64]  # (block,)
 

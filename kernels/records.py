@@ -60,9 +60,9 @@ MAX = 18
 RUN = 19
 DOT_ROWS = 20
 DOT_COLUMNS = 21
-TRANSPOSE = 22
-EMBED = 23
-LINEAR = 24
+EMBED = 22
+LINEAR = 23
+UNIT_LINEAR = 24  # with products that are large enough for a matrix unit, see amx.py
 RMSNORM = 25
 ATTENTION = 26  # to 30: for squares of 1, 2, 4, 8 and 16 columns, see lanes.py
 CROSS_ENTROPY = 31
@@ -77,11 +77,9 @@ DROPOUT = 39
 PREVIOUS = 40
 CARRY = 41  # no kernel: where the stretch that PREVIOUS begins ends, see sweep.py
 
-UNIT_LINEAR = 42  # a LINEAR that has products for the matrix unit
-
 # Rows of the table of addresses: one for every opcode, and one for stretches of scalar records.
-SCALARS = 43
-COUNT = 44
+SCALARS = 42
+COUNT = 43
 
 LINEARS = frozenset((LINEAR, UNIT_LINEAR))
 
@@ -93,8 +91,8 @@ SEVERAL = frozenset((LOOKUP, SOFTMAX, RUN, DOT_ROWS, DOT_COLUMNS))
 # place), and those whose gradients are room for its kernel.
 DIFFERENTIABLE = {
     EMBED: (),
-    LINEAR: (3, 6),
-    UNIT_LINEAR: (3, 6),
+    LINEAR: (3, 5),
+    UNIT_LINEAR: (3, 5),
     RMSNORM: (2,),
     **{ATTENTION + i: (3, 4, 5) for i in range(5)},
     CROSS_ENTROPY: (2,),

@@ -12,22 +12,16 @@ from tapegpt.kernels.team import LOSS, part, take_parameters, together
 
 
 @jit
-def update_constants(program):
-    """Recompute what depends on parameters alone, after they have changed."""
-    forward_sweep(program.machine, 0, program.ends[0], (0, 0, 0, 0))
-
-
-@jit
 def loss_and_gradient(program, window):
     """The loss of the packed batch; its gradient is added to the parameters' gradients."""
     values, grads = program.machine.values, program.machine.grads
-    begin, end = program.ends[0], program.ends[window[1]]
+    end = program.ends[window[1]]
     root, top = program.roots[window[1]], program.tops[window[1]]
-    forward_sweep(program.machine, begin, end, window)
+    forward_sweep(program.machine, 0, end, window)
     for i in range(len(program.clear)):
         grads[program.clear[i, 0] : min(top, program.clear[i, 1])] = 0
     grads[root] = 1
-    reverse_sweep(program.machine, begin, end, window)
+    reverse_sweep(program.machine, 0, end, window)
     return values[root]
 
 
@@ -50,7 +44,6 @@ def train_steps(
     for i in range(losses.shape[1]):
         step = first + i
         take_parameters(program, team, thread)
-        update_constants(program)
         loss = 0.0
         for at in range(begin, end, documents_per_sweep):
             document, count = step * batch_size + at, min(documents_per_sweep, end - at)

@@ -27,7 +27,7 @@ from tapegpt.kernels.elementwise import (
     array_scale_forward,
 )
 from tapegpt.kernels.embedding import embed_backward, embed_forward
-from tapegpt.kernels.linear import make_linear, transpose_forward
+from tapegpt.kernels.linear import make_linear
 from tapegpt.kernels.matmul import matmul
 from tapegpt.kernels.products import (
     dot_columns_backward,
@@ -52,7 +52,6 @@ KERNELS = {
     op.RUN: (run_forward, run_backward),
     op.DOT_ROWS: (dot_rows_forward, dot_rows_backward),
     op.DOT_COLUMNS: (dot_columns_forward, dot_columns_backward),
-    op.TRANSPOSE: (transpose_forward, None),
     op.EMBED: (embed_forward, embed_backward),
     op.LINEAR: make_linear(matmul),
     op.UNIT_LINEAR: make_linear(large_matmul),

@@ -2,7 +2,6 @@
 
 from tapegpt.kernels.batch import pack_batch
 from tapegpt.kernels.jit import jit
-from tapegpt.kernels.steps import update_constants
 from tapegpt.kernels.sweep import forward_sweep
 from tapegpt.kernels.team import part, take_parameters
 
@@ -16,10 +15,9 @@ def held_out_loss(program, team, thread, tokens, offsets, documents_per_sweep, l
     values = program.machine.values
     begin, end = part(len(offsets) - 1, thread, len(team.reports))
     take_parameters(program, team, thread)
-    update_constants(program)
     for first in range(begin, end, documents_per_sweep):
         together = min(documents_per_sweep, end - first)
         window = pack_batch(program, tokens, offsets, first, together, 0.0, 1.0)
-        forward_sweep(program.machine, program.ends[0], program.ends[window[1]], window)
+        forward_sweep(program.machine, 0, program.ends[window[1]], window)
         losses[thread, 0] += values[program.common_roots[window[1]]]
         losses[thread, 1] += window[3]

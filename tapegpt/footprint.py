@@ -18,36 +18,35 @@ def nodes_needed(model: ModelConfig, vocab_size: int, granularity: str, document
         return _recurrent_nodes(model, vocab_size, granularity, documents)
     width, block = model.n_embd, model.block_size
     layers = model.ensemble * model.n_layer
-    parameters = _parameters(model, vocab_size)
     if granularity == "vector":
         # Of every row a layer keeps 16 numbers per column; its attention keeps q, k, v once more
-        # and the weights, one lane for a head of a document. Of parameters there are transposes.
+        # and the weights, one lane for a head of a document.
         per_column = 16 if model.dropout == 0 else 18
         # Logits and their exponentials, of every network, and of their mean once more.
-        logits = 2 * vocab_size * (1 if model.ensemble == 1 else 2 * model.ensemble + 1)
-        row = per_column * layers * width + model.ensemble * 2 * width + logits
+        logits = 2 * _stride(vocab_size) * (1 if model.ensemble == 1 else 2 * model.ensemble + 1)
+        row = (per_column * layers + model.ensemble * 2) * _stride(width) + logits
         heads = -(-documents * model.n_head // LANES) * LANES
         lanes = layers * heads * block * (3 * width // model.n_head + block)
-        return 2 * parameters + documents * block * row + lanes
+        return _padded_parameters(model, vocab_size) + documents * block * row + lanes
     # A product and a sum for every weight of a matrix at every position, and for every pair of
     # positions four nodes a column and five a head. With dot a whole sum is one node.
     matrices = multiplications(model, vocab_size)
     products, columns = (2 * matrices, 4 * width) if granularity == "scalar" else (0, 0)
     position = products + 25 * layers * width + 5 * model.ensemble * vocab_size
     pair = layers * (columns + 5 * model.n_head)
-    return parameters + block * position + block * (block + 1) // 2 * pair
+    return _parameters(model, vocab_size) + block * position + block * (block + 1) // 2 * pair
 
 
 def _recurrent_nodes(model: ModelConfig, vocab_size: int, granularity: str, documents: int) -> int:
-    parameters, state = _parameters(model, vocab_size), 8 * model.n_state
     if granularity == "vector":
-        row = 2 * model.n_embd + state + 2 * vocab_size
-        return 2 * parameters + documents * model.block_size * row
+        row = 2 * _stride(model.n_embd) + 8 * _stride(model.n_state) + 2 * _stride(vocab_size)
+        return _padded_parameters(model, vocab_size) + documents * model.block_size * row
     weights = multiplications(model, vocab_size)
     position = 2 * weights if granularity == "scalar" else 0
     if model.model == "rnn-att":
         position += model.n_att * model.n_state  # the rows of m that fire
-    return parameters + model.block_size * (position + state + 5 * vocab_size)
+    position += 8 * model.n_state + 5 * vocab_size
+    return _parameters(model, vocab_size) + model.block_size * position
 
 
 def bytes_needed(
@@ -74,6 +73,17 @@ def bytes_needed(
 def _parameters(model: ModelConfig, vocab_size: int) -> int:
     shapes = parameter_shapes(model, vocab_size)
     return sum(outputs * inputs for outputs, inputs in shapes.values())
+
+
+def _padded_parameters(model: ModelConfig, vocab_size: int) -> int:
+    shapes = parameter_shapes(model, vocab_size)
+    return sum(outputs * _stride(inputs) for outputs, inputs in shapes.values())
+
+
+def _stride(width: int) -> int:
+    """Nodes that a row takes of an array, at most: see row_stride in kernels/simd.py."""
+    vectors = -(-width // LANES)
+    return LANES * (vectors + (vectors >= 4 and vectors % 2 == 0))
 
 
 def bytes_available() -> float:

@@ -16,7 +16,7 @@ from tapegpt.kernels.matmul import RELU
 from tapegpt.kernels.program import Machine
 
 # Places in the argument list of a linear.
-X, ACTIVATION, ACTIVATION_OF_X = 3, 8, 9
+X, ACTIVATION, ACTIVATION_OF_X = 3, 7, 8
 
 # Places in the list for the reverse sweep, see records.py.
 FRESH, DOUT, DX = 0, 1, 2
@@ -41,16 +41,6 @@ OPERANDS_NEEDED = {
     op.TOPK: (2,),
 }
 RESULT_NEEDED = {op.RMSNORM, op.ARRAY_SOFTMAX}
-
-
-def hoist_constants(machine: Machine) -> tuple[Machine, int]:
-    """Move the transposes of parameters to the front: once an update is enough. Returns how many.
-
-    They depend on nothing but parameters.
-    """
-    constant = machine.records[:, 0] == op.TRANSPOSE
-    order = np.argsort(~constant, kind="stable")
-    return machine._replace(records=machine.records[order]), int(constant.sum())
 
 
 def fuse_relu(machine: Machine) -> Machine:

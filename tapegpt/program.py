@@ -16,7 +16,6 @@ from tapegpt.kernels.table import load_kernels
 from tapegpt.models import networks, parameter_shapes
 from tapegpt.passes import (
     fuse_relu,
-    hoist_constants,
     mark_overwritten,
     share_gradients,
     share_values,
@@ -93,13 +92,12 @@ def _record_vector(model: ModelConfig, vocab_size: int, dtype: str, documents: i
     mean_loss = _mean(tape, losses)
     loss_records = tape.mark().records - before_losses
 
-    machine, constants = hoist_constants(tape.machine())
-    machine = mark_overwritten(fuse_relu(machine), tape.num_params)
+    machine = mark_overwritten(fuse_relu(tape.machine()), tape.num_params)
     machine = share_gradients(machine, tape.num_params, tape.extents)
     machine = share_values(machine, tape.extents, keep=[logits])
     block = model.block_size
     ends = np.full(block + 1, len(machine.records))
-    ends[0] = constants
+    ends[0] = 0
     program = Program(
         machine=machine,
         num_params=tape.num_params,

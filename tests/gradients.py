@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.kernels.batch import pack_batch
-from tapegpt.kernels.steps import loss_and_gradient, update_constants
+from tapegpt.kernels.steps import loss_and_gradient
 from tapegpt.kernels.team import Team
 from tapegpt.program import Recording
 
@@ -18,7 +18,6 @@ def loss_and_gradients(
 ) -> tuple[float, Arrays]:
     """The mean over documents first to first + count - 1, and its gradients by parameter."""
     program, most = recording.program, recording.documents_per_sweep
-    update_constants(program)
     loss = 0.0
     for begin in range(first, first + count, most):
         together = min(most, first + count - begin)

@@ -129,19 +129,6 @@ EQUIVALENT = {
         "team.together: if looks % LOOKS == 0: -> if ... :",
         "team.together: yield_processor() -> pass",
     ],
-    "What depends on parameters alone has no window, and may be computed with more than that.": [
-        "steps.update_constants: forward_sweep(program ... ends[1], (0, 0, 0, 0))",
-        *(
-            f"steps.update_constants: forward_sweep(program ... ends[0], {window})"
-            for change in ("1", "(-1)")
-            for window in (
-                f"({change}, 0, 0, 0)",
-                f"(0, {change}, 0, 0)",
-                f"(0, 0, {change}, 0)",
-                f"(0, 0, 0, {change})",
-            )
-        ),
-    ],
     "Another key of the same seed and document is as good.": [
         "steps.train_steps: inputs[program.key] = ... = dropout_key(document, seed)",
     ],

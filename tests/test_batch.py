@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tapegpt.config import ModelConfig
 from tapegpt.kernels import records as op
 from tapegpt.kernels.batch import pack_batch
-from tapegpt.kernels.steps import loss_and_gradient, update_constants
+from tapegpt.kernels.steps import loss_and_gradient
 from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
 from tapegpt.program import record
 
@@ -110,7 +110,6 @@ def test_rows_are_packed_position_by_position(recording, model, documents, first
 
 def loss_and_parameter_gradient(recording, documents, first, count):
     program = recording.program
-    update_constants(program)
     program.machine.grads[: program.num_params] = 0
     window = pack_batch(program, *corpus(documents), first, count, SHARE, 0.0)
     loss = loss_and_gradient(program, window)
@@ -198,11 +197,10 @@ def test_forward_goes_position_by_position_too(model):
     whole, stepwise = randomised(recorded(model)), randomised(recorded(model))
     loss, _ = loss_and_parameter_gradient(whole, documents, 0, 5)
     program = stepwise.program
-    update_constants(program)
     window = pack_batch(program, *corpus(documents), 0, 5, SHARE, 0.0)
     total = 0
     for part in windows_of_positions(program, window[1]):
-        forward_sweep(program.machine, program.ends[0], program.ends[window[1]], part)
+        forward_sweep(program.machine, 0, program.ends[window[1]], part)
         total += program.machine.values[program.roots[window[1]]]
     assert total == pytest.approx(loss, rel=1e-12)
 

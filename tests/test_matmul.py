@@ -58,10 +58,11 @@ def room_for(multiply, dtype, rows, depth):
 
 
 @every_product
-@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("transposed", [None, "a", "b"])
 @pytest.mark.parametrize("start", ["none", "other", "itself"])
 @given(
     sizes=products(),
+    narrower=st.integers(0, 15),
     activation=st.sampled_from([IDENTITY, RELU, WHERE_POSITIVE]),
     guard=gaps,
     a_gap=gaps,
@@ -70,29 +71,38 @@ def room_for(multiply, dtype, rows, depth):
     seed=st.integers(0, 99),
 )
 def test_product_is_exact_and_nothing_else_is_written(
-    multiply, dtype, transposed, start, sizes, activation, guard, a_gap, b_gap, out_gap, seed
-):
+    multiply, dtype, transposed, start, sizes, narrower, activation, guard, a_gap, b_gap, out_gap,
+    seed,
+):  # fmt: skip
     rows, depth, vectors = sizes
     lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
-    columns = vectors * lanes
+    width = vectors * lanes
+    columns = width - narrower % lanes
     rng = np.random.default_rng(seed)
 
     def whole_numbers(*shape):
         # Small ones: every sum is exact, in any order.
         return rng.integers(-9, 10, shape).astype(dtype)
 
+    def padded(block):
+        return np.pad(block, ((0, 0), (0, -block.shape[1] % lanes)))
+
     def with_gaps(block, gap):
-        # Padding between rows is not for reading: NaN would spread.
+        # What lies between rows is not for reading: NaN would spread.
         return np.pad(block, ((0, 0), (0, gap)), constant_values=np.nan)
 
     a, b = whole_numbers(rows, depth), whole_numbers(depth, columns)
-    begin, condition = whole_numbers(rows, columns), whole_numbers(rows, columns)
-    out = begin if start == "itself" else np.full((rows, columns), 77, dtype)
+    begin, condition = (padded(whole_numbers(rows, columns)) for _ in range(2))
+    out = begin if start == "itself" else np.full((rows, width), 77, dtype)
 
-    a_flat = guarded(with_gaps(a.T if transposed else a, a_gap), guard)
-    a_row, a_step = (1, rows + a_gap) if transposed else (depth + a_gap, 1)
+    a_rows = a.T if transposed == "a" else padded(a) if transposed == "b" else a
+    a_flat = guarded(with_gaps(a_rows, a_gap), guard)
+    a_row, a_step = a_rows.shape[1] + a_gap, 1
+    if transposed == "a":
+        a_row, a_step = a_step, a_row
     condition_block = guarded(with_gaps(condition, out_gap), guard)
-    b_block = guarded(with_gaps(b, b_gap), guard)
+    b_rows = padded(b.T if transposed == "b" else b)
+    b_block = guarded(with_gaps(b_rows, b_gap), guard)
     room = room_for(multiply, dtype, rows, depth)
     b_flat = np.concatenate([condition_block, b_block, guarded(room, guard)])
     packed = len(condition_block) + len(b_block) + guard
@@ -105,12 +115,12 @@ def test_product_is_exact_and_nothing_else_is_written(
     given_activation = guard if activation == WHERE_POSITIVE else activation
     multiply(
         a_flat, guard, a_row, a_step,
-        b_flat, len(condition_block) + guard, columns + b_gap, packed,
-        out_flat, guard, columns + out_gap, start0,
+        b_flat, len(condition_block) + guard, b_rows.shape[1] + b_gap, transposed == "b", packed,
+        out_flat, guard, width + out_gap, start0,
         rows, depth, columns, given_activation,
     )  # fmt: skip
 
-    expected = (a @ b + (0 if start == "none" else begin)).astype(dtype)
+    expected = (padded(a @ b) + (0 if start == "none" else begin)).astype(dtype)
     if activation == RELU:
         expected = np.maximum(expected, 0)
     elif activation == WHERE_POSITIVE:
@@ -134,7 +144,7 @@ def test_rounding_error_is_that_of_a_sum(multiply, dtype, sizes, seed):
     out = np.zeros(rows * columns, dtype)
     b_flat = np.concatenate([b.reshape(-1), room_for(multiply, dtype, rows, depth)])
     multiply(
-        a.reshape(-1), 0, depth, 1, b_flat, 0, columns, b.size,
+        a.reshape(-1), 0, depth, 1, b_flat, 0, columns, False, b.size,
         out, 0, columns, -1, rows, depth, columns, IDENTITY,
     )  # fmt: skip
     wide = a.astype(np.longdouble), b.astype(np.longdouble)
@@ -155,7 +165,7 @@ def test_nan_stays_nan(multiply, dtype, activation, nan):
     room = room_for(multiply, dtype, len(a), 1)
     b = np.concatenate([np.ones(out.size, dtype), room])
     multiply(
-        a, 0, 1, 1, b, 0, lanes, out.size, out, 0, lanes, -1, len(a), 1, lanes, activation
+        a, 0, 1, 1, b, 0, lanes, False, out.size, out, 0, lanes, -1, len(a), 1, lanes, activation
     )  # fmt: skip
     assert np.isnan(out).all()
 
@@ -169,7 +179,7 @@ def test_what_is_not_finite_does_not_vanish(multiply, dtype, transposed):
     b_flat = np.concatenate([b.reshape(-1), room_for(multiply, dtype, side, side)])
     a_row, a_step = (1, side) if transposed else (side, 1)
     multiply(
-        (a.T if transposed else a).reshape(-1), 0, a_row, a_step, b_flat, 0, side, b.size,
+        (a.T if transposed else a).reshape(-1), 0, a_row, a_step, b_flat, 0, side, False, b.size,
         out.reshape(-1), 0, side, -1, side, side, side, IDENTITY,
     )  # fmt: skip
     expected = np.ones((side, side), bool)
@@ -200,7 +210,7 @@ def test_the_matrix_unit_is_as_good_as_float32(transposed, exponents, depth, see
         out = np.zeros((UNIT_LEAST, 2 * SIDE), np.float32)
         multiply(
             a_flat, 0, a_row, a_step,
-            np.concatenate([b.reshape(-1), room]), 0, 2 * SIDE, b.size,
+            np.concatenate([b.reshape(-1), room]), 0, 2 * SIDE, False, b.size,
             out.reshape(-1), 0, 2 * SIDE, -1, UNIT_LEAST, depth, 2 * SIDE, IDENTITY,
         )  # fmt: skip
         errors.append(np.linalg.norm(out - exact))
@@ -220,7 +230,7 @@ def test_large_products_take_the_matrix_unit(large):
         outs = np.zeros((2, rows * columns), np.float32)
         for multiply, out in zip((large_matmul, expected), outs, strict=True):
             multiply(
-                a, 0, depth, 1, b.astype(np.float32), 0, columns, depth * columns,
+                a, 0, depth, 1, b.astype(np.float32), 0, columns, False, depth * columns,
                 out, 0, columns, -1, rows, depth, columns, IDENTITY,
             )  # fmt: skip
         np.testing.assert_array_equal(*outs)

@@ -285,7 +285,7 @@ def test_reset_to_the_parameters() -> None:
     assert tape.value(v).tolist() == [[3]]
 
 
-def test_reset_forgets_transposed_weights_and_the_batch() -> None:
+def test_reset_forgets_the_room_of_products_and_the_batch() -> None:
     tape = Tape()
     w = tape.parameter([[1.0, 2.0], [3.0, 4.0]])
     x = tape.array([[1.0, 1.0]])

@@ -53,10 +53,6 @@ class ArrayOperations(Leaves):
             )
         self._check_plus("linear", plus, rows, n_out)
         w = self._any(w)
-        transposed = self._transposed.get(w)
-        if transposed is None:
-            transposed = self._record_array(op.TRANSPOSE, n_in, n_out, (n_out, n_in, w))
-            self._transposed[w] = transposed
         opcode, room = op.LINEAR, PANEL_DEPTH * WIDE * self.lanes
         capacity = self._capacity(rows)
         if MATRIX_UNIT and self.dtype == np.float32 and min(capacity, n_in, n_out) >= UNIT_LEAST:
@@ -67,7 +63,7 @@ class ArrayOperations(Leaves):
         if self._panel is None or self.extents[self._panel] < room:
             self._panel = self._auxiliary(room)
         start = op.NONE if plus is None else plus
-        arguments = (rows, n_in, n_out, x, w, transposed, start, self._panel, IDENTITY, IDENTITY)
+        arguments = (rows, n_in, n_out, x, w, start, self._panel, IDENTITY, IDENTITY)
         return self._record_array(opcode, rows, n_out, arguments)
 
     @all_or_nothing

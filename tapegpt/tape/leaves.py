@@ -77,7 +77,6 @@ class Leaves(Memory):
         self._evaluate()
         if shape:
             self._view(self.values, node)[:] = given
-            self._transposed.pop(node, None)  # a new product wants a new transpose
         else:
             self.values[node] = given
 

@@ -75,7 +75,6 @@ class Memory:
         self._marks: set[Mark] = set()
         self._shapes: dict[int, Shape] = {}
         self.extents: dict[int, int] = {}  # how many nodes an array, or room for a kernel, takes
-        self._transposed: dict[int, int] = {}  # weights: the node of their transpose
         self._panel: int | None = None  # where matrix products pack what they read
         self._batch: Batch | None = None
         self._recurrence: int | None = None  # the record of a `previous` that waits for its `carry`
@@ -180,7 +179,6 @@ class Memory:
         self._known_inputs = {known for known in self._known_inputs if known.slot < mark.inputs}
         self._shapes = {node: shape for node, shape in self._shapes.items() if node < mark.nodes}
         self.extents = {node: n for node, n in self.extents.items() if node < mark.nodes}
-        self._transposed = {w: t for w, t in self._transposed.items() if t < mark.nodes}
         if self._panel is not None and self._panel >= mark.nodes:
             self._panel = None
         if self._batch is not None and self._batch.weights >= mark.nodes:

@@ -53,8 +53,7 @@ class Recurrence(Leaves):
             raise TapeError(f"carry: previous has the shape {self.shape(state)}, x {self.shape(x)}")
         for i in range(4 * (record + 1), len(self._records), 4):
             opcode, _, arguments, _ = self._records[i : i + 4]
-            by_row = opcode in ROW_BY_ROW and self._operands[arguments] == op.BATCH
-            if opcode != op.TRANSPOSE and not by_row:
+            if opcode not in ROW_BY_ROW or self._operands[arguments] != op.BATCH:
                 raise TapeError(
                     "between previous and carry every operation is one on batch arrays, row by row"
                 )
