@@ -39,17 +39,21 @@ def lane_stride(values, columns):
 
 @inlined
 def geometry(values, operands, inputs, at, window):
-    """How heads lie in rows and in lanes, and the positions that are to be computed."""
+    """How heads lie in rows of q, k and v, in those of out, and in lanes; and the positions that
+    are to be computed.
+    """
     n_head, head_dim, starts, block = (
         operands[at + 1], operands[at + 2], operands[at + 6], operands[at + 7],
     )  # fmt: skip
+    whole, given_row, problems = operands[at + 8], operands[at + 14], operands[at + 15]
     row = row_stride(values, n_head * head_dim)
     stride, span = lane_stride(values, head_dim), lane_stride(values, block)
-    heads = (inputs, starts, operands, at + 14, n_head, head_dim, row, stride, operands[at + 8])
+    given = (inputs, starts, operands, at + 16, n_head, head_dim, given_row, stride, whole)
+    made = (inputs, starts, operands, at + 16 + problems, n_head, head_dim, row, stride, whole)
     first, last = window[0], window[1]
     if operands[at] != BATCH:
         first, last = 0 * block, block
-    return heads, block, stride, span, first, last
+    return given, made, block, stride, span, first, last
 
 
 @inlined
@@ -105,11 +109,14 @@ def make_attention(size):
 
     # operands: rows, n_head, head_dim, q, k, v, slot of the starts, block, whether vectors are
     # whole, then in lanes q, k and v (groups x block rows of `stride`), the weights (groups x
-    # block rows of `span`), out (block rows of `stride`), and then the offset of every problem
+    # block rows of `span`), out (block rows of `stride`); elements from a row of q, k and v to the
+    # next, the number of problems, and the offset of every problem in those rows and in rows of out
     @jit
     def attention_forward(values, operands, inputs, out, at, window):
-        heads, block, stride, span, first, last = geometry(values, operands, inputs, at, window)
-        starts, n_head, head_dim = heads[1], heads[4], heads[5]
+        given, made, block, stride, span, first, last = geometry(
+            values, operands, inputs, at, window
+        )
+        starts, n_head, head_dim = given[1], given[4], given[5]
         size = lanes(values)
         scale = values.dtype.type(1 / math.sqrt(head_dim))
         for problem in range(0, problems_at(inputs, starts, first, n_head), size):
@@ -118,7 +125,7 @@ def make_attention(size):
             for j in range(3):
                 target = operands[at + 9 + j] + group * stride
                 rows_to_lanes(
-                    values, operands[at + 3 + j], heads, problem, first, end, values, target
+                    values, operands[at + 3 + j], given, problem, first, end, values, target
                 )
             q, k, v = (
                 operands[at + 9] + group * stride,
@@ -139,14 +146,16 @@ def make_attention(size):
                     values, row, span, size, values, v, size, stride,
                     values, result + p * stride, stride, upper - p, head_dim, upper,
                 )  # fmt: skip
-            lanes_to_rows(values, result, heads, problem, first, end, values, out, True)
+            lanes_to_rows(values, result, made, problem, first, end, values, out, True)
 
     # dw = dout v^T, dv = w^T dout, dq = ds k, dk = ds^T q
     # scratch: in lanes dq, dk and dv, then dw, which ds overwrites, and dout
     @jit
     def attention_backward(values, grads, operands, inputs, out, at, back, window):
-        heads, block, stride, span, first, last = geometry(values, operands, inputs, at, window)
-        starts, n_head, head_dim = heads[1], heads[4], heads[5]
+        given, made, block, stride, span, first, last = geometry(
+            values, operands, inputs, at, window
+        )
+        starts, n_head, head_dim = given[1], given[4], given[5]
         size = lanes(values)
         scale = values.dtype.type(1 / math.sqrt(head_dim))
         for problem in range(0, problems_at(inputs, starts, first, n_head), size):
@@ -167,7 +176,7 @@ def make_attention(size):
                 operands[back + 7] + group * stride,
                 operands[back + 9],
             )
-            rows_to_lanes(grads, operands[back + 1], heads, problem, first, end, grads, dout)
+            rows_to_lanes(grads, operands[back + 1], made, problem, first, end, grads, dout)
             for p in range(first, end, LANE_ROWS):
                 upper = min(end, p + LANE_ROWS)
                 row = dweights + p * span
@@ -198,7 +207,7 @@ def make_attention(size):
             for j in range(3):
                 source = operands[back + 5 + j] + group * stride
                 target, overwrite = operands[back + 2 + j], operands[back] & 1 << j != 0
-                lanes_to_rows(grads, source, heads, problem, first, end, grads, target, overwrite)
+                lanes_to_rows(grads, source, given, problem, first, end, grads, target, overwrite)
 
     return attention_forward, attention_backward
 

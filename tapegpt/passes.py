@@ -7,7 +7,7 @@ linears give, which read no padding of gradients.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -16,7 +16,10 @@ from tapegpt.kernels.matmul import RELU
 from tapegpt.kernels.program import Machine
 
 # Places in the argument list of a linear.
-X, ACTIVATION, ACTIVATION_OF_X = 3, 7, 8
+N_OUT, X, W, PANEL, ACTIVATION, ACTIVATION_OF_X = 2, 3, 4, 6, 7, 8
+
+# Places in that of attention: those of q, k and v, and of how they lie in rows.
+Q, GIVEN_ROW, PROBLEMS, OFFSETS = 3, 14, 15, 16
 
 # Places in the list for the reverse sweep, see records.py.
 FRESH, DOUT, DX = 0, 1, 2
@@ -173,6 +176,64 @@ def share_values(machine: Machine, extents: Mapping[int, int], keep: Iterable[in
             records[i, 1] = places.take(out)
         places.leave(array for array in arrays if last_use.get(array) == i)
     return machine._replace(records=records, operands=operands)
+
+
+def join_linears(
+    machine: Machine, extents: Mapping[int, int], stride: Callable[[int], int], joint: int
+) -> Machine:
+    """Make one of the three linears that give an attention q, k and v, which nobody else needs.
+
+    Where their weights lie one after the other they are one matrix. stride: elements from one row
+    of so many columns to the next. joint: room for a result, see joint_width; it will do for all.
+    To be done last.
+    """
+    records, operands = machine.records.copy(), machine.operands.copy()
+    kept = np.ones(len(records), bool)
+    linears = [at for opcode, _, at, _ in records.tolist() if opcode in op.LINEARS]
+    panels = {int(operands[at + PANEL]) for at in linears}
+    for i in _joinable(machine, stride):
+        _, _, at, back = records[i].tolist()
+        width = int(operands[at + N_OUT])
+        operands[at + N_OUT] = 3 * width
+        operands[at + PANEL] = max(panels, key=extents.__getitem__)
+        # In the reverse sweep the last one comes first.
+        operands[back + FRESH] = operands[records[i + 2, 3] + FRESH]
+        records[i, 1] = operands[back + DOUT] = joint
+        kept[i + 1 : i + 3] = False
+
+        _, _, at, back = records[i + 3].tolist()
+        for j in range(3):
+            operands[at + Q + j] = operands[back + DX + j] = joint + j * width
+        operands[at + GIVEN_ROW] = stride(3 * width)
+        offsets = operands[at + OFFSETS : at + OFFSETS + operands[at + PROBLEMS]]
+        documents, columns = np.divmod(offsets, stride(width))
+        offsets[:] = documents * stride(3 * width) + columns
+    return machine._replace(records=records[kept], operands=operands)
+
+
+def joint_width(machine: Machine, stride: Callable[[int], int]) -> int:
+    """Columns of the widest result that join_linears will make."""
+    ats = [int(machine.records[i, 2]) for i in _joinable(machine, stride)]
+    return max((3 * int(machine.operands[at + N_OUT]) for at in ats), default=0)
+
+
+def _joinable(machine: Machine, stride: Callable[[int], int]) -> Iterator[int]:
+    """The first of three linears and an attention that can be joined."""
+    operands = machine.operands
+    for i in range(len(machine.records) - 3):
+        codes, outs, ats, _ = machine.records[i : i + 4].T.tolist()
+        q, k, v, attention = ats
+        if not {*codes[:3]} <= op.LINEARS or not op.ATTENTION <= codes[3] < op.CROSS_ENTROPY:
+            continue
+        n_in, n_out, _, w = operands[q + 1 : q + 5].tolist()
+        alike = [operands[[*range(at, at + W), *range(at + W + 1, at + PANEL)]] for at in ats[:3]]
+        weights = [int(operands[at + W]) for at in (q, k, v)]
+        if (
+            all((other == alike[0]).all() for other in alike)
+            and operands[attention + Q : attention + Q + 3].tolist() == outs[:3]
+            and weights == [w + j * n_out * stride(n_in) for j in range(3)]
+        ):
+            yield i
 
 
 def _last_uses(machine: Machine, extents: Mapping[int, int]) -> dict[int, int]:

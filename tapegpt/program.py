@@ -16,6 +16,8 @@ from tapegpt.kernels.table import load_kernels
 from tapegpt.models import networks, parameter_shapes
 from tapegpt.passes import (
     fuse_relu,
+    join_linears,
+    joint_width,
     mark_overwritten,
     share_gradients,
     share_values,
@@ -96,6 +98,10 @@ def _record_vector(model: ModelConfig, vocab_size: int, dtype: str, documents: i
     machine = share_gradients(machine, tape.num_params, tape.extents)
     machine = share_values(machine, tape.extents, keep=[logits])
     block = model.block_size
+    if width := joint_width(machine, tape.stride):
+        joint = tape.array(np.zeros((documents * block, width)))
+        machine = machine._replace(values=tape.values, grads=tape.grads)
+        machine = join_linears(machine, tape.extents, tape.stride, joint)
     ends = np.full(block + 1, len(machine.records))
     ends[0] = 0
     program = Program(

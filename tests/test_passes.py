@@ -20,6 +20,8 @@ from tapegpt.passes import (
     DOUT,
     DX,
     fuse_relu,
+    join_linears,
+    joint_width,
     mark_overwritten,
     share_gradients,
     share_values,
@@ -238,7 +240,7 @@ def test_wide_models_follow_float64():
     documents = [(2 * document + "cabbage")[:15] for document in DOCUMENTS * 2]
     machine, loss, gradients = measured(model, "float32", documents, 0.1)
     wide = [at for opcode, _, at, _ in machine.records if opcode == op.UNIT_LINEAR]
-    assert len(wide) == (12 if MATRIX_UNIT else 0)
+    assert len(wide) == (8 if MATRIX_UNIT else 0)
     double, expected_loss, expected = measured(model, "float64", documents, 0.1)
     assert op.UNIT_LINEAR not in opcodes(double)
     assert activations(machine) == activations(double)
@@ -246,6 +248,76 @@ def test_wide_models_follow_float64():
     for name, gradient in expected.items():
         difference = np.linalg.norm(gradients[name] - gradient)
         assert difference <= 1e-5 * np.linalg.norm(gradient), name
+
+
+def without_joints(*_):
+    return 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ensemble": 3},
+        {"look_back": 2, "dropout": 0.3},
+        {"n_embd": 70},
+        {"n_embd": 16, "n_head": 4},
+        {"n_embd": 3, "n_head": 1},
+        {"n_embd": 96, "n_head": 3},
+    ],
+    ids=str,
+)
+def test_q_k_and_v_of_one_product_are_those_of_three(changes, monkeypatch):
+    model = replace(MODEL, **changes)
+    machine, loss, gradients = measured(model, "float64")
+    monkeypatch.setattr(program, "joint_width", without_joints)
+    plain, plain_loss, plain_gradients = measured(model, "float64")
+    linears, attentions = (
+        [codes.count(code) for codes in map(opcodes, (plain, machine))]
+        for code in (op.LINEAR, attention_of(plain))
+    )
+    assert attentions[0] == attentions[1] == model.n_layer * model.ensemble
+    assert linears[0] - linears[1] == 2 * attentions[0]
+    assert loss == pytest.approx(plain_loss, rel=1e-13)
+    for name, gradient in plain_gradients.items():
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(gradients[name], gradient, rtol=0, atol=1e-13 * scale)
+
+
+def attention_of(machine):
+    return next(code for code in opcodes(machine) if op.ATTENTION <= code < op.CROSS_ENTROPY)
+
+
+def three_linears(tape, x, weights, plus=None):
+    """A tape's machine with the attention of three products."""
+    q, k, v = (tape.linear(x[i], weights[i], plus) for i in range(3))
+    tape.attention(q, k, v, 2)
+    return tape.machine()
+
+
+def test_what_is_not_one_product_stays_three():
+    tape = Tape()
+    a, b, c, narrow = parameters(tape, (4, 5), (4, 5), (4, 5), (4, 3))
+    apart = tape.parameter(np.ones((4, 5)))
+    x, y, z = (tape.array(np.ones((2, width))) for width in (5, 5, 3))
+    added = tape.array(np.ones((2, 4)))
+    mark = tape.mark()
+    assert joint_width(three_linears(tape, [x] * 3, [a, b, c]), tape.stride) == 12
+    for xs, weights, plus in (
+        ([x, y, x], [a, b, c], None),
+        ([x, x, x], [a, c, b], None),
+        ([x, x, x], [a, b, apart], None),
+        ([x, x, z], [b, c, narrow], None),
+        ([x, x, x], [a, b, c], added),
+    ):
+        tape.reset(mark)
+        machine = three_linears(tape, xs, weights, plus)
+        if plus is not None:  # the first alone
+            for at in machine.records[machine.records[:, 0] == op.LINEAR][1:, 2]:
+                machine.operands[at + START] = op.NONE
+        assert joint_width(machine, tape.stride) == 0
+        joined = join_linears(machine, tape.extents, tape.stride, 0)
+        assert as_bytes(joined) == as_bytes(machine)
 
 
 def gradient_places(machine):
@@ -263,9 +335,9 @@ def gradient_places(machine):
 def test_more_layers_need_no_more_places_for_gradients(n_layer):
     machine, *_ = measured(replace(MODEL, n_layer=n_layer), "float64")
     places, own = gradient_places(machine)
-    # Those of the loss, the logits and the hidden layer; of the residual stream, q, k, v and what
-    # attention or a normalisation gives.
-    assert len(set(places)) == 3 + 5
+    # Those of the loss, the logits and the hidden layer; of the residual stream, of q, k and v
+    # together, and of what attention or a normalisation gives.
+    assert len(set(places)) == 3 + 3
     assert len(own) == n_layer
     assert all(room == own[0] for room in own)
 

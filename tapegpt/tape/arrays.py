@@ -109,7 +109,7 @@ class ArrayOperations(Leaves):
         ]
         arguments = (
             shape.rows, n_head, head_dim, q, k, v, starts, block, int(whole),
-            *in_lanes, weights, result, *offsets,
+            *in_lanes, weights, result, shape.stride, len(offsets), *offsets, *offsets,
         )  # fmt: skip
         opcode = op.ATTENTION + size.bit_length() - 1
         return self._record_array(opcode, shape.rows, shape.width, arguments)
