@@ -38,8 +38,8 @@ TAIL_ROWS = 4
 SPACING = 3
 
 
-# Vectors in a row from which on it is better that their number is odd: 256 bytes.
-LONG_ROW = 256 // VECTOR_BYTES
+# Vectors in a row from which on it is better that their number is odd: 512 bytes.
+LONG_ROW = 512 // VECTOR_BYTES
 
 
 class Vector(types.Type):
