@@ -5,11 +5,11 @@ x = x1 + x2 + x3, each some 2^-8 of the one before. Of the nine products in x y
 
     x1 y1 + (x1 y2 + x2 y1) + (x1 y3 + x2 y2 + x3 y1)
 
-are enough: the three left out come to 2^-26 of x y at most, less than rounding it to float32 costs.
-The unit adds in float32, and rounds less often than multiply-adds do: of a whole product the errors
-are half as large. (Henry, Tang, Heinecke 2019: Leveraging the bfloat16 Artificial Intelligence Datatype
-For Higher-Precision Computations) It takes subnormal numbers as 0, so that x below 2^-110 has fewer
-bits, and the largest numbers, from 3.39e38 on, become NaN.
+are enough: the three left out come to 2^-24 of x y at most, what rounding it to float32 costs. The
+unit adds in float32, and rounds less often than multiply-adds do: of a whole product the errors are
+half as large. It takes subnormal numbers as 0, so that x below 2^-110 has fewer bits, and the
+largest numbers, from 3.39e38 on, become NaN. (Henry, Tang, Heinecke 2019: Leveraging the bfloat16
+Artificial Intelligence Datatype For Higher-Precision Computations)
 
 A tile is 1 KB, 16 rows of 16 pairs of numbers. Of both matrices it holds what is 16 by 32 there,
 steps k and k + 16 of the product as a pair:
