@@ -188,8 +188,10 @@ class Memory:
 
     def _records_until(self, node: int) -> int:
         """How many records there are up to the last whose results begin at a node or before it."""
-        # Results appear in the order of their ids.
+        # Results appear in the order of their ids. Mostly the last one is wanted.
         records = range(len(self._records) // 4)
+        if records and self._records[-3] <= node:
+            return len(records)
         return bisect_right(records, node, key=lambda record: self._records[4 * record + 1])
 
     def _evaluate(self) -> None:
