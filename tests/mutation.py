@@ -42,6 +42,7 @@ ROOT = Path(__file__).parent.parent
 
 # For each kernel what pytest is called with, one call after the other, the most telling first.
 TESTS = {
+    "amx": ["test_matmul.py", "test_array_operations.py test_passes.py -k linear or wide"],
     "attention": [
         "test_array_operations.py -k attention",
         "test_attention.py",
@@ -129,6 +130,12 @@ EQUIVALENT = {
         "team.together: if looks % LOOKS == 0: -> if ... :",
         "team.together: yield_processor() -> pass",
     ],
+    "How far a tile reaches matters only where bounds are checked; more room than needed will do; "
+    "rows after the last one are computed and left out.": [
+        "amx.define_move: side, itemsize = ... -> ... (SIDE - (0), 4))",
+        "amx.unit_room: tiles = ... -> tiles = -(-max(depth, PANEL_DEPTH) // DEPTH) * PARTS",
+        "amx.pack_rows: at = ... -> at = a0 + min(row + r, rows + 1) * a_row + k",
+    ],
     "Another key of the same seed and document is as good.": [
         "steps.train_steps: inputs[program.key] = ... = dropout_key(document, seed)",
     ],
@@ -162,6 +169,7 @@ EQUIVALENT = {
     ],
     "A single row lies where it begins, whatever the distance of the next.": [
         "topk.gathered_product: one_row = ... -> one_row = row_offsets(0, 1, (-1), 1)",
+        "matmul.few_rows: here, size = ... -> here, size = row_offsets(0, 1, (-1), 1), lanes(b)",
     ],
     "No row comes before the first position.": [
         "sweep.reverse_sweep: if here[0] > window[0]: -> if here[0] >= window[0]:",
