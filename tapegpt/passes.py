@@ -155,7 +155,7 @@ def share_gradients(machine: Machine, num_params: int, extents: Mapping[int, int
 def share_values(machine: Machine, extents: Mapping[int, int], keep: Iterable[int]) -> Machine:
     """The same for values that the reverse sweep does not need, nor anybody else but those to keep.
 
-    To be done last: from then on a node may stand for several arrays.
+    To be done late: from then on a node may stand for several arrays.
     """
     if _recurs(machine):
         return machine
