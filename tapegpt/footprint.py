@@ -83,7 +83,7 @@ def _padded_parameters(model: ModelConfig, vocab_size: int) -> int:
 def _stride(width: int) -> int:
     """Nodes that a row takes of an array, at most: see row_stride in kernels/simd.py."""
     vectors = -(-width // LANES)
-    return LANES * (vectors + (vectors >= 8 and vectors % 2 == 0))
+    return LANES * (vectors + (vectors >= 4 and vectors % 2 == 0))
 
 
 def bytes_available() -> float:
