@@ -276,7 +276,7 @@ def unit_matmul(
     a, a0, a_row, a_step, b, b0, b_row, b_transposed, packed, out, out0, out_row, start0,
     rows, depth, columns, activation,
 ):  # fmt: skip
-    """As matmul; packed is the index in b of unit_room elements."""
+    """As matmul, for an a_row or an a_step of 1; packed is the index in b of unit_room elements."""
     begin_products()
     for k in range(0, max(1, depth), PANEL_DEPTH):
         steps = min(PANEL_DEPTH, depth - k)

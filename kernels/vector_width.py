@@ -1,7 +1,8 @@
 """How wide vector registers are, and how many, on the machine that the kernels are compiled for.
 
 The CPU's features tell it, except for SVE on AArch64, whose registers are as long as the machine
-has them: 16 bytes on Neoverse N2 and V2, 32 on V1, 64 on A64FX.
+has them: 16 bytes on Neoverse N2 and V2, 32 on V1, 64 on A64FX. Also whether there is a matrix
+unit, whose registers Linux lends to a process that asks for them.
 """
 
 import ctypes
@@ -51,7 +52,7 @@ def has_matrix_unit() -> bool:
     """Whether kernels may use AMX: the machine has it, and Linux lets this process use it."""
     if sys.platform != "linux" or not {"avx512f", "amx-tile", "amx-bf16"} <= enabled_features():
         return False
-    request = ctypes.CDLL(None, use_errno=True).syscall
+    request = ctypes.CDLL(None).syscall
     answer: int = request(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
     return answer == 0
 

@@ -100,7 +100,7 @@ def _exit_at_end_of_input() -> None:
 
 def compile_rest(dtype: str) -> None:
     """Compile what training and sampling need, but for the kernels of models."""
-    # Its program has the same type as any, and no records to replay before the first position.
+    # Its program has the same type as any.
     model = ModelConfig(n_embd=1, n_head=1, block_size=1)
     training = TrainConfig(granularity="scalar", dtype=dtype)
     trainer = Trainer(model, training, ["a"], directions=())

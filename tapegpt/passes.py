@@ -26,19 +26,12 @@ FRESH, DOUT, DX = 0, 1, 2
 
 # Operations that add something to an array, as its number in DIFFERENTIABLE: the gradient of their
 # result is its own, and where nobody else needs the array they can add to it in place.
-ADDED_TO = {
-    op.LINEAR: 1,
-    op.UNIT_LINEAR: 1,
-    op.GATHERED_LINEAR: 1,
-    op.DROPOUT: 1,
-    op.ARRAY_ADD: 0,
-}
+ADDED_TO = {**dict.fromkeys(op.LINEARS, 1), op.GATHERED_LINEAR: 1, op.DROPOUT: 1, op.ARRAY_ADD: 0}
 
 # Whose values are still needed when the forward sweep is over: operands, as places in the argument
 # list, and results.
 OPERANDS_NEEDED = {
-    op.LINEAR: (3,),
-    op.UNIT_LINEAR: (3,),
+    **dict.fromkeys(op.LINEARS, (3,)),
     op.GATHERED_LINEAR: (3,),
     op.ARRAY_RELU: (2,),
     op.TOPK: (2,),

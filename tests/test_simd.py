@@ -113,7 +113,7 @@ def test_vectors_are_as_wide_as_those_of_sve_if_kernels_can_be(monkeypatch, regi
 def test_the_matrix_unit_is_used_where_it_is_allowed(monkeypatch, features, answer):
     asked = []
 
-    def library(name, use_errno):
+    def library(name):
         return SimpleNamespace(syscall=lambda *request: asked.append(request) or answer)
 
     monkeypatch.setattr(config, "CPU_FEATURES", features)
