@@ -69,6 +69,18 @@ def test_same_command_same_bits_in_another_process(
     call, tmp_path, model, granularity, threads, rounds
 ):
     flags = train_flags(model, granularity, "--val-fraction", "0.2", "--threads", threads)
+    check_other_processes(call, tmp_path, flags, rounds)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_bits_where_products_are_large(call, tmp_path, threads):
+    """For a matrix unit, where there is one."""
+    wide = ("--n-embd", "64", "--n-head", "4", "--block-size", "16", "--batch-size", "40")
+    flags = train_flags("gpt", "vector", *wide, "--threads", threads)
+    check_other_processes(call, tmp_path, flags, rounds=1)
+
+
+def check_other_processes(call, tmp_path, flags, rounds):
     here = results(call, flags)
     for i in range(rounds):
         tapegpt = Cli(tmp_path / str(i))
