@@ -27,6 +27,7 @@ from tapegpt.passes import (
     share_values,
 )
 from tapegpt.tape import Tape
+from tapegpt.tape.memory import ALIGNMENT
 
 START = 5  # in the argument list of a linear
 MODEL = ModelConfig(n_layer=2, n_embd=10, n_head=5, block_size=6)
@@ -277,7 +278,11 @@ def test_q_k_and_v_of_one_product_are_those_of_three(changes, monkeypatch):
         for code in (op.LINEAR, attention_of(plain))
     )
     assert attentions[0] == attentions[1] == model.n_layer * model.ensemble
-    assert linears[0] - linears[1] == 2 * attentions[0]
+    # Where vectors are narrow, matrices of odd sizes have gaps between them.
+    numbers = model.n_embd * Tape("float64").stride(model.n_embd)
+    one_matrix = numbers * 8 % ALIGNMENT == 0
+    assert one_matrix or model.n_embd != MODEL.n_embd or Tape("float64").lanes < 4
+    assert linears[0] - linears[1] == (2 * attentions[0] if one_matrix else 0)
     assert loss == pytest.approx(plain_loss, rel=1e-13)
     for name, gradient in plain_gradients.items():
         scale = np.abs(gradient).max()
@@ -333,7 +338,7 @@ def gradient_places(machine):
 
 @pytest.mark.parametrize("n_layer", [1, 2, 5])
 def test_more_layers_need_no_more_places_for_gradients(n_layer):
-    machine, *_ = measured(replace(MODEL, n_layer=n_layer), "float64")
+    machine, *_ = measured(replace(MODEL, n_embd=24, n_head=4, n_layer=n_layer), "float64")
     places, own = gradient_places(machine)
     # Those of the loss, the logits and the hidden layer; of the residual stream, of q, k and v
     # together, and of what attention or a normalisation gives.
