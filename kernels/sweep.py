@@ -221,7 +221,7 @@ def reverse_sweep(machine, begin, end, window):
             carry, here = i, position_window(inputs, operands[at], window[1] - 1)
             i -= 1
         else:
-            # A transpose has none: gradients go straight to the weights.
+            # topk has none: its result are numbers of columns.
             if kernels[code, BACKWARD] != 0:
                 call_backward(
                     kernels[code, BACKWARD],

@@ -1,9 +1,10 @@
 """What is done to a recorded program before it is replayed many times.
 
-Each pass takes and returns a `Machine` whose results are the same. They are for programs in which
-every array but the parameters is used by array operations, and none twice by one record; weights
-and tables are parameters, what a recurrence carries is used after it too, and attention takes what
-linears give, which read no padding of gradients.
+Each pass takes and returns a `Machine` whose results are the same, but for the rounding of sums
+that join_linears takes in another order. They are for programs in which every array but the
+parameters is used by array operations, and none twice by one record; weights and tables are
+parameters, what a recurrence carries is used after it too, and attention alone takes what the
+linears before it give, which read no padding of gradients.
 """
 
 from collections import defaultdict
