@@ -20,21 +20,31 @@ import math
 from tapegpt.kernels.jit import inlined, jit
 from tapegpt.kernels.lanes import (
     LANE_COLUMNS,
-    LANE_ROWS,
     copy_lane,
     lane_place,
     lane_product,
     make_moves,
+    whole_tiles,
 )
 from tapegpt.kernels.records import BATCH
-from tapegpt.kernels.simd import clear_tiny, fma, lanes, load, maximum, row_stride, splat, store
+from tapegpt.kernels.simd import (
+    clear_tiny,
+    fma,
+    lanes,
+    load,
+    maximum,
+    row_stride,
+    splat,
+    store,
+    zeros,
+)
 from tapegpt.kernels.vmath import LOG2_E, exp2
 
 
 @inlined
 def lane_stride(values, columns):
-    """Elements from one row of vectors to the next: room for whole tiles, see lane_product."""
-    return (columns + LANE_COLUMNS - 1) // LANE_COLUMNS * LANE_COLUMNS * lanes(values)
+    """Elements from one row of vectors to the next."""
+    return whole_tiles(columns) * lanes(values)
 
 
 @inlined
@@ -53,7 +63,7 @@ def geometry(values, operands, inputs, at, window):
     first, last = window[0], window[1]
     if operands[at] != BATCH:
         first, last = 0 * block, block
-    return given, made, block, stride, span, first, last
+    return given, made, whole_tiles(block), stride, span, first, last
 
 
 @inlined
@@ -72,35 +82,42 @@ def last_position(inputs, starts, n_head, problem, first, last):
 
 
 @jit
-def softmax_lanes(values, scores, count, room, scale):
-    """`count` vectors of scores become weights, lane by lane; those up to `room` become 0."""
-    size = lanes(values)
-    factor = values.dtype.type(scale * LOG2_E)
-    largest = load(values, scores)
-    for i in range(scores + size, scores + count * size, size):
-        largest = maximum(largest, load(values, i))
-    total = splat(values, 0)
-    for i in range(scores, scores + count * size, size):
-        e = exp2((load(values, i) - largest) * factor)
-        store(values, i, e)
-        total = total + e
-    inverse = 1.0 / total
-    for i in range(scores, scores + count * size, size):
-        store(values, i, load(values, i) * inverse)
-    for i in range(scores + count * size, scores + room * size, size):
-        store(values, i, splat(values, 0))
+def softmax_rows(values, scores, span, first, last, room, factor):
+    """Rows `first` to last - 1 of scores become weights, lane by lane, of 2^(factor score).
+
+    Row p has p + 1 of them; those from there up to `room` become 0.
+    """
+    size, zero = lanes(values), zeros(values)
+    for p in range(first, last):
+        row = scores + p * span
+        end = row + (p + 1) * size
+        largest = load(values, row)
+        for i in range(row + size, end, size):
+            largest = maximum(largest, load(values, i))
+        factors, lift = splat(values, factor), largest * -factor
+        total = splat(values, 0)
+        for i in range(row, end, size):
+            e = exp2(fma(load(values, i), factors, lift))
+            store(values, i, e)
+            total = total + e
+        inverse = 1.0 / total
+        for i in range(row, end, size):
+            store(values, i, load(values, i) * inverse)
+        for i in range(end, row + room * size, size):
+            store(values, i, zero)
 
 
 # ds = w (dw - sum(w dw)) scale, over dw
 @jit
-def softmax_lanes_backward(values, grads, weights, dweights, count, scale):
+def softmax_rows_backward(values, grads, weights, dweights, span, first, last, count, scale):
     size = lanes(values)
-    mean = splat(values, 0)
-    for i in range(0, count * size, size):
-        mean = fma(load(values, weights + i), load(grads, dweights + i), mean)
-    for i in range(0, count * size, size):
-        ds = load(values, weights + i) * (load(grads, dweights + i) - mean) * scale
-        store(grads, dweights + i, clear_tiny(ds))
+    for row in range(first * span, last * span, span):
+        mean = splat(values, 0)
+        for i in range(row, row + count * size, size):
+            mean = fma(load(values, weights + i), load(grads, dweights + i), mean)
+        for i in range(row, row + count * size, size):
+            ds = load(values, weights + i) * (load(grads, dweights + i) - mean) * scale
+            store(grads, dweights + i, clear_tiny(ds))
 
 
 def make_attention(size):
@@ -116,37 +133,34 @@ def make_attention(size):
         given, made, block, stride, span, first, last = geometry(
             values, operands, inputs, at, window
         )
-        starts, n_head, head_dim = given[1], given[4], given[5]
+        starts, n_head, width = given[1], given[4], whole_tiles(given[5])
         size = lanes(values)
-        scale = values.dtype.type(1 / math.sqrt(head_dim))
+        factor = values.dtype.type(LOG2_E / math.sqrt(given[5]))
+        begin = first - first % LANE_COLUMNS
         for problem in range(0, problems_at(inputs, starts, first, n_head), size):
             group = problem // size * block
             end = last_position(inputs, starts, n_head, problem, first, last)
-            for j in range(3):
-                target = operands[at + 9 + j] + group * stride
-                rows_to_lanes(
-                    values, operands[at + 3 + j], given, problem, first, end, values, target
-                )
             q, k, v = (
                 operands[at + 9] + group * stride,
                 operands[at + 10] + group * stride,
                 operands[at + 11] + group * stride,
             )
+            rows = operands[at + 3], operands[at + 4], operands[at + 5]
+            rows_to_lanes(values, rows, given, problem, first, end, values, (q, k, v))
             weights, result = operands[at + 12] + group * span, operands[at + 13]
-            for p in range(first, end, LANE_ROWS):
-                upper = min(end, p + LANE_ROWS)
+            for p in range(begin, end, LANE_COLUMNS):
+                upper = p + LANE_COLUMNS
                 row = weights + p * span
                 lane_product(
                     values, q + p * stride, stride, size, values, k, stride, size,
-                    values, row, span, upper - p, upper, head_dim,
+                    values, row, span, LANE_COLUMNS, upper, width,
                 )  # fmt: skip
-                for i in range(p, upper):
-                    softmax_lanes(values, weights + i * span, i + 1, upper, scale)
+                softmax_rows(values, weights, span, max(p, first), min(upper, end), upper, factor)
                 lane_product(
                     values, row, span, size, values, v, size, stride,
-                    values, result + p * stride, stride, upper - p, head_dim, upper,
+                    values, result + p * stride, stride, LANE_COLUMNS, width, upper,
                 )  # fmt: skip
-            lanes_to_rows(values, result, made, problem, first, end, values, out, True)
+            lanes_to_rows(values, (result,), made, problem, first, end, values, (out,), 1)
 
     # dw = dout v^T, dv = w^T dout, dq = ds k, dk = ds^T q
     # scratch: in lanes dq, dk and dv, then dw, which ds overwrites, and dout
@@ -155,9 +169,10 @@ def make_attention(size):
         given, made, block, stride, span, first, last = geometry(
             values, operands, inputs, at, window
         )
-        starts, n_head, head_dim = given[1], given[4], given[5]
+        starts, n_head, width = given[1], given[4], whole_tiles(given[5])
         size = lanes(values)
-        scale = values.dtype.type(1 / math.sqrt(head_dim))
+        scale = values.dtype.type(1 / math.sqrt(given[5]))
+        begin = first - first % LANE_COLUMNS
         for problem in range(0, problems_at(inputs, starts, first, n_head), size):
             group = problem // size * block
             end = last_position(inputs, starts, n_head, problem, first, last)
@@ -176,38 +191,37 @@ def make_attention(size):
                 operands[back + 7] + group * stride,
                 operands[back + 9],
             )
-            rows_to_lanes(grads, operands[back + 1], made, problem, first, end, grads, dout)
-            for p in range(first, end, LANE_ROWS):
-                upper = min(end, p + LANE_ROWS)
+            rows_to_lanes(grads, (operands[back + 1],), made, problem, first, end, grads, (dout,))
+            for p in range(begin, end, LANE_COLUMNS):
+                upper = p + LANE_COLUMNS
                 row = dweights + p * span
                 lane_product(
                     grads, dout + p * stride, stride, size, values, v, stride, size,
-                    grads, row, span, upper - p, upper, head_dim,
+                    grads, row, span, LANE_COLUMNS, upper, width,
                 )  # fmt: skip
-                for i in range(p, upper):
-                    softmax_lanes_backward(
-                        values, grads, weights + i * span, dweights + i * span, upper, scale
-                    )
+                softmax_rows_backward(
+                    values, grads, weights, dweights, span, p, min(upper, end), upper, scale
+                )
                 lane_product(
                     grads, row, span, size, values, k, size, stride,
-                    grads, dq + p * stride, stride, upper - p, head_dim, upper,
+                    grads, dq + p * stride, stride, LANE_COLUMNS, width, upper,
                 )  # fmt: skip
             # Every position passes a gradient to the keys and values of those before it.
-            for s in range(first, end, LANE_ROWS):
-                count = min(end - s, LANE_ROWS)
+            for s in range(begin, end, LANE_COLUMNS):
+                rest = whole_tiles(end) - s
                 corner = s * span + s * size
                 lane_product(
                     grads, dweights + corner, size, span, values, q + s * stride, size, stride,
-                    grads, dk + s * stride, stride, count, head_dim, end - s,
+                    grads, dk + s * stride, stride, LANE_COLUMNS, width, rest,
                 )  # fmt: skip
                 lane_product(
                     values, weights + corner, size, span, grads, dout + s * stride, size, stride,
-                    grads, dv + s * stride, stride, count, head_dim, end - s,
+                    grads, dv + s * stride, stride, LANE_COLUMNS, width, rest,
                 )  # fmt: skip
-            for j in range(3):
-                source = operands[back + 5 + j] + group * stride
-                target, overwrite = operands[back + 2 + j], operands[back] & 1 << j != 0
-                lanes_to_rows(grads, source, given, problem, first, end, grads, target, overwrite)
+            rows = operands[back + 2], operands[back + 3], operands[back + 4]
+            lanes_to_rows(
+                grads, (dq, dk, dv), given, problem, first, end, grads, rows, operands[back]
+            )
 
     return attention_forward, attention_backward
 
@@ -218,7 +232,7 @@ def move_document(values, operands, at, power, source, target, positions):
 
     For the attention whose squares are 2 ** power columns wide.
     """
-    n_head, head_dim, block = operands[at + 1], operands[at + 2], operands[at + 7]
+    n_head, head_dim, block = operands[at + 1], operands[at + 2], whole_tiles(operands[at + 7])
     stride = lane_stride(values, head_dim)
     for head in range(n_head):
         x = lane_place(values, source * n_head + head, power, block * stride)

@@ -4,7 +4,7 @@ from tapegpt.kernels.elementwise import add_to
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.rows import row_range
 from tapegpt.kernels.simd import keep_first, lanes, load, row_stride, splat, sum_lanes
-from tapegpt.kernels.softmax import padding, softmax_row
+from tapegpt.kernels.softmax import padding, row_exponentials, row_maximum
 from tapegpt.kernels.vmath import log
 
 
@@ -19,10 +19,15 @@ def cross_entropy_forward(values, operands, inputs, out, at, window):
     row = row_stride(values, width)
     first, last = row_range(operands[at], window)
     end, outside = padding(values, width)
+    # In a loop of its own no exponential waits for a maximum.
     for r in range(first, last):
-        largest, total = softmax_row(values, logits + r * row, exponentials + r * row, end, outside)
-        values[totals + r] = total
-        values[margins + r] = largest - values[logits + r * row + inputs[slot + r]]
+        values[margins + r] = row_maximum(values, logits + r * row, end, outside)
+    for r in range(first, last):
+        begin, largest = logits + r * row, values[margins + r]
+        values[totals + r] = row_exponentials(
+            values, begin, exponentials + r * row, end, outside, largest
+        )
+        values[margins + r] = largest - values[begin + inputs[slot + r]]
     loss = splat(values, 0)
     for r in range(first, last, lanes(values)):
         losses = log(load(values, totals + r)) + load(values, margins + r)

@@ -27,9 +27,15 @@ def embed_backward(values, grads, operands, inputs, out, at, back, window):
     row, columns = row_stride(values, width), padded(values, width)
     dout = operands[back + 1]
     first, last = row_range(operands[at], window)
-    for r in range(first, last):
+    for i in range(at + 3, at + 3 + 2 * count, 2):
+        table, slot = operands[i], operands[i + 1]
         for column in range(0, columns, lanes(values)):
-            passed = load(grads, dout + r * row + column)
-            for i in range(at + 3, at + 3 + 2 * count, 2):
-                dtable = operands[i] + inputs[operands[i + 1] + r] * row + column
-                store(grads, dtable, load(grads, dtable) + passed)
+            # Rows of one position lie together: what they pass to its row is added up first, or
+            # each would wait for what the one before wrote.
+            passed = splat(values, 0)
+            for r in range(first, last):
+                passed = passed + load(grads, dout + r * row + column)
+                if r + 1 == last or inputs[slot + r + 1] != inputs[slot + r]:
+                    dtable = table + inputs[slot + r] * row + column
+                    store(grads, dtable, load(grads, dtable) + passed)
+                    passed = splat(values, 0)

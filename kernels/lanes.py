@@ -18,9 +18,12 @@ import numpy as np
 from tapegpt.kernels.jit import inlined, jit
 from tapegpt.kernels.simd import (
     LANE_TILE,
+    advance,
     lanes,
     listed_offsets,
     row_offsets,
+    row_pointers,
+    store,
     tile_add,
     tile_keep_pieces,
     tile_load,
@@ -29,18 +32,16 @@ from tapegpt.kernels.simd import (
     tile_store_pieces,
     tile_transpose,
     tile_zeros,
+    zeros,
 )
 
 LANE_ROWS, LANE_COLUMNS = LANE_TILE
 
 
 @inlined
-def lane_tile(a, left, rows, a_step, b, right, columns, b_step, depth):
-    """A tile of the product: the sum over `depth` steps."""
-    tile = tile_zeros(a, LANE_ROWS, LANE_COLUMNS)
-    for k in range(depth):
-        tile = tile_outer(tile, a, left + k * a_step, rows, b, right + k * b_step, columns)
-    return tile
+def whole_tiles(count):
+    """Rows, columns or steps that so many take: all products are of whole tiles."""
+    return (count + LANE_COLUMNS - 1) // LANE_COLUMNS * LANE_COLUMNS
 
 
 @jit
@@ -50,28 +51,18 @@ def lane_product(
     """out[i, j] = sum over k of a[i, k] b[k, j], in every lane.
 
     The vector a[i, k] lies at a0 + i * a_row + k * a_step, b[k, j] at b0 + k * b_step +
-    j * b_column. Rows of out have room for a whole number of LANE_COLUMNS vectors.
+    j * b_column. Rows and columns are of whole tiles.
     """
-    size = lanes(out)
+    offsets = row_offsets(0, LANE_ROWS, out_row, LANE_ROWS)
     for i in range(0, rows, LANE_ROWS):
         for j in range(0, columns, LANE_COLUMNS):
-            start = out0 + i * out_row + j * size
-            left, right = a0 + i * a_row, b0 + j * b_column
-            count = rows - i
-            if count >= LANE_ROWS and columns - j >= LANE_COLUMNS:
-                tile = lane_tile(
-                    a, left, row_offsets(0, LANE_ROWS, a_row, LANE_ROWS), a_step,
-                    b, right, row_offsets(0, LANE_COLUMNS, b_column, LANE_COLUMNS), b_step, depth,
-                )  # fmt: skip
-                tile_store(
-                    out, start, row_offsets(0, LANE_ROWS, out_row, LANE_ROWS), tile, LANE_ROWS
-                )
-            else:
-                tile = lane_tile(
-                    a, left, row_offsets(0, count, a_row, LANE_ROWS), a_step,
-                    b, right, row_offsets(0, columns - j, b_column, LANE_COLUMNS), b_step, depth,
-                )  # fmt: skip
-                tile_store(out, start, row_offsets(0, count, out_row, LANE_ROWS), tile, count)
+            tile = tile_zeros(out, LANE_ROWS, LANE_COLUMNS)
+            left = row_pointers(a, a0 + i * a_row, a_row, LANE_ROWS)
+            right = row_pointers(b, b0 + j * b_column, b_column, LANE_COLUMNS)
+            for _ in range(depth):
+                tile = tile_outer(tile, left, right)
+                left, right = advance(left, a_step), advance(right, b_step)
+            tile_store(out, out0 + i * out_row + j * lanes(out), offsets, tile, LANE_ROWS)
 
 
 @inlined
@@ -124,43 +115,59 @@ def make_moves(size):
     """
 
     @jit
-    def rows_to_lanes(rows, x, heads, problem, first, last, vectors, out):
+    def rows_to_lanes(rows, xs, heads, problem, first, last, vectors, outs):
         inputs, starts, offsets, table, n_head, head_dim, row, stride, whole = heads
-        every = lanes(rows) // size
+        every, end, zero = lanes(rows) // size, whole_tiles(head_dim), zeros(vectors)
         for p in range(first, last):
             limit = (inputs[starts + p + 1] - inputs[starts + p]) * n_head
             count = limit - problem
-            begin, target = x + inputs[starts + p] * row, out + p * stride
+            begin, target = inputs[starts + p] * row, p * stride
             if whole:
                 places = listed_offsets(offsets, table, problem, limit, every, size)
-                for c in range(0, head_dim, size):
-                    at = target + c * lanes(rows)
-                    move_in(rows, begin + c, places, count, size, size, vectors, at)
+                for j in range(len(xs)):
+                    for c in range(0, head_dim, size):
+                        at = outs[j] + target + c * lanes(rows)
+                        move_in(rows, xs[j] + begin + c, places, count, size, size, vectors, at)
             else:
                 places = listed_offsets(offsets, table, problem, limit, 1, lanes(rows))
-                for c in range(0, head_dim, size):
-                    at = target + c * lanes(rows)
-                    move_in(rows, begin + c, places, count, size, head_dim - c, vectors, at)
+                for j in range(len(xs)):
+                    for c in range(0, head_dim, size):
+                        at = outs[j] + target + c * lanes(rows)
+                        move_in(
+                            rows, xs[j] + begin + c, places, count, size, head_dim - c, vectors, at
+                        )
+            for j in range(len(outs)):
+                for c in range(head_dim, end):
+                    store(vectors, outs[j] + target + c * lanes(rows), zero)
+        for p in range(last, whole_tiles(last)):
+            for j in range(len(outs)):
+                for c in range(end):
+                    store(vectors, outs[j] + p * stride + c * lanes(rows), zero)
 
     @jit
-    def lanes_to_rows(vectors, x, heads, problem, first, last, rows, out, fresh):
+    def lanes_to_rows(vectors, xs, heads, problem, first, last, rows, outs, fresh):
         inputs, starts, offsets, table, n_head, head_dim, row, stride, whole = heads
         every = lanes(rows) // size
         for p in range(first, last):
             limit = (inputs[starts + p + 1] - inputs[starts + p]) * n_head
             count = limit - problem
-            begin, source = out + inputs[starts + p] * row, x + p * stride
+            begin, source = inputs[starts + p] * row, p * stride
             if whole:
                 places = listed_offsets(offsets, table, problem, limit, every, size)
-                for c in range(0, head_dim, size):
-                    at = source + c * lanes(rows)
-                    tile = move_out(vectors, at, size, size, rows, begin + c, places, fresh)
-                    tile_store(rows, begin + c, places, tile, (count + every - 1) // every)
+                pieces = (count + every - 1) // every
+                for j in range(len(xs)):
+                    for c in range(0, head_dim, size):
+                        x, out = xs[j] + source + c * lanes(rows), outs[j] + begin + c
+                        tile = move_out(vectors, x, size, size, rows, out, places, fresh >> j & 1)
+                        tile_store(rows, out, places, tile, pieces)
             else:
-                pieces = listed_offsets(offsets, table, problem, limit, 1, lanes(rows))
-                for c in range(0, head_dim, size):
-                    at, columns = source + c * lanes(rows), head_dim - c
-                    tile = move_out(vectors, at, columns, size, rows, begin + c, pieces, fresh)
-                    tile_store_pieces(rows, begin + c, pieces, tile, count, columns)
+                places = listed_offsets(offsets, table, problem, limit, 1, lanes(rows))
+                for j in range(len(xs)):
+                    for c in range(0, head_dim, size):
+                        x, out = xs[j] + source + c * lanes(rows), outs[j] + begin + c
+                        tile = move_out(
+                            vectors, x, head_dim - c, size, rows, out, places, fresh >> j & 1
+                        )
+                        tile_store_pieces(rows, out, places, tile, count, head_dim - c)
 
     return rows_to_lanes, lanes_to_rows

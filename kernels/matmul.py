@@ -10,6 +10,7 @@ from tapegpt.kernels.jit import inlined, jit
 from tapegpt.kernels.simd import (
     PAIR_TILE,
     SINGLE_TILE,
+    SQUARE_ROWS,
     TAIL_ROWS,
     WIDE_TILE,
     advance,
@@ -21,6 +22,7 @@ from tapegpt.kernels.simd import (
     relu,
     row_offsets,
     row_pointers,
+    square_fma,
     store,
     tail_pointers,
     tile_fma,
@@ -151,18 +153,80 @@ def few_rows(
 
     What A and B hold beyond their depth, up to whole vectors, is 0.
     """
-    here, size = row_offsets(0, 1, 0, 1), lanes(b)
+    size = lanes(b)
     for r in range(rows):
         for column in range(0, columns, size):
             sums = tile_zeros(b, size, 1)
-            sources = row_offsets(column, columns, b_row, size)
-            for k in range(0, depth, size):
-                sums = tile_outer(sums, b, b0 + k, sources, a, a0 + r * a_row + k, here)
+            left = tail_pointers(b, b0, row_offsets(column, columns, b_row, size))
+            right = row_pointers(a, a0 + r * a_row, a_row, 1)
+            for _ in range(0, depth, size):
+                sums = tile_outer(sums, left, right)
+                left, right = advance(left, size), advance(right, size)
             y = keep_first(tile_row_sums(sums), columns - column, b.dtype.type(0))
             at = r * out_row + column
             if start0 >= 0:
                 y = load(out, start0 + at) + y
             store(out, out0 + at, activated(y, b, activation, at))
+
+
+@inlined
+def square_product(left, square, out, out0, start0, out_rows, count):
+    """One tile: out = start + (the rows of A that `left` points to) times a square of B."""
+    tile = tile_zeros(out, SQUARE_ROWS, 1)
+    if start0 >= 0:
+        tile = tile_load(tile, out, start0, out_rows)
+    tile_store(out, out0, out_rows, square_fma(tile, left, square), count)
+
+
+@jit
+def square_panel(
+    a, a0, a_row, b, b0, b_row, b_transposed, width, out, out0, out_row, start0, rows
+):  # fmt: skip
+    """The product for a square of B: a vector of columns, `width` of them wanted, and as many rows.
+
+    It stays in registers. Tiles of one column otherwise read a vector of B for every step, and
+    are about as long in finding where their rows begin as in a few steps.
+    """
+    square = tile_zeros(b, lanes(b), 1)
+    if not b_transposed or width >= lanes(b):
+        square = tile_load(square, b, b0, row_offsets(0, lanes(b), b_row, lanes(b)))
+    else:
+        square = tile_load(square, b, b0, row_offsets(0, width, b_row, lanes(b)))
+    if b_transposed:
+        square = tile_keep_first(tile_transpose(square), width)
+    whole = rows - rows % SQUARE_ROWS
+    for row in range(0, whole, SQUARE_ROWS):
+        square_product(
+            row_pointers(a, a0 + row * a_row, a_row, SQUARE_ROWS), square,
+            out, out0 + row * out_row, start0 if start0 < 0 else start0 + row * out_row,
+            row_offsets(0, SQUARE_ROWS, out_row, SQUARE_ROWS), SQUARE_ROWS,
+        )  # fmt: skip
+    if whole < rows:
+        square_product(
+            tail_pointers(a, a0, row_offsets(whole, rows, a_row, SQUARE_ROWS)), square,
+            out, out0, start0, row_offsets(whole, rows, out_row, SQUARE_ROWS), rows - whole,
+        )  # fmt: skip
+
+
+@jit
+def square_by_square(
+    a, a0, a_row, b, b0, b_row, b_transposed, out, out0, out_row, start0, rows, depth, columns
+):  # fmt: skip
+    """matmul over the steps that make whole squares of B; returns how many they are.
+
+    Elements of a row of A are adjacent.
+    """
+    size = lanes(b)
+    whole = depth - depth % size
+    for k in range(0, whole, size):
+        for column in range(0, columns, size):
+            right = b0 + column * b_row + k if b_transposed else b0 + k * b_row + column
+            begin = start0 if k == 0 else out0
+            square_panel(
+                a, a0 + k, a_row, b, right, b_row, b_transposed, columns - column,
+                out, out0 + column, out_row, begin if begin < 0 else begin + column, rows,
+            )  # fmt: skip
+    return whole
 
 
 @jit
@@ -180,9 +244,15 @@ def matmul(
             a, a0, a_row, b, b0, b_row, out, out0, out_row, start0, rows, depth, columns, activation
         )  # fmt: skip
         return
+    done, thin, flat = 0, columns <= lanes(b), depth <= lanes(b)
+    if a_step == 1 and activation == IDENTITY and (thin or flat if b_transposed else thin and flat):
+        done = square_by_square(
+            a, a0, a_row, b, b0, b_row, b_transposed, out, out0, out_row, start0,
+            rows, depth, columns,
+        )  # fmt: skip
     packing = b_transposed or (b_row * b.itemsize >= PACKED_BYTES and rows >= PACKED_ROWS)
     end = padded(out, columns)
-    for k in range(0, max(1, depth), PANEL_DEPTH):
+    for k in range(done, max(1, depth), PANEL_DEPTH):
         count = min(PANEL_DEPTH, depth - k)
         left = a0 + k * a_step
         column = 0

@@ -33,6 +33,9 @@ LANE_TILE = (4, 4) if VECTOR_REGISTERS == 32 else (2, 4)
 # Rows of the tiles for the remainder.
 TAIL_ROWS = 4
 
+# Rows of the tiles beside which a whole square of B stays in registers, see square_panel.
+SQUARE_ROWS = 8 if VECTOR_REGISTERS == 32 else 6
+
 # A tile keeps the address of every third row of its left operand. With a stride in a register the
 # two rows after it are one address mode of x86 away, so twelve rows take five registers.
 SPACING = 3
@@ -122,6 +125,12 @@ class RowPointersModel(models.StructModel):
         if config.BOUNDSCHECK:
             members.append(("limits", types.UniTuple(types.intp, 2)))
         super().__init__(manager, pointers, members)
+
+
+def opaque(builder, value):
+    """The same pointer or integer, of which the optimizer knows nothing."""
+    function_type = ir.FunctionType(value.type, [value.type])
+    return builder.asm(function_type, "", "=r,0", [value], side_effect=False)
 
 
 def constant(vector, value):
@@ -443,6 +452,21 @@ def splat(typing_context, array, scalar):
 
 
 @intrinsic
+def zeros(typing_context, array):
+    """A vector of zeros, of which the optimizer does not know that it is.
+
+    It would turn a loop that stores three of them into a call of memset.
+    """
+    vector = Vector(array.dtype)
+
+    def codegen(context, builder, sig, args):
+        zero = opaque(builder, ir.Constant(ir.IntType(vector.dtype.bitwidth), 0))
+        return broadcast(builder, vector, builder.bitcast(zero, llvm_float(vector.dtype)))
+
+    return vector(array), codegen
+
+
+@intrinsic
 def fma(typing_context, a, b, c):
     """a * b + c"""
 
@@ -612,21 +636,35 @@ def tiny(typing_context, array):
     return vector(array), codegen
 
 
+def inverse_square_root(builder, vector, value):
+    """1 / sqrt(value): exact in float64, in float32 within a few units in the last place.
+
+    LLVM may take the machine's estimate and refine it, in half the time.
+    """
+    estimates = ("afn", "arcp", "nsz") if vector.dtype == types.float32 else ()
+    root = call_intrinsic(builder, "sqrt", vector, [value], fastmath=estimates)
+    return builder.fdiv(constant(vector, 1.0), root, flags=estimates)
+
+
+@intrinsic
+def inverse_root(typing_context, a):
+    """1 / sqrt(a), lane by lane, for normal positive numbers; see inverse_square_root."""
+
+    def codegen(context, builder, sig, args):
+        return inverse_square_root(builder, a, args[0])
+
+    return a(a), codegen
+
+
 @intrinsic
 def quick_root(typing_context, a):
-    """sqrt(a), lane by lane: exact in float64, in float32 within a few units in the last place.
-
-    LLVM may take the machine's estimate of 1 / sqrt(a) and refine it, in half the time.
-    """
+    """sqrt(a), lane by lane, for numbers from 0 on; as exact as inverse_square_root."""
 
     def codegen(context, builder, sig, args):
         if a.dtype == types.float64:
             return call_intrinsic(builder, "sqrt", a, args)
-        estimates = ("afn", "arcp", "nsz")
         above = builder.fadd(args[0], constant(a, TINY[a.dtype]))  # 1 / sqrt(0) is infinite
-        root = call_intrinsic(builder, "sqrt", a, [above], fastmath=estimates)
-        inverse = builder.fdiv(constant(a, 1.0), root, flags=estimates)
-        return builder.fmul(args[0], inverse)
+        return builder.fmul(args[0], inverse_square_root(builder, a, above))
 
     return a(a), codegen
 
@@ -848,15 +886,6 @@ def tile_load_first(typing_context, tile, array, index, offsets, count):
     return tile(tile, array, types.intp, offsets, types.intp), codegen
 
 
-def opaque(builder, pointer):
-    """The same pointer, of which the optimizer knows nothing.
-
-    Left to itself it keeps an address for every row, more than there are registers.
-    """
-    function_type = ir.FunctionType(pointer.type, [pointer.type])
-    return builder.asm(function_type, "", "=r,0", [pointer], side_effect=False)
-
-
 def array_limits(context, builder, array_type, array):
     """The addresses where an array begins and ends, where bounds are to be checked."""
     if not config.BOUNDSCHECK:
@@ -880,6 +909,7 @@ def check_limits(context, builder, pointers, pointer):
 
 
 def make_pointers(context, builder, pointers, starts, stride, limits):
+    # Left to itself the optimizer keeps an address for every row, more than there are registers.
     value = cgutils.create_struct_proxy(pointers)(context, builder)
     starts = [opaque(builder, start) for start in starts]
     value.starts = cgutils.pack_array(builder, starts)
@@ -887,6 +917,13 @@ def make_pointers(context, builder, pointers, starts, stride, limits):
     if limits is not None:
         value.limits = limits
     return value._getvalue()
+
+
+def row_pointer(builder, pointers, value, r):
+    """Where row r begins, of the struct of RowPointers."""
+    start = builder.extract_value(value.starts, r // pointers.spacing)
+    distance = builder.mul(value.stride, ir.Constant(ir.IntType(64), r % pointers.spacing))
+    return builder.gep(start, [distance])
 
 
 @intrinsic(prefer_literal=True)
@@ -953,13 +990,8 @@ def tile_fma(typing_context, tile, pointers, b, b_index):
         for c in range(tile.columns):
             at = builder.add(b_index, ir.Constant(ir.IntType(64), c * vector.lanes))
             right.append(load_vector(context, builder, b, b_value, at, vector))
-        distances = [
-            builder.mul(left.stride, ir.Constant(ir.IntType(64), i))
-            for i in range(pointers.spacing)
-        ]
         for r in range(tile.rows):
-            pointer = builder.extract_value(left.starts, r // pointers.spacing)
-            pointer = builder.gep(pointer, [distances[r % pointers.spacing]])
+            pointer = row_pointer(builder, pointers, left, r)
             check_limits(context, builder, left, pointer)
             element = broadcast(builder, vector, builder.load(pointer))
             for c in range(tile.columns):
@@ -973,27 +1005,60 @@ def tile_fma(typing_context, tile, pointers, b, b_index):
 
 
 @intrinsic
-def tile_outer(typing_context, tile, a, a_index, a_offsets, b, b_index, b_offsets):
-    """tile[r, c] + (vector of a at a_index + a_offsets[r]) * (of b at b_index + b_offsets[c])"""
+def square_fma(typing_context, tile, pointers, square):
+    """tile[r] + sum over k of (element k of row r that is pointed to) * square[k]
+
+    Both tiles have one column.
+    """
 
     def codegen(context, builder, sig, args):
-        result, a_value, a_index, a_rows, b_value, b_index, b_columns = args
+        result, left, square_value = args
         vector = tile.vector
-        right = []
-        for c in range(tile.columns):
-            at = builder.add(b_index, builder.extract_value(b_columns, c))
-            right.append(load_vector(context, builder, b, b_value, at, vector))
+        left = cgutils.create_struct_proxy(pointers)(context, builder, left)
+        starts = [row_pointer(builder, pointers, left, r) for r in range(tile.rows)]
+        rows = [builder.extract_value(result, r) for r in range(tile.rows)]
+        for k in range(square.rows):
+            right = builder.extract_value(square_value, k)
+            for r in range(tile.rows):
+                pointer = builder.gep(starts[r], [ir.Constant(ir.IntType(64), k)])
+                check_limits(context, builder, left, pointer)
+                element = broadcast(builder, vector, builder.load(pointer))
+                rows[r] = multiply_add(builder, vector, element, right, rows[r])
         for r in range(tile.rows):
-            at = builder.add(a_index, builder.extract_value(a_rows, r))
-            left = load_vector(context, builder, a, a_value, at, vector)
+            result = builder.insert_value(result, rows[r], r)
+        return result
+
+    return tile(tile, pointers, square), codegen
+
+
+@intrinsic
+def tile_outer(typing_context, tile, left, right):
+    """tile[r, c] + (vector that row r of `left` points to) * (vector of row c of `right`)"""
+    vector = tile.vector
+
+    def codegen(context, builder, sig, args):
+        result = args[0]
+
+        def load_row(pointers, value, r):
+            value = cgutils.create_struct_proxy(pointers)(context, builder, value)
+            pointer = row_pointer(builder, pointers, value, r)
+            check_limits(context, builder, value, pointer)
+            last = builder.gep(pointer, [ir.Constant(ir.IntType(64), vector.lanes - 1)])
+            check_limits(context, builder, value, last)
+            pointer = builder.bitcast(pointer, llvm_vector(vector).as_pointer())
+            return builder.load(pointer, align=vector.dtype.bitwidth // 8)
+
+        columns = [load_row(right, args[2], c) for c in range(tile.columns)]
+        for r in range(tile.rows):
+            row = load_row(left, args[1], r)
             for c in range(tile.columns):
                 i = r * tile.columns + c
                 accumulator = builder.extract_value(result, i)
-                accumulator = multiply_add(builder, vector, left, right[c], accumulator)
+                accumulator = multiply_add(builder, vector, row, columns[c], accumulator)
                 result = builder.insert_value(result, accumulator, i)
         return result
 
-    return tile(tile, a, types.intp, a_offsets, b, types.intp, b_offsets), codegen
+    return tile(tile, left, right), codegen
 
 
 @intrinsic

@@ -29,20 +29,24 @@ def padding(values, width):
 
 
 @inlined
-def softmax_row(values, x, out, last, outside):
-    """Write e^(x - max) of one row to out, 0 into its padding; return (max, their sum)."""
-    end = load(values, x + last) + outside
-    maxima = end
+def row_maximum(values, x, last, outside):
+    """The largest number of one row."""
+    maxima = load(values, x + last) + outside
     for i in range(0, last, lanes(values)):
         maxima = maximum(maxima, load(values, x + i))
-    largest = max_lanes(maxima)
-    total = exp2((end - largest) * LOG2_E)
+    return max_lanes(maxima)
+
+
+@inlined
+def row_exponentials(values, x, out, last, outside, largest):
+    """Write e^(x - largest) of one row to out, 0 into its padding; return their sum."""
+    total = exp2((load(values, x + last) + outside - largest) * LOG2_E)
     store(values, out + last, total)
     for i in range(0, last, lanes(values)):
         e = exp2((load(values, x + i) - largest) * LOG2_E)
         store(values, out + i, e)
         total = total + e
-    return largest, sum_lanes(total)
+    return sum_lanes(total)
 
 
 # operands: rows, width, x
@@ -53,7 +57,8 @@ def array_softmax_forward(values, operands, inputs, out, at, window):
     first, last = row_range(operands[at], window)
     end, outside = padding(values, width)
     for r in range(first, last):
-        _, total = softmax_row(values, x + r * row, out + r * row, end, outside)
+        largest = row_maximum(values, x + r * row, end, outside)
+        total = row_exponentials(values, x + r * row, out + r * row, end, outside, largest)
         for i in range(r * row, r * row + columns, lanes(values)):
             store(values, out + i, load(values, out + i) / total)
 

@@ -29,6 +29,7 @@ from tapegpt.kernels.simd import (
     row_offsets,
     row_pointers,
     splat,
+    square_fma,
     store,
     store_part,
     sum_lanes,
@@ -166,14 +167,20 @@ def fma_right(a, b, n, i):
 
 @jit
 def outer_left(a, b, n, i):
-    rows = row_offsets(0, 2, 1, 2)
-    return tile_total(tile_outer(tile_zeros(a, 2, 2), a, i, rows, b, 0, rows))
+    left, right = row_pointers(a, i, 1, 2), row_pointers(b, 0, 1, 2)
+    return tile_total(tile_outer(tile_zeros(a, 2, 2), left, right))
 
 
 @jit
 def outer_right(a, b, n, i):
-    rows = row_offsets(0, 2, 1, 2)
-    return tile_total(tile_outer(tile_zeros(a, 2, 2), b, 0, rows, a, i, rows))
+    left, right = row_pointers(b, 0, 1, 2), row_pointers(a, i, 1, 2)
+    return tile_total(tile_outer(tile_zeros(a, 2, 2), left, right))
+
+
+@jit
+def square_left(a, b, n, i):
+    square = tile_zeros(b, lanes(b), 1)
+    return tile_total(square_fma(tile_zeros(a, 2, 1), row_pointers(a, i, 3, 2), square))
 
 
 @jit
@@ -235,6 +242,7 @@ def accesses(size):
         fma_right: 2 * size,
         outer_left: size + 1,
         outer_right: size + 1,
+        square_left: 3 + size,
         gathered_rows: size,
     }, {listed_places: 2, offsets: 2}
 

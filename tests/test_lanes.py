@@ -46,8 +46,8 @@ def scattered(matrix, dtype, start, row, column):
 @pytest.mark.parametrize("a_transposed", [False, True])
 @pytest.mark.parametrize("b_transposed", [False, True])
 @given(
-    rows=st.integers(1, 2 * LANE_ROWS + 1),
-    columns=st.integers(1, 2 * LANE_COLUMNS + 1),
+    rows=st.integers(1, 3).map(lambda n: n * LANE_ROWS),
+    columns=st.integers(1, 3).map(lambda n: n * LANE_COLUMNS),
     depth=st.integers(0, 9),
     starts=st.tuples(*[st.integers(0, 5)] * 3),
     gaps=st.tuples(*[st.integers(0, 5)] * 3),
@@ -66,9 +66,7 @@ def test_lane_product_is_a_product_in_every_lane(
 
     a_row, a_step = strides(a_transposed, rows, depth, a_gap)
     b_step, b_column = strides(b_transposed, depth, columns, b_gap)
-    # Tiles are stored whole as far as columns go.
-    room = -(-columns // LANE_COLUMNS) * LANE_COLUMNS * lanes
-    out_row = room + out_gap
+    out_row = columns * lanes + out_gap
     out = np.full(out0 + rows * out_row + 5, UNTOUCHED, dtype)
     lane_product(
         scattered(a, dtype, a0, a_row, a_step), a0, a_row, a_step,
@@ -76,10 +74,10 @@ def test_lane_product_is_a_product_in_every_lane(
         out, out0, out_row, rows, columns, depth,
     )  # fmt: skip
 
-    written = out[out0 : out0 + rows * out_row].reshape(rows, out_row)
-    result = written[:, :room].reshape(rows, -1, lanes)[:, :columns]
+    written = out[out0 : out0 + rows * out_row].reshape(rows, out_row)[:, : columns * lanes]
+    result = written.reshape(rows, columns, lanes)
     np.testing.assert_array_equal(result, np.einsum("ikl,kjl->ijl", a, b))
-    written[:, :room] = UNTOUCHED
+    written[:] = UNTOUCHED
     assert (out == UNTOUCHED).all()
 
 
@@ -87,6 +85,10 @@ def lane_order(lanes, size):
     """The lane of the n-th of a group of problems, see tile_keep_pieces."""
     every = lanes // size
     return [n % every * size + n // every for n in range(lanes)]
+
+
+def whole_tiles(count):
+    return -(-count // LANE_COLUMNS) * LANE_COLUMNS
 
 
 class Layout:
@@ -99,7 +101,8 @@ class Layout:
         width = n_head * head_dim
         # Vectors of a row are whole only where rows are.
         self.row = width + (row_guard * lanes if whole else row_guard)
-        self.stride = head_dim * lanes + stride_guard
+        self.columns = whole_tiles(head_dim)
+        self.stride = self.columns * lanes + stride_guard
         self.block = max(lengths)
         lengths = np.sort(lengths)[::-1]
         self.alive = [int((lengths > p).sum()) for p in range(self.block)]
@@ -122,7 +125,7 @@ class Layout:
         return self.first + self.starts[-1] * self.row + self.lanes
 
     def vectors_length(self):
-        return self.out + self.block * self.stride
+        return self.out + whole_tiles(self.block) * self.stride
 
     def groups(self):
         """(first problem, one past the last position that it goes on to) of every group."""
@@ -165,46 +168,49 @@ def test_rows_become_lanes(dtype, size, data, seed):
     layout = data.draw(layouts(dtype, size))
     rows_to_lanes, _ = MOVES[size]
     rng = np.random.default_rng(seed)
-    rows = rng.normal(size=layout.rows_length()).astype(dtype)
+    length, apart = layout.rows_length(), layout.vectors_length() + 5
+    rows = rng.normal(size=2 * length).astype(dtype)
+    xs, outs = (layout.first, length + layout.first), (layout.out, apart + layout.out)
     for problem, end in layout.groups():
         begin = data.draw(st.integers(0, end - 1))
-        found = np.full(layout.vectors_length() + 5, UNTOUCHED, dtype)
+        found = np.full(2 * apart, UNTOUCHED, dtype)
         expected = found.copy()
-        for p in range(begin, end):
-            elements = layout.elements(problem, p)
-            matrix = np.zeros((layout.head_dim, layout.lanes), dtype)
-            matrix[:, layout.order[: len(elements)]] = rows[elements].T
-            target = layout.out + p * layout.stride
-            expected[target : target + matrix.size] = matrix.ravel()
-        rows_to_lanes(
-            rows, layout.first, layout.heads, problem, begin, end, found, layout.out
-        )  # fmt: skip
+        for i, out in enumerate(outs):
+            for p in range(begin, whole_tiles(end)):
+                matrix = np.zeros((layout.columns, layout.lanes), dtype)
+                if p < end:
+                    elements = i * length + layout.elements(problem, p)
+                    matrix[: layout.head_dim, layout.order[: len(elements)]] = rows[elements].T
+                target = out + p * layout.stride
+                expected[target : target + matrix.size] = matrix.ravel()
+        rows_to_lanes(rows, xs, layout.heads, problem, begin, end, found, outs)
         np.testing.assert_array_equal(found, expected)
 
 
 @every_size
-@pytest.mark.parametrize("fresh", [False, True])
-@given(data=st.data(), seed=st.integers(0, 99))
-def test_lanes_become_rows_again(dtype, size, fresh, data, seed):
+@given(data=st.data(), fresh=st.integers(0, 3), seed=st.integers(0, 99))
+def test_lanes_become_rows_again(dtype, size, data, fresh, seed):
     layout = data.draw(layouts(dtype, size))
     rows_to_lanes, lanes_to_rows = MOVES[size]
     rng = np.random.default_rng(seed)
-    rows = rng.normal(size=layout.rows_length()).astype(dtype)
+    length, apart = layout.rows_length(), layout.vectors_length()
+    rows = rng.normal(size=2 * length).astype(dtype)
     found = np.where(rng.random(rows.shape) < 0.5, 0, rng.normal(size=rows.shape)).astype(dtype)
     expected = found.copy()
+    xs, outs = (layout.first, length + layout.first), (layout.out, apart + layout.out)
     for problem, end in layout.groups():
         begin = data.draw(st.integers(0, end - 1))
-        between = np.full(layout.vectors_length(), np.nan, dtype)
-        rows_to_lanes(rows, layout.first, layout.heads, problem, begin, end, between, layout.out)
-        for p in range(begin, end):
-            elements = layout.elements(problem, p)
-            expected[elements] = rows[elements] if fresh else found[elements] + rows[elements]
-            # What lies in lanes without a problem goes nowhere.
-            matrix = between[layout.out + p * layout.stride :][: layout.head_dim * layout.lanes]
-            matrix.reshape(layout.head_dim, -1)[:, layout.order[len(elements) :]] = np.nan
-        lanes_to_rows(
-            between, layout.out, layout.heads, problem, begin, end, found, layout.first, fresh
-        )  # fmt: skip
+        between = np.full(2 * apart, np.nan, dtype)
+        rows_to_lanes(rows, xs, layout.heads, problem, begin, end, between, outs)
+        for i, out in enumerate(outs):
+            for p in range(begin, end):
+                elements = i * length + layout.elements(problem, p)
+                before = 0 if fresh >> i & 1 else found[elements]
+                expected[elements] = before + rows[elements]
+                # What lies in lanes without a problem goes nowhere.
+                matrix = between[out + p * layout.stride :][: layout.head_dim * layout.lanes]
+                matrix.reshape(layout.head_dim, -1)[:, layout.order[len(elements) :]] = np.nan
+        lanes_to_rows(between, outs, layout.heads, problem, begin, end, found, xs, fresh)
     np.testing.assert_array_equal(found, expected)
 
 

@@ -21,6 +21,7 @@ from tapegpt.kernels.simd import (
     clear_tiny,
     count_at_most,
     fma,
+    inverse_root,
     keep_chosen,
     keep_first,
     lanes,
@@ -37,6 +38,7 @@ from tapegpt.kernels.simd import (
     row_stride,
     running_sums,
     splat,
+    square_fma,
     store,
     sum_lanes,
     tail_pointers,
@@ -57,6 +59,7 @@ from tapegpt.kernels.simd import (
     tile_zeros,
     tiny,
     where_positive,
+    zeros,
 )
 
 DTYPES = ["float32", "float64"]
@@ -369,6 +372,26 @@ def test_quick_root(dtype):
 
 
 @jit
+def inverse(out, a):
+    for i in range(0, len(a), lanes(a)):
+        store(out, i, inverse_root(load(a, i)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inverse_root(dtype):
+    lane = lane_count(dtype)
+    a = (10 ** np.random.default_rng(0).uniform(-30, 38, 100_000 * lane)).astype(dtype)
+    out = np.zeros_like(a)
+    inverse(out, a)
+    # As exact as quick_root; in float64 two roundings.
+    rtol = 3 * np.finfo(dtype).eps if dtype == "float32" else np.finfo(dtype).eps
+    np.testing.assert_allclose(out, 1 / np.sqrt(a.astype(np.float64)), rtol=rtol)
+    for number in (np.nan, -1):
+        inverse(out, cycle(dtype, number))
+        assert np.isnan(out[:lane]).all()
+
+
+@jit
 def reduced(a):
     return sum_lanes(load(a, 0)), max_lanes(load(a, 0))
 
@@ -498,14 +521,14 @@ LANE_ROWS, LANE_COLUMNS = LANE_TILE
 
 
 @jit
-def outer(a, a0, a_row, a_limit, b, b0, b_column, b_limit, rounds, out):
-    a_offsets = row_offsets(0, a_limit, a_row, LANE_ROWS)
-    b_offsets = row_offsets(0, b_limit, b_column, LANE_COLUMNS)
+def outer(a, a0, a_row, a_step, b, b0, b_column, b_step, rounds, out):
+    left, right = row_pointers(a, a0, a_row, LANE_ROWS), row_pointers(b, b0, b_column, LANE_COLUMNS)
     tile = tile_zeros(out, LANE_ROWS, LANE_COLUMNS)
     for _ in range(rounds):
-        tile = tile_outer(tile, a, a0, a_offsets, b, b0, b_offsets)
-    out_offsets = row_offsets(0, LANE_ROWS, LANE_COLUMNS * lanes(out), LANE_ROWS)
-    tile_store(out, 0, out_offsets, tile, LANE_ROWS)
+        tile = tile_outer(tile, left, right)
+        left, right = advance(left, a_step), advance(right, b_step)
+    offsets = row_offsets(0, LANE_ROWS, LANE_COLUMNS * lanes(out), LANE_ROWS)
+    tile_store(out, 0, offsets, tile, LANE_ROWS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -513,14 +536,55 @@ def test_tile_outer_multiplies_every_vector_with_every_other(dtype):
     lane, rounds = lane_count(dtype), 2
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-9, 10, 99 * lane).astype(dtype) for _ in range(2))
-    a0, b0, a_row, b_column = 1, 2, 2 * lane + 1, lane + 3
-    for a_limit in range(1, LANE_ROWS + 1):
-        for b_limit in range(1, LANE_COLUMNS + 1):
-            out = np.zeros((LANE_ROWS, LANE_COLUMNS, lane), dtype)
-            outer(a, a0, a_row, a_limit, b, b0, b_column, b_limit, rounds, out.reshape(-1))
-            for r, c in np.ndindex(LANE_ROWS, LANE_COLUMNS):
-                i, j = a0 + min(r, a_limit - 1) * a_row, b0 + min(c, b_limit - 1) * b_column
-                np.testing.assert_array_equal(out[r, c], rounds * a[i : i + lane] * b[j : j + lane])
+    a0, b0, a_row, b_column, a_step, b_step = 1, 2, 2 * lane + 1, lane + 3, 5, lane
+    out = np.zeros((LANE_ROWS, LANE_COLUMNS, lane), dtype)
+    outer(a, a0, a_row, a_step, b, b0, b_column, b_step, rounds, out.reshape(-1))
+    for r, c in np.ndindex(LANE_ROWS, LANE_COLUMNS):
+        expected = np.zeros(lane, dtype)
+        for k in range(rounds):
+            i, j = a0 + r * a_row + k * a_step, b0 + c * b_column + k * b_step
+            expected += a[i : i + lane] * b[j : j + lane]
+        np.testing.assert_array_equal(out[r, c], expected)
+
+
+@jit
+def squared(a, a0, a_row, b, start, out):
+    tile = tile_load(tile_zeros(a, 5, 1), start, 0, row_offsets(0, 5, lanes(a), 5))
+    square = tile_load(
+        tile_zeros(b, lanes(b), 1), b, 0, row_offsets(0, lanes(b), lanes(b), lanes(b))
+    )
+    tile = square_fma(tile, row_pointers(a, a0, a_row, 5), square)
+    tile_store(out, 0, row_offsets(0, 5, lanes(a), 5), tile, 5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_square_fma_is_a_matrix_product(dtype):
+    lane = lane_count(dtype)
+    rng = np.random.default_rng(0)
+    a, start = (rng.integers(-9, 10, (5, lane)).astype(dtype) for _ in range(2))
+    b = rng.integers(-9, 10, (lane, lane)).astype(dtype)
+    flat = np.full(3 + 5 * (lane + 2), np.nan, dtype)
+    flat[3:].reshape(5, -1)[:, :lane] = a
+    out = np.zeros((5, lane), dtype)
+    squared(flat, 3, lane + 2, b.reshape(-1), start.reshape(-1), out.reshape(-1))
+    np.testing.assert_array_equal(out, start + a @ b)
+
+
+@jit
+def fill_with_zeros(out, count):
+    for i in range(0, count * lanes(out), lanes(out)):
+        store(out, i, zeros(out))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zeros_are_stored_without_a_call(dtype):
+    out = np.ones(5 * lane_count(dtype), dtype)
+    fill_with_zeros(out, 3)
+    np.testing.assert_array_equal(
+        out, np.repeat([0, 1], [3 * lane_count(dtype), len(out) - 3 * lane_count(dtype)])
+    )
+    if not config.BOUNDSCHECK:
+        assert all("memset" not in text for text in fill_with_zeros.inspect_asm().values())
 
 
 @jit

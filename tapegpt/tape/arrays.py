@@ -96,12 +96,11 @@ class ArrayOperations(Leaves):
         # Squares of a power of two of columns; whole, where no vector of a row is shared.
         size = min(self.lanes, 1 << (head_dim - 1).bit_length())
         whole = head_dim % self.lanes == 0 or (head_dim == size and shape.width % self.lanes == 0)
-        rows = -(-documents * n_head // self.lanes) * block
-        stride, span = (
-            -(-n // LANE_COLUMNS) * LANE_COLUMNS * self.lanes for n in (head_dim, block)
-        )
+        columns, positions = (-(-n // LANE_COLUMNS) * LANE_COLUMNS for n in (head_dim, block))
+        stride, span = columns * self.lanes, positions * self.lanes
+        rows = -(-documents * n_head // self.lanes) * positions
         in_lanes = [self._auxiliary(rows * stride) for _ in range(3)]
-        weights, result = self._auxiliary(rows * span), self._auxiliary(block * stride)
+        weights, result = self._auxiliary(rows * span), self._auxiliary(positions * stride)
         offsets = [
             document * shape.stride + head * head_dim
             for document in range(documents)
