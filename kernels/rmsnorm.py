@@ -1,17 +1,27 @@
-"""out = x / sqrt(mean(x^2) + epsilon), row by row (Zhang and Sennrich 2019, without a gain)."""
+"""out = x / sqrt(mean(x^2) + epsilon), row by row (Zhang and Sennrich 2019, without a gain).
+
+Four rows go together: their sums take half of the steps, and wait for each other less.
+"""
 
 from tapegpt.kernels.elementwise import add_to
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.rows import row_range
 from tapegpt.kernels.simd import (
-    first_lane,
     fma,
+    four,
     inverse_root,
     lanes,
     load,
     padded,
+    row_offsets,
     row_stride,
-    store,
+    store_part,
+    tile_dot,
+    tile_fma_lanes,
+    tile_load,
+    tile_row_sums,
+    tile_store,
+    tile_zeros,
     totals,
 )
 
@@ -22,20 +32,23 @@ def rmsnorm_forward(values, operands, inputs, out, at, window):
     width, x, epsilon, scales = (
         operands[at + 1], operands[at + 2], operands[at + 3], operands[at + 4],
     )  # fmt: skip
-    row, columns = row_stride(values, width), padded(values, width)
+    row, columns, size = row_stride(values, width), padded(values, width), lanes(values)
     share = values.dtype.type(1 / width)
     first, last = row_range(operands[at], window)
-    for r in range(first, last):
-        begin, end = r * row, r * row + columns
-        x0 = load(values, x + begin)
-        squares = x0 * x0
-        for i in range(begin + lanes(values), end, lanes(values)):
-            squares = fma(load(values, x + i), load(values, x + i), squares)
-        scale = inverse_root(totals(squares) * share + values[epsilon])
-        values[scales + r] = first_lane(scale)
-        store(values, out + begin, x0 * scale)
-        for i in range(begin + lanes(values), end, lanes(values)):
-            store(values, out + i, load(values, x + i) * scale)
+    zeros = tile_zeros(values, four(values), 1)
+    for r in range(first, last, four(values)):
+        rows = row_offsets(r, last, row, four(values))
+        begin = tile_load(zeros, values, x, rows)
+        squares = tile_dot(zeros, begin, begin)
+        for c in range(size, columns, size):
+            part = tile_load(zeros, values, x + c, rows)
+            squares = tile_dot(squares, part, part)
+        scale = inverse_root(tile_row_sums(squares) * share + values[epsilon])
+        store_part(values, scales + r, scale, min(four(values), last - r))
+        tile_store(values, out, rows, tile_fma_lanes(zeros, begin, scale), last - r)
+        for c in range(size, columns, size):
+            scaled = tile_fma_lanes(zeros, tile_load(zeros, values, x + c, rows), scale)
+            tile_store(values, out + c, rows, scaled, last - r)
 
 
 # dx = scale (dout - out mean(out dout))

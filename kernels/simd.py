@@ -309,6 +309,17 @@ def lanes(typing_context, array):
 
 
 @intrinsic
+def four(typing_context, array):
+    """4, or the lanes of a vector of the array's element type if they are fewer, a literal."""
+    count = min(4, Vector(array.dtype).lanes)
+
+    def codegen(context, builder, sig, args):
+        return ir.Constant(ir.IntType(64), count)
+
+    return types.literal(count)(array), codegen
+
+
+@intrinsic
 def load(typing_context, array, index):
     """The vector array[index : index + lanes]."""
     vector = Vector(array.dtype)
@@ -1134,6 +1145,40 @@ def tile_add(typing_context, a, b):
 
 
 @intrinsic
+def tile_dot(typing_context, tile, a, b):
+    """tile + a * b, element by element."""
+
+    def codegen(context, builder, sig, args):
+        result, a_value, b_value = args
+        for i in range(tile.rows * tile.columns):
+            factors = builder.extract_value(a_value, i), builder.extract_value(b_value, i)
+            value = multiply_add(builder, tile.vector, *factors, builder.extract_value(result, i))
+            result = builder.insert_value(result, value, i)
+        return result
+
+    return tile(tile, a, b), codegen
+
+
+@intrinsic
+def tile_fma_lanes(typing_context, tile, a, factors):
+    """tile[r] + a[r] * (lane r of the vector `factors`), for tiles of one column."""
+    vector = tile.vector
+
+    def codegen(context, builder, sig, args):
+        result, a_value, factors = args
+        mask = ir.VectorType(ir.IntType(32), vector.lanes)
+        for r in range(tile.rows):
+            lane = ir.Constant(mask, [r] * vector.lanes)
+            factor = builder.shuffle_vector(factors, factors, lane)
+            row = builder.extract_value(a_value, r)
+            value = multiply_add(builder, vector, row, factor, builder.extract_value(result, r))
+            result = builder.insert_value(result, value, r)
+        return result
+
+    return tile(tile, a, factors), codegen
+
+
+@intrinsic
 def tile_transpose(typing_context, tile):
     """The transposes of the squares that a tile of one column is made of, side by side.
 
@@ -1170,18 +1215,26 @@ def tile_transpose(typing_context, tile):
 
 @intrinsic
 def tile_row_sums(typing_context, tile):
-    """A vector of the sums of the rows of a tile: one column, as many rows as lanes."""
+    """A vector whose lane i is the sum of row i of a tile, for tiles of one column.
+
+    It has as many rows as a vector has lanes, or half of them, or a quarter, ...; where there are
+    fewer, lanes begin with row 0 again after the last one.
+    """
     vector = tile.vector
     size = vector.lanes
 
     def codegen(context, builder, sig, args):
         mask = ir.VectorType(ir.IntType(32), size)
-        rows = [builder.extract_value(args[0], r) for r in range(size)]
+        rows = [builder.extract_value(args[0], r) for r in range(tile.rows)]
         distance = 1
         while distance < size:
-            # Of two rows each keeps every other block of lanes, and the other blocks are added.
-            kept = [size + i if i & distance else i for i in range(size)]
-            added = [size + i - distance if i & distance else i + distance for i in range(size)]
+            if len(rows) > 1:
+                # Of two rows each keeps every other block of lanes, and the others are added.
+                kept = [size + i if i & distance else i for i in range(size)]
+                added = [size + i - distance if i & distance else i + distance for i in range(size)]
+            else:
+                kept, added = list(range(size)), [i ^ distance for i in range(size)]
+                rows *= 2
             kept, added = ir.Constant(mask, kept), ir.Constant(mask, added)
             rows = [
                 builder.fadd(
