@@ -19,10 +19,12 @@ COMMANDS = {
 
 
 def run(arguments, folder, **environment):
+    # Python keeps its bytecode, as it does unless told otherwise: what is installed has it.
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env={**os.environ, **environment},
+        env={**kept, **environment},
         check=True,
         capture_output=True,
     )
