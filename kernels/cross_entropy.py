@@ -3,7 +3,22 @@
 from tapegpt.kernels.elementwise import add_to
 from tapegpt.kernels.jit import jit
 from tapegpt.kernels.rows import row_range
-from tapegpt.kernels.simd import keep_first, lanes, load, row_stride, splat, sum_lanes
+from tapegpt.kernels.simd import (
+    four,
+    keep_first,
+    lanes,
+    load,
+    padded,
+    row_offsets,
+    row_stride,
+    splat,
+    store_part,
+    sum_lanes,
+    tile_add,
+    tile_load,
+    tile_row_sums,
+    tile_zeros,
+)
 from tapegpt.kernels.softmax import padding, row_exponentials, row_maximum
 from tapegpt.kernels.vmath import log
 
@@ -19,15 +34,19 @@ def cross_entropy_forward(values, operands, inputs, out, at, window):
     row = row_stride(values, width)
     first, last = row_range(operands[at], window)
     end, outside = padding(values, width)
-    # In a loop of its own no exponential waits for a maximum.
+    # In loops of their own exponentials do not wait for maxima, nor sums for exponentials.
     for r in range(first, last):
         values[margins + r] = row_maximum(values, logits + r * row, end, outside)
     for r in range(first, last):
         begin, largest = logits + r * row, values[margins + r]
-        values[totals + r] = row_exponentials(
-            values, begin, exponentials + r * row, end, outside, largest
-        )
+        row_exponentials(values, begin, exponentials + r * row, end, outside, largest)
         values[margins + r] = largest - values[begin + inputs[slot + r]]
+    zeros = tile_zeros(values, four(values), 1)
+    for r in range(first, last, four(values)):
+        rows, sums = row_offsets(r, last, row, four(values)), zeros
+        for i in range(exponentials, exponentials + padded(values, width), lanes(values)):
+            sums = tile_add(sums, tile_load(zeros, values, i, rows))
+        store_part(values, totals + r, tile_row_sums(sums), min(four(values), last - r))
     loss = splat(values, 0)
     for r in range(first, last, lanes(values)):
         losses = log(load(values, totals + r)) + load(values, margins + r)
