@@ -135,14 +135,19 @@ def pack(b, b0, b_row, depth, width, target):
 @jit
 def transpose(b, b0, b_row, rows, columns, target, target_row):
     """b[target], an array of `columns` rows, becomes the transpose of `rows` rows at b[b0]."""
-    empty = tile_zeros(b, lanes(b), 1)
-    for j in range(0, rows, lanes(b)):
-        sources = row_offsets(j, rows, b_row, lanes(b))
-        for k in range(0, columns, lanes(b)):
+    empty, size = tile_zeros(b, lanes(b), 1), lanes(b)
+    targets = row_offsets(0, size, target_row, size)
+    for j in range(0, rows, size):
+        whole = columns - columns % size if rows - j >= size else 0
+        for k in range(0, whole, size):
+            sources = row_offsets(0, size, b_row, size)
+            square = tile_transpose(tile_load(empty, b, b0 + j * b_row + k, sources))
+            tile_store(b, target + k * target_row + j, targets, square, size)
+        for k in range(whole, columns, size):
+            sources = row_offsets(j, rows, b_row, size)
             square = tile_transpose(tile_load(empty, b, b0 + k, sources))
             square = tile_keep_first(square, rows - j)
-            targets = row_offsets(k, columns, target_row, lanes(b))
-            tile_store(b, target + j, targets, square, columns - k)
+            tile_store(b, target + k * target_row + j, targets, square, columns - k)
 
 
 @jit
