@@ -50,7 +50,7 @@ def lane_stride(values, columns):
 @inlined
 def geometry(values, operands, inputs, at, window):
     """How heads lie in rows of q, k and v, in those of out, and in lanes; and the positions that
-    are to be computed.
+    are to be computed, which whole tiles exceed on both sides.
     """
     n_head, head_dim, starts, block = (
         operands[at + 1], operands[at + 2], operands[at + 6], operands[at + 7],
@@ -94,10 +94,9 @@ def softmax_rows(values, scores, span, first, last, room, factor):
         largest = load(values, row)
         for i in range(row + size, end, size):
             largest = maximum(largest, load(values, i))
-        factors, lift = splat(values, factor), largest * -factor
         total = splat(values, 0)
         for i in range(row, end, size):
-            e = exp2(fma(load(values, i), factors, lift))
+            e = exp2((load(values, i) - largest) * factor)
             store(values, i, e)
             total = total + e
         inverse = 1.0 / total
@@ -126,8 +125,9 @@ def make_attention(size):
 
     # operands: rows, n_head, head_dim, q, k, v, slot of the starts, block, whether vectors are
     # whole, then in lanes q, k and v (groups x block rows of `stride`), the weights (groups x
-    # block rows of `span`), out (block rows of `stride`); elements from a row of q, k and v to the
-    # next, the number of problems, and the offset of every problem in those rows and in rows of out
+    # block rows of `span`), out (block rows of `stride`), where block is that of whole tiles;
+    # elements from a row of q, k and v to the next, the number of problems, and the offset of
+    # every problem in those rows and in rows of out
     @jit
     def attention_forward(values, operands, inputs, out, at, window):
         given, made, block, stride, span, first, last = geometry(

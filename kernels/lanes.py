@@ -111,7 +111,8 @@ def make_moves(size):
     Both move the lanes' worth of problems from `problem` on, at positions first to last - 1. Of
     the tuple `heads`: the rows of position p begin at row inputs[starts + p]; the columns of
     problem i begin offsets[table + i] elements after them; `whole` says that vectors of a row hold
-    nothing but whole squares. Position p's vectors begin p * stride elements after `out` or `x`.
+    nothing but whole squares. Position p's vectors begin p * stride elements after those of outs
+    or xs, arrays that move alike. Columns and positions that only whole tiles have become 0.
     """
 
     @jit

@@ -121,6 +121,17 @@ def test_documents_attend_to_themselves(dtype, head_dim, data):
         assert np.isnan(memory[packed.extent]).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(data=st.data())
+@few_examples
+def test_large_scores_choose_one_position(dtype, data):
+    packed, (q, k, v, dout) = data.draw(batches(dtype))
+    q, k = 1e6 * q, 1e6 * k
+    out = packed.attend(q, k, v)
+    assert_close(out, reference(packed, q, k, v), TOLERANCES[dtype])
+    assert np.isfinite(packed.gradients(dout)).all()
+
+
 @given(data=st.data())
 def test_gradient_is_the_slope(data):
     packed, (q, k, v, dout) = data.draw(batches("float64"))
