@@ -8,15 +8,21 @@ from tapegpt.kernels.simd import (
     VECTOR_BYTES,
     absolute,
     add_listed,
+    four,
     lanes,
     load,
     load_lanes,
     load_listed,
+    row_offsets,
     smallest_normal,
     store,
     store_part,
+    tile_dot,
+    tile_fma_lanes,
     tile_fma_rows,
+    tile_load,
     tile_row_sums,
+    tile_store,
     tile_zeros,
     totals,
     where_nonzero,
@@ -140,6 +146,46 @@ def test_sums_of_listed_rows(dtype):
         row_sums(out, a, starts, at, column, x, condition)
         expected = (rows * condition) @ x.astype(float)
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def make_sums_of_products(rows):
+    @jit
+    def sums_of_products(a, b, start, factors, out, sums):
+        places = row_offsets(0, rows, lanes(a), rows)
+        nothing = tile_zeros(a, rows, 1)
+        left, right = tile_load(nothing, a, 0, places), tile_load(nothing, b, 0, places)
+        before = tile_load(nothing, start, 0, places)
+        store(sums, 0, tile_row_sums(tile_dot(before, left, right)))
+        tile_store(out, 0, places, tile_fma_lanes(before, left, load(factors, 0)), rows)
+
+    return sums_of_products
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_a_tile_have_their_own_sums_and_factors(dtype):
+    count = lane_count(dtype)
+    rng = np.random.default_rng(3)
+    for rows in (1, 2, 4, 8, 16):
+        if rows > count:
+            continue
+        a, b, start, out = (rng.integers(-9, 10, (rows, count)).astype(dtype) for _ in range(4))
+        factors, sums = rng.integers(-9, 10, count).astype(dtype), np.empty(count, dtype)
+        flat = [array.reshape(-1) for array in (a, b, start)]
+        make_sums_of_products(rows)(*flat, factors, out.reshape(-1), sums)
+        # As many lanes as there are rows, again and again.
+        expected = (start + a * b).sum(1)
+        np.testing.assert_array_equal(sums, np.resize(expected, count))
+        np.testing.assert_array_equal(out, start + a * factors[:rows, None])
+
+
+@jit
+def four_lanes(array):
+    return four(array)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_four_lanes_or_all(dtype):
+    assert four_lanes(np.zeros(1, dtype)) == min(4, lane_count(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
