@@ -14,6 +14,7 @@ PEERS = {
     "PyTorch eager": ("torch", "torch_gpt", "EagerGPT"),
     "PyTorch compiled": ("torch", "torch_gpt", "CompiledGPT"),
     "JAX": ("jax", "jax_gpt", "JaxGPT"),
+    "JAX padded": ("jax", "jax_gpt", "PaddedJaxGPT"),
 }
 
 
@@ -27,5 +28,7 @@ def peer_of(name: str, workload: Workload):
     pytest.importorskip(package, reason=f"{name} is not installed: pip install {package}")
     if name == "PyTorch compiled" and not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip(f"{name} wants a C++ compiler")
+    if name == "JAX padded" and not workload.batches().packed:
+        pytest.skip(f"{workload.name} has no padding")
     peer = getattr(importlib.import_module(f"peers.{module}"), kind)
     return peer(workload, trainer_of(workload).recording.weights)

@@ -1,4 +1,8 @@
-"""The model in JAX: many steps are one jitted scan over the batches, its state donated."""
+"""The model in JAX: many steps are one jitted scan over the batches, its state donated.
+
+Once without padding outside of attention, and once with every document as long as the longest, as
+it is usually written.
+"""
 
 from functools import partial
 
@@ -29,8 +33,10 @@ def norm(x):
 
 
 class JaxGPT:
+    pack = True
+
     def __init__(self, workload: Workload, weights: dict[str, np.ndarray]) -> None:
-        model, training, batches = workload.model, workload.training, workload.batches()
+        model, training, batches = workload.model, workload.training, workload.batches(self.pack)
         values = {k: jnp.asarray(v) for k, v in stacked(weights, model.n_layer).items()}
         zeros = [{k: jnp.zeros_like(v) for k, v in values.items()} for _ in range(2)]
         self._state = (values, *zeros)
@@ -83,3 +89,7 @@ class JaxGPT:
     def advance(self, first: int, count: int) -> np.ndarray:
         self._state, losses = self._train(self._state, first, count)
         return np.asarray(losses)
+
+
+class PaddedJaxGPT(JaxGPT):
+    pack = False
