@@ -116,10 +116,10 @@ EQUIVALENT = {
         "matmul.matmul: vectors = PAIR ... -> vectors = PAIR if vectors > PAIR else 1",
     ],
     "What is asked for ahead of time is there sooner, and changes nothing else.": [
-        "matmul.panel: if columns == WIDE and ... ",
-        "matmul.panel: for r in range(row + tile_rows ... ",
-        "matmul.panel: for c in range(columns): ... ",
-        "matmul.panel: prefetch( ... ",
+        "matmul.make_panel: if columns == WIDE and ... ",
+        "matmul.make_panel: for r in range(row + tile_rows ... ",
+        "matmul.make_panel: for c in range(columns): ... ",
+        "matmul.make_panel: prefetch( ... ",
     ],
     "A panel is deeper than 2: products of depth 1 and 2 take one round.": [
         "matmul.matmul: for k in ... -> for k in range(0, max(2, depth), PANEL_DEPTH):",
@@ -135,6 +135,9 @@ EQUIVALENT = {
         "amx.define_move: side, itemsize = ... -> ... (SIDE - (0), 4))",
         "amx.unit_room: tiles = ... -> tiles = -(-max(depth, PANEL_DEPTH) // DEPTH) * PARTS",
         "amx.pack_rows: at = ... -> at = a0 + min(row + r, rows + 1) * a_row + k",
+    ],
+    "Rows beyond the last one are the last one again: it is stored once more.": [
+        "rmsnorm.rmsnorm_forward: tile_store( ... , last + r)",
     ],
     "Another key of the same seed and document is as good.": [
         "steps.train_steps: inputs[program.key] = ... = dropout_key(document, seed)",
