@@ -1,6 +1,6 @@
 """out = x / sqrt(mean(x^2) + epsilon), row by row (Zhang and Sennrich 2019, without a gain).
 
-Four rows go together: their sums take half of the steps, and wait for each other less.
+Forward four rows go together: their sums take half of the steps, and wait for each other less.
 """
 
 from tapegpt.kernels.elementwise import add_to
