@@ -41,11 +41,11 @@ def cross_entropy_forward(values, operands, inputs, out, at, window):
         begin, largest = logits + r * row, values[margins + r]
         row_exponentials(values, begin, exponentials + r * row, end, outside, largest)
         values[margins + r] = largest - values[begin + inputs[slot + r]]
-    zeros = tile_zeros(values, four(values), 1)
+    nothing = tile_zeros(values, four(values), 1)
     for r in range(first, last, four(values)):
-        rows, sums = row_offsets(r, last, row, four(values)), zeros
+        rows, sums = row_offsets(r, last, row, four(values)), nothing
         for i in range(exponentials, exponentials + padded(values, width), lanes(values)):
-            sums = tile_add(sums, tile_load(zeros, values, i, rows))
+            sums = tile_add(sums, tile_load(nothing, values, i, rows))
         store_part(values, totals + r, tile_row_sums(sums), min(four(values), last - r))
     loss = splat(values, 0)
     for r in range(first, last, lanes(values)):

@@ -249,6 +249,7 @@ def matmul(
             a, a0, a_row, b, b0, b_row, out, out0, out_row, start0, rows, depth, columns, activation
         )  # fmt: skip
         return
+    # Elsewhere, and with an activation, panels are as quick.
     done, thin, flat = 0, columns <= lanes(b), depth <= lanes(b)
     if a_step == 1 and activation == IDENTITY and (thin or flat if b_transposed else thin and flat):
         done = square_by_square(

@@ -16,7 +16,7 @@ from tapegpt.kernels.simd import (
     row_offsets,
     row_stride,
     store_part,
-    tile_dot,
+    tile_add_product,
     tile_fma_lanes,
     tile_load,
     tile_row_sums,
@@ -35,19 +35,19 @@ def rmsnorm_forward(values, operands, inputs, out, at, window):
     row, columns, size = row_stride(values, width), padded(values, width), lanes(values)
     share = values.dtype.type(1 / width)
     first, last = row_range(operands[at], window)
-    zeros = tile_zeros(values, four(values), 1)
+    nothing = tile_zeros(values, four(values), 1)
     for r in range(first, last, four(values)):
         rows = row_offsets(r, last, row, four(values))
-        begin = tile_load(zeros, values, x, rows)
-        squares = tile_dot(zeros, begin, begin)
+        begin = tile_load(nothing, values, x, rows)
+        squares = tile_add_product(nothing, begin, begin)
         for c in range(size, columns, size):
-            part = tile_load(zeros, values, x + c, rows)
-            squares = tile_dot(squares, part, part)
+            part = tile_load(nothing, values, x + c, rows)
+            squares = tile_add_product(squares, part, part)
         scale = inverse_root(tile_row_sums(squares) * share + values[epsilon])
         store_part(values, scales + r, scale, min(four(values), last - r))
-        tile_store(values, out, rows, tile_fma_lanes(zeros, begin, scale), last - r)
+        tile_store(values, out, rows, tile_fma_lanes(nothing, begin, scale), last - r)
         for c in range(size, columns, size):
-            scaled = tile_fma_lanes(zeros, tile_load(zeros, values, x + c, rows), scale)
+            scaled = tile_fma_lanes(nothing, tile_load(nothing, values, x + c, rows), scale)
             tile_store(values, out + c, rows, scaled, last - r)
 
 

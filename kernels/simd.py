@@ -1098,18 +1098,26 @@ def tile_fma_rows(typing_context, tile, a, integers, at, column, x, condition):
     return tile(tile, a, integers, types.intp, types.intp, x, condition), codegen
 
 
+def map_vectors(builder, tile, function, *values):
+    """The tile of function(a vector of each of the LLVM values of like tiles), one by one."""
+    result = values[0]
+    for i in range(tile.rows * tile.columns):
+        vectors = [builder.extract_value(value, i) for value in values]
+        result = builder.insert_value(result, function(*vectors), i)
+    return result
+
+
 @intrinsic
 def tile_relu(typing_context, tile):
     """max(0, tile), element by element; NaN stays NaN."""
 
     def codegen(context, builder, sig, args):
         zero = constant(tile.vector, 0.0)
-        result = args[0]
-        for i in range(tile.rows * tile.columns):
-            value = builder.extract_value(result, i)
-            value = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
-            result = builder.insert_value(result, value, i)
-        return result
+
+        def relu_vector(value):
+            return builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
+
+        return map_vectors(builder, tile, relu_vector, *args)
 
     return tile(tile), codegen
 
@@ -1119,13 +1127,12 @@ def tile_where_positive(typing_context, condition, tile):
     """The elements of the tile where those of `condition` are positive, else 0."""
 
     def codegen(context, builder, sig, args):
-        condition_value, result = args
         zero = constant(tile.vector, 0.0)
-        for i in range(tile.rows * tile.columns):
-            positive = builder.fcmp_ordered(">", builder.extract_value(condition_value, i), zero)
-            kept = builder.select(positive, builder.extract_value(result, i), zero)
-            result = builder.insert_value(result, kept, i)
-        return result
+
+        def where_vector(condition_value, value):
+            return builder.select(builder.fcmp_ordered(">", condition_value, zero), value, zero)
+
+        return map_vectors(builder, tile, where_vector, *args)
 
     return tile(condition, tile), codegen
 
@@ -1135,26 +1142,20 @@ def tile_add(typing_context, a, b):
     """a + b"""
 
     def codegen(context, builder, sig, args):
-        result, other = args
-        for i in range(a.rows * a.columns):
-            value = builder.fadd(builder.extract_value(result, i), builder.extract_value(other, i))
-            result = builder.insert_value(result, value, i)
-        return result
+        return map_vectors(builder, a, builder.fadd, *args)
 
     return a(a, b), codegen
 
 
 @intrinsic
-def tile_dot(typing_context, tile, a, b):
+def tile_add_product(typing_context, tile, a, b):
     """tile + a * b, element by element."""
 
     def codegen(context, builder, sig, args):
-        result, a_value, b_value = args
-        for i in range(tile.rows * tile.columns):
-            factors = builder.extract_value(a_value, i), builder.extract_value(b_value, i)
-            value = multiply_add(builder, tile.vector, *factors, builder.extract_value(result, i))
-            result = builder.insert_value(result, value, i)
-        return result
+        def add_product(value, a_value, b_value):
+            return multiply_add(builder, tile.vector, a_value, b_value, value)
+
+        return map_vectors(builder, tile, add_product, *args)
 
     return tile(tile, a, b), codegen
 
@@ -1251,13 +1252,8 @@ def tile_row_sums(typing_context, tile):
 
 def keep_lanes(builder, tile, value, numbers, count):
     """The tile with zeros in the lanes whose number is not below an LLVM count."""
-    kept = lanes_below(builder, tile.vector, numbers, count)
-    for i in range(tile.rows * tile.columns):
-        lanes_kept = builder.select(
-            kept, builder.extract_value(value, i), constant(tile.vector, 0.0)
-        )
-        value = builder.insert_value(value, lanes_kept, i)
-    return value
+    kept, zero = lanes_below(builder, tile.vector, numbers, count), constant(tile.vector, 0.0)
+    return map_vectors(builder, tile, lambda vector: builder.select(kept, vector, zero), value)
 
 
 @intrinsic
@@ -1290,12 +1286,12 @@ def tile_grow(typing_context, tile, factor):
     """tile * factor + factor, vector by vector."""
 
     def codegen(context, builder, sig, args):
-        result, factor_value = args
-        for i in range(tile.rows * tile.columns):
-            value = builder.extract_value(result, i)
-            value = multiply_add(builder, tile.vector, value, factor_value, factor_value)
-            result = builder.insert_value(result, value, i)
-        return result
+        tile_value, factor_value = args
+
+        def grow(value):
+            return multiply_add(builder, tile.vector, value, factor_value, factor_value)
+
+        return map_vectors(builder, tile, grow, tile_value)
 
     return tile(tile, factor), codegen
 

@@ -9,6 +9,7 @@ from tapegpt.config import ModelConfig
 from tapegpt.models import multiplications, parameter_shapes
 
 LANES = 16  # at most
+TILE = 4  # positions and columns of heads go in whole tiles, see kernels/lanes.py
 RECORD_BYTES = 40  # of a record, twice: the tape's and the program's, and what growing leaves over
 
 
@@ -26,7 +27,8 @@ def nodes_needed(model: ModelConfig, vocab_size: int, granularity: str, document
         logits = 2 * _stride(vocab_size) * (1 if model.ensemble == 1 else 2 * model.ensemble + 1)
         row = (per_column * layers + model.ensemble * 2) * _stride(width) + logits
         heads = -(-documents * model.n_head // LANES) * LANES
-        lanes = layers * heads * block * (3 * width // model.n_head + block)
+        rows, columns = (-(-n // TILE) * TILE for n in (block, width // model.n_head))
+        lanes = layers * heads * rows * (3 * columns + rows)
         return _padded_parameters(model, vocab_size) + documents * block * row + lanes
     # A product and a sum for every weight of a matrix at every position, and for every pair of
     # positions four nodes a column and five a head. With dot a whole sum is one node.
