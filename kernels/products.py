@@ -1,7 +1,6 @@
 """Dot products of scalar nodes: one at a time, and a vector's with all rows of a matrix."""
 
 from tapegpt.kernels.jit import inlined, jit
-from tapegpt.kernels.scalar import add_product, passes_on
 from tapegpt.kernels.simd import (
     fma,
     keep_first,
@@ -29,13 +28,12 @@ def dot_forward(values, operands, out, at):
 
 
 @jit
-def dot_backward(values, grads, operands, out, at):
+def dot_backward(values, grads, operands, dout, at):
     count = operands[at]
-    gradient = grads[out]
     for i in range(at + 1, at + 1 + count):
         a, b = operands[i], operands[i + count]
-        add_product(grads, a, values[b], gradient)
-        add_product(grads, b, values[a], gradient)
+        grads[a] += values[b] * dout
+        grads[b] += values[a] * dout
 
 
 # The same for two runs of consecutive nodes; operands: count, first a, first b
@@ -54,19 +52,17 @@ def dot_run_forward(values, operands, out, at):
 
 
 @jit
-def dot_run_backward(values, grads, operands, out, at):
-    if not passes_on(grads, grads[out]):
-        return
+def dot_run_backward(values, grads, operands, dout, at):
     count, a, b = operands[at], operands[at + 1], operands[at + 2]
     width = lanes(values)
     whole = count - count % width
-    dout = splat(values, grads[out])
+    douts = splat(values, dout)
     for i in range(0, whole, width):
-        store(grads, a + i, fma(load(values, b + i), dout, load(grads, a + i)))
-        store(grads, b + i, fma(load(values, a + i), dout, load(grads, b + i)))
+        store(grads, a + i, fma(load(values, b + i), douts, load(grads, a + i)))
+        store(grads, b + i, fma(load(values, a + i), douts, load(grads, b + i)))
     for i in range(whole, count):
-        grads[a + i] += values[b + i] * grads[out]
-        grads[b + i] += values[a + i] * grads[out]
+        grads[a + i] += values[b + i] * dout
+        grads[b + i] += values[a + i] * dout
 
 
 # The products of one run, b, with many: out_i = a_i b, a matrix of the rows a_i times a vector.
@@ -89,7 +85,7 @@ def dot_rows_forward(values, operands, inputs, out, at, window):
 def row_backward(values, grads, dout_node, a, x, dx, count):
     """Add to the gradient of one row of the matrix; dx plus what the row adds to it."""
     dout = splat(values, grads[dout_node])
-    # What the root does not depend on passes nothing on, see passes_on.
+    # What the root does not depend on passes nothing on, see vanishes.
     da = fma(where_nonzero(dout, x), dout, load(grads, a))
     dx = fma(where_nonzero(dout, load(values, a)), dout, dx)
     store_part(grads, a, da, count)

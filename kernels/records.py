@@ -48,10 +48,10 @@ RELU = 9
 TANH = 10
 SOFTPLUS = 11
 DETACH = 12
-LOOKUP = 13
-SUM = 14
-DOT = 15
-DOT_RUN = 16
+SUM = 13
+DOT = 14
+DOT_RUN = 15
+LOOKUP = 16  # this one and the next have several results
 SOFTMAX = 17
 
 # Operations called by address, see table.py.

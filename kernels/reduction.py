@@ -1,7 +1,6 @@
 """Scalar operations with any number of operands, in no order: sum, max and softmax."""
 
 from tapegpt.kernels.jit import inlined, jit
-from tapegpt.kernels.scalar import passes_on
 from tapegpt.kernels.simd import (
     add_listed,
     keep_first,
@@ -28,10 +27,9 @@ def sum_forward(values, operands, out, at):
 
 
 @jit
-def sum_backward(grads, operands, out, at):
-    if passes_on(grads, grads[out]):
-        for i in range(at + 1, at + 1 + operands[at]):
-            grads[operands[i]] += grads[out]
+def sum_backward(grads, operands, dout, at):
+    for i in range(at + 1, at + 1 + operands[at]):
+        grads[operands[i]] += dout
 
 
 # out_i = e ** a_i / (e ** a_0 + e ** a_1 + ...); operands: count, a_0, a_1, ..., the last of them

@@ -85,7 +85,7 @@ def run_backward(values, grads, operands, inputs, out, at, back, window):
                 da = where_positive(a, dout)
             elif code != op.ADD:  # MUL or SCALE
                 da, db = b * dout, a * dout
-            # What the root does not depend on passes nothing on, see passes_on.
+            # What the root does not depend on passes nothing on, see vanishes.
             add_run(grads, a_node, a_step, where_nonzero(dout, da), count - j)
             if code <= op.DIV:  # the others have one operand, or a constant b
                 add_run(grads, b_node, b_step, where_nonzero(dout, db), count - j)

@@ -14,20 +14,14 @@ from tapegpt.kernels.vmath import NEAR, exp_near, softplus_near
 
 
 @inlined
-def passes_on(grads, gradient):
-    """Whether a gradient is worth passing on: not where it is 0, or subnormal.
+def vanishes(grads, dout):
+    """Whether a gradient is not worth passing on: 0, or subnormal. Of most operations only the
+    others reach the kernels.
 
     What the root does not depend on has gradient 0 and passes nothing on, however steep it is: 0
     times infinity is 0 here. Arithmetic on subnormal numbers takes a hundred times as long.
     """
-    return not abs(gradient) < smallest_normal(grads)
-
-
-@inlined
-def add_product(grads, a, slope, gradient):
-    """grads[a] += slope * gradient"""
-    if passes_on(grads, gradient):
-        grads[a] += slope * gradient
+    return abs(dout) < smallest_normal(grads)
 
 
 # out = a + b, for record i and those next to it that are sums too. Sums and products are most of
@@ -73,10 +67,10 @@ def mul_backward(values, grads, records, i, begin):
         code, out, a, b = read_record(records, i)
         if code != MUL:
             break
-        gradient = grads[out]
-        if passes_on(grads, gradient):
-            grads[a] += values[b] * gradient
-            grads[b] += values[a] * gradient
+        dout = grads[out]
+        if not vanishes(grads, dout):
+            grads[a] += values[b] * dout
+            grads[b] += values[a] * dout
         i -= 1
     return i
 
@@ -88,9 +82,9 @@ def sub_forward(values, out, a, b):
 
 
 @inlined
-def sub_backward(values, grads, out, a, b):
-    grads[a] += grads[out]
-    grads[b] -= grads[out]
+def sub_backward(grads, dout, a, b):
+    grads[a] += dout
+    grads[b] -= dout
 
 
 # out = a / b
@@ -100,10 +94,10 @@ def div_forward(values, out, a, b):
 
 
 @inlined
-def div_backward(values, grads, out, a, b):
-    inverse = values.dtype.type(1) / values[b]
-    add_product(grads, a, inverse, grads[out])
-    add_product(grads, b, -values[out] * inverse, grads[out])
+def div_backward(values, grads, out, dout, a, b):
+    da = dout / values[b]
+    grads[a] += da
+    grads[b] -= values[out] * da
 
 
 # out = -a
@@ -113,8 +107,8 @@ def neg_forward(values, out, a):
 
 
 @inlined
-def neg_backward(grads, out, a):
-    grads[a] -= grads[out]
+def neg_backward(grads, dout, a):
+    grads[a] -= dout
 
 
 # out = c a, where no gradient is wanted for c
@@ -124,8 +118,8 @@ def scale_forward(values, out, a, c):
 
 
 @inlined
-def scale_backward(values, grads, out, a, c):
-    add_product(grads, a, values[c], grads[out])
+def scale_backward(values, grads, dout, a, c):
+    grads[a] += values[c] * dout
 
 
 # out = a ** c, where no gradient is wanted for c
@@ -135,11 +129,10 @@ def pow_forward(values, out, a, c):
 
 
 @inlined
-def pow_backward(values, grads, out, a, c):
+def pow_backward(values, grads, dout, a, c):
     # A constant has no slope, where the formula could be 0 times infinity.
     if values[c] != 0:
-        slope = values[c] * values[a] ** (values[c] - values.dtype.type(1))
-        add_product(grads, a, slope, grads[out])
+        grads[a] += values[c] * values[a] ** (values[c] - values.dtype.type(1)) * dout
 
 
 # out = e ** a
@@ -149,8 +142,8 @@ def exp_forward(values, out, a):
 
 
 @inlined
-def exp_backward(values, grads, out, a):
-    add_product(grads, a, values[out], grads[out])
+def exp_backward(values, grads, out, dout, a):
+    grads[a] += values[out] * dout
 
 
 # out = ln a
@@ -160,8 +153,8 @@ def log_forward(values, out, a):
 
 
 @inlined
-def log_backward(values, grads, out, a):
-    add_product(grads, a, values.dtype.type(1) / values[a], grads[out])
+def log_backward(values, grads, dout, a):
+    grads[a] += dout / values[a]
 
 
 # out = max(0, a)
@@ -171,9 +164,9 @@ def relu_forward(values, out, a):
 
 
 @inlined
-def relu_backward(values, grads, out, a):
+def relu_backward(values, grads, dout, a):
     if values[a] > 0:
-        grads[a] += grads[out]
+        grads[a] += dout
 
 
 # out = tanh a
@@ -183,8 +176,8 @@ def tanh_forward(values, out, a):
 
 
 @inlined
-def tanh_backward(values, grads, out, a):
-    add_product(grads, a, values.dtype.type(1) - values[out] * values[out], grads[out])
+def tanh_backward(values, grads, out, dout, a):
+    grads[a] += (values.dtype.type(1) - values[out] * values[out]) * dout
 
 
 # out = ln(1 + e ** a)
@@ -198,15 +191,14 @@ def softplus_forward(values, out, a):
 
 
 @inlined
-def softplus_backward(values, grads, out, a):
-    if passes_on(grads, grads[out]):
-        # 1 / (1 + e ** -a), written with the value at hand.
-        logarithm = values[a] - values[out]
-        if abs(logarithm) < NEAR:
-            slope = first_lane(exp_near(one_lane(values, logarithm)))
-        else:
-            slope = math.exp(logarithm)
-        grads[a] += slope * grads[out]
+def softplus_backward(values, grads, out, dout, a):
+    # 1 / (1 + e ** -a), written with the value at hand.
+    logarithm = values[a] - values[out]
+    if abs(logarithm) < NEAR:
+        slope = first_lane(exp_near(one_lane(values, logarithm)))
+    else:
+        slope = math.exp(logarithm)
+    grads[a] += slope * dout
 
 
 # out = a, through which no gradient passes

@@ -66,6 +66,7 @@ from tapegpt.kernels.scalar import (
     sub_forward,
     tanh_backward,
     tanh_forward,
+    vanishes,
 )
 
 
@@ -104,14 +105,14 @@ def scalars_forward(values, grads, records, operands, inputs, i, end):
             softplus_forward(values, out, a)
         elif code == op.DETACH:
             detach_forward(values, out, a)
-        elif code == op.LOOKUP:
-            lookup_forward(values, operands, inputs, node, at)
         elif code == op.SUM:
             sum_forward(values, operands, node, at)
         elif code == op.DOT:
             dot_forward(values, operands, node, at)
         elif code == op.DOT_RUN:
             dot_run_forward(values, operands, node, at)
+        elif code == op.LOOKUP:
+            lookup_forward(values, operands, inputs, node, at)
         elif code == op.SOFTMAX:
             softmax_forward(values, operands, node, at)
         else:
@@ -133,37 +134,39 @@ def scalars_backward(values, grads, records, operands, inputs, i, begin):
             i = mul_backward(values, grads, records, i, begin)
             continue
         i -= 1
-        node, at = np.int64(out), np.int64(a)
+        node, at, dout = np.int64(out), np.int64(a), grads[out]
+        if code < op.LOOKUP and vanishes(grads, dout):
+            continue
         if code == op.SUB:
-            sub_backward(values, grads, out, a, b)
+            sub_backward(grads, dout, a, b)
         elif code == op.DIV:
-            div_backward(values, grads, out, a, b)
+            div_backward(values, grads, out, dout, a, b)
         elif code == op.NEG:
-            neg_backward(grads, out, a)
+            neg_backward(grads, dout, a)
         elif code == op.SCALE:
-            scale_backward(values, grads, out, a, b)
+            scale_backward(values, grads, dout, a, b)
         elif code == op.POW:
-            pow_backward(values, grads, out, a, b)
+            pow_backward(values, grads, dout, a, b)
         elif code == op.EXP:
-            exp_backward(values, grads, out, a)
+            exp_backward(values, grads, out, dout, a)
         elif code == op.LOG:
-            log_backward(values, grads, out, a)
+            log_backward(values, grads, dout, a)
         elif code == op.RELU:
-            relu_backward(values, grads, out, a)
+            relu_backward(values, grads, dout, a)
         elif code == op.TANH:
-            tanh_backward(values, grads, out, a)
+            tanh_backward(values, grads, out, dout, a)
         elif code == op.SOFTPLUS:
-            softplus_backward(values, grads, out, a)
+            softplus_backward(values, grads, out, dout, a)
         elif code == op.DETACH:
             pass
+        elif code == op.SUM:
+            sum_backward(grads, operands, dout, at)
+        elif code == op.DOT:
+            dot_backward(values, grads, operands, dout, at)
+        elif code == op.DOT_RUN:
+            dot_run_backward(values, grads, operands, dout, at)
         elif code == op.LOOKUP:
             lookup_backward(grads, operands, inputs, node, at)
-        elif code == op.SUM:
-            sum_backward(grads, operands, node, at)
-        elif code == op.DOT:
-            dot_backward(values, grads, operands, node, at)
-        elif code == op.DOT_RUN:
-            dot_run_backward(values, grads, operands, node, at)
         elif code == op.SOFTMAX:
             softmax_backward(values, grads, operands, node, at)
         else:
