@@ -1,5 +1,7 @@
 """The opcode table: which kernels run an operation that is called by address."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from numba import types
 from numba.np.numpy_support import from_dtype
@@ -48,6 +50,7 @@ from tapegpt.kernels.topk import (
 )
 
 KERNELS = {
+    op.SCALARS: (scalars_forward, scalars_backward),
     op.MAX: (max_forward, max_backward),
     op.RUN: (run_forward, run_backward),
     op.DOT_ROWS: (dot_rows_forward, dot_rows_backward),
@@ -77,23 +80,27 @@ def address(kernel, signature):
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
 
 
+def rows_of(records: NDArray[np.uint32]) -> list[int]:
+    """The rows of the table of addresses that a program of these records needs."""
+    opcodes = np.flatnonzero(np.bincount(records[:, 0]))
+    called = opcodes[opcodes >= op.FIRST_CALLED].tolist()
+    return called if len(called) == len(opcodes) else [*called, op.SCALARS]
+
+
 def load_kernels(
     table: NDArray[np.int64],
     dtype: np.dtype[np.floating],
-    records: NDArray[np.uint32],
+    rows: Iterable[int],
     direction: int,
 ) -> None:
-    """Fill in table[opcode, direction] for the opcodes of these records, where it is still 0.
+    """Fill in these rows of the table of addresses for one direction, where they are still 0.
 
     table: int64 (op.COUNT, 2), addresses.
     """
     floats = handed(types.Array(from_dtype(dtype), 1, "C"))
-    opcodes = np.flatnonzero(np.bincount(records[:, 0])).tolist()
-    if opcodes and opcodes[0] < op.FIRST_CALLED and table[op.SCALARS, direction] == 0:
-        scalars = (scalars_forward, scalars_backward)[direction]
-        table[op.SCALARS, direction] = address(scalars, scalars_signature(floats))
-    signature = (forward_signature, backward_signature)[direction](floats)
-    for opcode in opcodes:
-        kernel = KERNELS.get(opcode, (None, None))[direction]
-        if kernel is not None and table[opcode, direction] == 0:
-            table[opcode, direction] = address(kernel, signature)
+    called = (forward_signature, backward_signature)[direction](floats)
+    for row in rows:
+        kernel = KERNELS.get(row, (None, None))[direction]
+        if kernel is not None and table[row, direction] == 0:
+            signature = scalars_signature(floats) if row == op.SCALARS else called
+            table[row, direction] = address(kernel, signature)

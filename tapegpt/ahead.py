@@ -1,4 +1,4 @@
-"""At a first run, a second process compiles what training needs after the kernels of the model.
+"""At a first run, a second process compiles what training needs beside the forward kernels.
 
 Compiling takes one thread of a process, and its results go from process to process through the
 kernel cache. Without the second process, for whatever reason, the first compiles all by itself.
@@ -8,32 +8,37 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import numpy as np
 from numba.core.event import Event, Listener, install_listener
 
 from tapegpt.config import ModelConfig, SampleConfig, TrainConfig
+from tapegpt.kernels import records as op
+from tapegpt.kernels.dispatch import BACKWARD
 from tapegpt.kernels.jit import is_missing
 from tapegpt.kernels.steps import train_steps
+from tapegpt.kernels.table import load_kernels
 from tapegpt.sampling import draw
 from tapegpt.training import Trainer
 
 LONGEST_WAIT = 30  # seconds, for what takes less than ten: a process that was stopped, say
 
 # The path is handed on, so that both find the same package.
-SCRIPT = "import sys; sys.path[:] = {}; from tapegpt import ahead; ahead.main({!r})"
+SCRIPT = "import sys; sys.path[:] = {}; from tapegpt import ahead; ahead.main({!r}, {})"
 
 
 @contextmanager
-def compiling_ahead(dtype: str) -> Iterator[None]:
-    """While the block compiles kernels of a model, have a process compile training and sampling.
+def compiling_ahead(dtype: str, rows: Sequence[int]) -> Iterator[None]:
+    """While the block compiles a model's kernels, forward and backward, have a process compile
+    training, sampling, and then the backward ones from the last on, until the two meet.
 
     It is started when the block first finds a kernel missing in the cache, if training was never
-    compiled before and there is a second processor. After the block it is waited for.
+    compiled before and there is a second processor. After the block training and sampling are
+    waited for.
     """
-    helper = _Helper(dtype)
+    helper = _Helper(dtype, rows)
     try:
         with install_listener("numba:compile", helper):
             yield
@@ -45,8 +50,8 @@ def compiling_ahead(dtype: str) -> Iterator[None]:
 class _Helper(Listener):  # type: ignore[misc]  # Numba has no types
     """The second process, from the first compilation on that it hears of."""
 
-    def __init__(self, dtype: str) -> None:
-        self._script = SCRIPT.format(sys.path, dtype)
+    def __init__(self, dtype: str, rows: Sequence[int]) -> None:
+        self._script = SCRIPT.format(sys.path, dtype, list(rows))
         self._asked = False
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -60,7 +65,7 @@ class _Helper(Listener):  # type: ignore[misc]  # Numba has no types
             self._process = subprocess.Popen(
                 [sys.executable, "-c", self._script],
                 stdin=subprocess.PIPE,  # which ends when this process does
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,  # a byte, when training and sampling are compiled
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # out of reach of the terminal's Ctrl-C
             )
@@ -69,9 +74,15 @@ class _Helper(Listener):  # type: ignore[misc]  # Numba has no types
         """Nothing to do."""
 
     def wait(self) -> None:
-        if self._process is not None:
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(LONGEST_WAIT)
+        if self._process is None or self._process.stdout is None:
+            return
+        alarm = threading.Timer(LONGEST_WAIT, self._process.kill)
+        alarm.start()
+        try:
+            if not self._process.stdout.read(1):
+                self._process.wait()
+        finally:
+            alarm.cancel()
 
     def end(self) -> None:
         if self._process is not None:
@@ -86,10 +97,10 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def main(dtype: str) -> None:
+def main(dtype: str, rows: Sequence[int]) -> None:
     """The second process: it ends with the first one, if that comes earlier."""
     threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
-    compile_rest(dtype)
+    compile_rest(dtype, rows)
     os._exit(0)
 
 
@@ -98,12 +109,16 @@ def _exit_at_end_of_input() -> None:
     os._exit(1)
 
 
-def compile_rest(dtype: str) -> None:
-    """Compile what training and sampling need, but for the kernels of models."""
+def compile_rest(dtype: str, rows: Sequence[int]) -> None:
+    """Compile training and sampling, and the backward kernels of these rows of the table."""
     # Its program has the same type as any.
     model = ModelConfig(n_embd=1, n_head=1, block_size=1)
     training = TrainConfig(granularity="scalar", dtype=dtype)
-    trainer = Trainer(model, training, ["a"], directions=())
+    trainer = Trainer(model, training, ["a"], load=False)
     trainer.advance(0)
     nothing = np.zeros(0, np.int64)
     draw(trainer.recording, nothing, SampleConfig(), np.zeros((0, 1)), in_turn=True)
+    os.write(sys.stdout.fileno(), b".")
+    table = np.zeros((op.COUNT, 2), np.int64)
+    for row in reversed(rows):
+        load_kernels(table, np.dtype(dtype), [row], BACKWARD)

@@ -12,7 +12,7 @@ from tapegpt.granularity import Dot, Scalar, Vector
 from tapegpt.kernels import records as op
 from tapegpt.kernels.dispatch import BACKWARD, FORWARD
 from tapegpt.kernels.program import Program
-from tapegpt.kernels.table import load_kernels
+from tapegpt.kernels.table import load_kernels, rows_of
 from tapegpt.models import networks, parameter_shapes
 from tapegpt.passes import (
     fuse_relu,
@@ -34,6 +34,17 @@ class Recording:
     program: Program
     documents_per_sweep: int
     weights: dict[str, Floats]  # views into program.values, (outputs, inputs)
+
+    @property
+    def rows(self) -> list[int]:
+        """Of the table of kernels, those that its sweeps need."""
+        return rows_of(self.program.machine.records)
+
+    def load(self, directions: Sequence[int] = (FORWARD, BACKWARD)) -> None:
+        """Have the kernels of these sweeps ready, compiled where they never were before."""
+        machine = self.program.machine
+        for direction in directions:
+            load_kernels(machine.kernels, machine.values.dtype, self.rows, direction)
 
     def moment(self) -> Floats:
         """An array like the parameters, zero: what an optimizer remembers of each."""
@@ -61,11 +72,12 @@ def record(
     dtype: str,
     documents_per_sweep: int,
     directions: Sequence[int] = (FORWARD, BACKWARD),
+    load: bool = True,
 ) -> Recording:
     """Record a model for batches of documents; its parameters are zero at first.
 
     scalar and dot take one document at a time, whatever documents_per_sweep says. directions:
-    the sweeps that will be made, whose kernels are loaded or compiled here.
+    the sweeps that will be made, whose kernels are loaded or compiled here, unless `load` is False.
     """
     if BACKWARD not in directions:  # nobody trains
         model = replace(model, dropout=0.0)
@@ -74,9 +86,8 @@ def record(
     else:
         kind = {"scalar": Scalar, "dot": Dot}[granularity]
         recording = _record_unrolled(kind, model, vocab_size, dtype)
-    machine = recording.program.machine
-    for direction in directions:
-        load_kernels(machine.kernels, machine.values.dtype, machine.records, direction)
+    if load:
+        recording.load(directions)
     return recording
 
 

@@ -16,7 +16,6 @@ from tapegpt.config import ModelConfig, TrainConfig, default_learning_rate, flag
 from tapegpt.corpus import Tokenizer, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.footprint import bytes_available, bytes_needed, nodes_needed
-from tapegpt.kernels.dispatch import BACKWARD, FORWARD
 from tapegpt.kernels.steps import train_steps
 from tapegpt.kernels.validation import held_out_loss
 from tapegpt.models import multiplications, tables
@@ -38,8 +37,8 @@ class Trainer:
     """The parameters, their optimizer's state and the corpus, at some step of training.
 
     Follows microgpt to the last random number: Python's generator is seeded, shuffles the
-    documents, then draws the weights row by row, and goes on to draw the samples. directions: see
-    `record`; it takes both to train.
+    documents, then draws the weights row by row, and goes on to draw the samples. load: see
+    `record`; training takes loaded kernels.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Trainer:
         model: ModelConfig,
         training: TrainConfig,
         documents: Sequence[str],
-        directions: Sequence[int] = (FORWARD, BACKWARD),
+        load: bool = True,
     ) -> None:
         self.learning_rate = training.learning_rate or default_learning_rate(model, training)
         self.model = model
@@ -81,7 +80,7 @@ class Trainer:
             training.granularity,
             training.dtype,
             _documents_per_sweep(model, training),
-            directions,
+            load=load,
         )
         self._threads = Threads(self.recording, training.threads)
         self._shares = self._weigh()
@@ -103,9 +102,9 @@ class Trainer:
         return program.machine.values[: program.num_params]
 
     @classmethod
-    def resumed(cls, run: Run, documents: Sequence[str]) -> "Trainer":
+    def resumed(cls, run: Run, documents: Sequence[str], load: bool = True) -> "Trainer":
         """Go on from a saved run. Raises `RunError` if it was trained on other documents."""
-        trainer = cls(run.model, run.training, documents)
+        trainer = cls(run.model, run.training, documents, load)
         if trainer.corpus_digest != run.corpus_digest:
             raise RunError(
                 f"the run was trained on another corpus of {run.documents} documents:"

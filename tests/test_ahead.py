@@ -16,6 +16,7 @@ from numba.core import config
 
 from tapegpt import ahead
 from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.kernels import records as op
 from tapegpt.kernels.generate import generate
 from tapegpt.kernels.steps import train_steps
 from tapegpt.sampling import draw
@@ -80,11 +81,21 @@ def test_a_first_run_leaves_training_and_sampling_to_a_second_process(tmp_path):
     cache = tmp_path / "kernels"
     compiled, started, *first = observed(tmp_path, cache)
     assert started == 1
-    assert {"linear_forward", "linear_backward"} <= set(compiled)
+    assert {"linear_forward", "attention_forward"} <= set(compiled)
     assert not TAKEN_OVER & set(compiled)
-    assert names_in(cache) >= TAKEN_OVER | {"linear_forward"}
+    assert names_in(cache) >= TAKEN_OVER | {"linear_forward", "linear_backward"}
     assert "scalars_forward" not in names_in(cache)
     assert observed(tmp_path, cache) == ([], 0, *first)
+
+
+def test_the_second_process_goes_on_with_backward_kernels(tmp_path):
+    cache = tmp_path / "kernels"
+    script = ahead.SCRIPT.format(sys.path, "float32", [op.EMBED, op.RMSNORM])
+    with Cli(tmp_path, cache).start(python=("-c", script), stdin=subprocess.PIPE) as process:
+        assert process.wait() == 0
+        assert process.stdout.read() == "."
+    assert names_in(cache) >= TAKEN_OVER | {"embed_backward", "rmsnorm_backward"}
+    assert "embed_forward" not in names_in(cache)
 
 
 @pytest.mark.long
@@ -103,7 +114,7 @@ def test_a_first_run_whose_second_process_is_killed(tmp_path, rounds=10):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_training_uses_what_it_compiles(dtype):
-    ahead.compile_rest(dtype)
+    ahead.compile_rest(dtype, [])
     signatures = [*train_steps.signatures, *generate.signatures]
     for granularity in GRANULARITIES:
         for threads, optimizer in (1, "adam"), (2, "sgd"):
@@ -143,11 +154,11 @@ def compile_something():
 
 
 def test_it_is_started_once_and_only_to_compile(started):
-    with ahead.compiling_ahead("float32"):
+    with ahead.compiling_ahead("float32", []):
         pass
     compile_something()
     assert started == []
-    with ahead.compiling_ahead("float32"):
+    with ahead.compiling_ahead("float32", []):
         compile_something()
         compile_something()
     assert [process.returncode for process in started] == [0]
@@ -157,7 +168,7 @@ def test_it_looks_for_modules_where_the_first_process_does(started, tmp_path, mo
     (tmp_path / "somewhere.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(ahead, "SCRIPT", TAKE_PATH + "import somewhere")
-    with ahead.compiling_ahead("float32"):
+    with ahead.compiling_ahead("float32", []):
         compile_something()
     assert [process.returncode for process in started] == [0]
 
@@ -174,7 +185,7 @@ FAILURES = {
 def test_a_process_that_fails_is_not_noticed(started, monkeypatch, capfd, failure):
     monkeypatch.setattr(ahead, "SCRIPT", FAILURES[failure])
     monkeypatch.setattr(ahead, "LONGEST_WAIT", 0.5 if failure == "hang" else 1000)
-    with ahead.compiling_ahead("float32"):
+    with ahead.compiling_ahead("float32", []):
         compile_something()
     (process,) = started
     assert process.returncode not in (0, None)
@@ -183,7 +194,7 @@ def test_a_process_that_fails_is_not_noticed(started, monkeypatch, capfd, failur
 
 def test_a_process_that_cannot_be_started(started, monkeypatch):
     monkeypatch.setattr(sys, "executable", "missing")
-    with ahead.compiling_ahead("float32"):
+    with ahead.compiling_ahead("float32", []):
         compile_something()
     assert started == []
 
@@ -191,7 +202,7 @@ def test_a_process_that_cannot_be_started(started, monkeypatch):
 def test_an_exception_does_not_wait_for_it(started, monkeypatch):
     monkeypatch.setattr(ahead, "SCRIPT", FAILURES["hang"])
     monkeypatch.setattr(ahead, "LONGEST_WAIT", 1000)
-    with pytest.raises(ZeroDivisionError), ahead.compiling_ahead("float32"):
+    with pytest.raises(ZeroDivisionError), ahead.compiling_ahead("float32", []):
         compile_something()
         raise ZeroDivisionError
     (process,) = started
@@ -200,7 +211,7 @@ def test_an_exception_does_not_wait_for_it(started, monkeypatch):
 
 def test_one_processor_starts_none(started, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1}, raising=False)
-    with ahead.compiling_ahead("float32"):
+    with ahead.compiling_ahead("float32", []):
         compile_something()
     assert started == []
 
@@ -209,14 +220,14 @@ def test_a_cache_that_holds_training_starts_none(started, tmp_path):
     ahead.is_missing(train_steps)  # creates the folder
     (folder,) = (tmp_path / "kernels" / "tapegpt").iterdir()
     (folder / "train_steps-0123456789abcdef.nbc").touch()
-    with ahead.compiling_ahead("float32"):
+    with ahead.compiling_ahead("float32", []):
         compile_something()
     assert started == []
 
 
 def test_a_cache_that_cannot_be_written_starts_none(started, tmp_path):
     (tmp_path / "kernels").touch()
-    with ahead.compiling_ahead("float32"):
+    with ahead.compiling_ahead("float32", []):
         compile_something()
     assert started == []
 
@@ -228,17 +239,17 @@ def test_it_ends_with_the_first_process(tmp_path):
 import os, socket, sys, time
 sys.path[:] = {{}}
 from tapegpt import ahead
-def compile_rest(dtype):
+def compile_rest(dtype, rows):
     with socket.create_connection({server.getsockname()}) as connection:
         time.sleep(30)
 ahead.compile_rest = compile_rest
-ahead.main({{!r}})
+ahead.main({{!r}}, {{}})
 """
         first = f"""
 import numba, time
 from tapegpt import ahead
 ahead.SCRIPT, ahead._processors = {second!r}, lambda: 2
-with ahead.compiling_ahead("float32"):
+with ahead.compiling_ahead("float32", []):
     numba.njit(lambda: 1)()
     time.sleep(1000)
 """

@@ -71,11 +71,13 @@ def run(
         from tapegpt.training import Trainer
 
         stop = held.enter_context(_stop_signals())
-        with compiling_ahead(training.dtype):
-            if saved is None:
-                trainer = Trainer(model, training, documents)
-            else:
-                trainer = Trainer.resumed(replace(saved, training=training), documents)
+        if saved is None:
+            trainer = Trainer(model, training, documents, load=False)
+        else:
+            run = replace(saved, training=training)
+            trainer = Trainer.resumed(run, documents, load=False)
+        with compiling_ahead(training.dtype, trainer.recording.rows):
+            trainer.recording.load()
         _make_folder(out)
         if saved is None:
             held.enter_context(_locked(out))
