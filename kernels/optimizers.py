@@ -96,8 +96,9 @@ def adam(
     begin and end are whole vectors. All parameters decay, the embeddings too: there are none but
     matrices. Returns whether they are finite. (In float64 they may be where a square is not.)
     """
-    rate = learning_rate / (1 - beta1**step)
-    correction = 1 / (1 - beta2**step)
+    # sqrt(v / scale^2) = sqrt(v) / scale: a product less for every vector.
+    scale = math.sqrt(1 - beta2**step)
+    rate = learning_rate * scale / (1 - beta1**step)
     old, new = splat(values, beta2), splat(values, 1 - beta2)
     kept = splat(values, 1 - learning_rate * weight_decay)
     zero = total = splat(values, 0)
@@ -108,7 +109,7 @@ def adam(
         square = fma(g * new, g, fma(load(v, i), old, tiny(values)))
         store(m, i, mean)
         store(v, i, square)
-        root = quick_root(square * correction) + epsilon
+        root = quick_root(square) + epsilon * scale
         moved = fma(load(values, i), kept, mean * -rate / root)
         store(values, i, moved)
         store(grads, i, zero)
