@@ -181,14 +181,12 @@ def make_attention(size):
                 operands[at + 10] + group * stride,
                 operands[at + 11] + group * stride,
             )
-            weights, dweights = (
-                operands[at + 12] + group * span,
-                operands[back + 8] + group * span,
-            )
-            dq, dk, dv, dout = (
-                operands[back + 5] + group * stride,
-                operands[back + 6] + group * stride,
-                operands[back + 7] + group * stride,
+            weights = operands[at + 12] + group * span
+            dq, dk, dv, dweights, dout = (
+                operands[back + 5],
+                operands[back + 6],
+                operands[back + 7],
+                operands[back + 8],
                 operands[back + 9],
             )
             rows_to_lanes(grads, (operands[back + 1],), made, problem, first, end, grads, (dout,))

@@ -35,46 +35,52 @@ def largest(array, first, count):
     return max_lanes(maxima)
 
 
-@inlined
-def weigh(logits, first, count, inverse_temperature, weights):
-    """weights = e^((logit - largest) / temperature), and 0 in the padding."""
-    top = largest(logits, first, count)
-    zero = weights.dtype.type(0)
-    for i in range(0, count, lanes(weights)):
-        weight = exp((load(logits, first + i) - top) * inverse_temperature)
-        store(weights, i, keep_first(weight, count - i, zero))
+@jit
+def weigh(logits, first, row, rows, count, inverse_temperature, weights):
+    """weights = e^((logit - largest) / temperature), row by row, and 0 in the padding.
+
+    Rows of `count` logits begin at `first` and every `row` elements after that, those of weights
+    at every whole vector.
+    """
+    width, zero = padded(weights, count), weights.dtype.type(0)
+    for r in range(rows):
+        x = first + r * row
+        top = largest(logits, x, count)
+        for i in range(0, count, lanes(weights)):
+            weight = exp((load(logits, x + i) - top) * inverse_temperature)
+            store(weights, r * width + i, keep_first(weight, count - i, zero))
 
 
 @inlined
-def keep_likeliest(weights, count, top_k, top_p):
+def keep_likeliest(weights, first, count, top_k, top_p):
     """Zero all but the top_k largest, and all that the likeliest of share top_p do not need."""
     total = splat(weights, 0)
     for i in range(0, count, lanes(weights)):
-        total = total + load(weights, i)
+        total = total + load(weights, first + i)
     needed = top_p * sum_lanes(total)
     # A weight that stays is marked by its sign while the next largest is looked for.
     kept, mass = 0, 0.0
     while kept < top_k and mass < needed:
-        top = largest(weights, 0, count)
-        best = 0
+        top = largest(weights, first, count)
+        best = first
         while weights[best] < top:
             best += 1
         mass += top
         weights[best] = -top
         kept += 1
     for i in range(0, count, lanes(weights)):
-        store(weights, i, relu(load(weights, i) * -1.0))
+        store(weights, first + i, relu(load(weights, first + i) * -1.0))
 
 
 @inlined
-def choose(weights, count, uniform):
+def choose(weights, first, count, uniform, totals):
     """The first index whose cumulative share exceeds `uniform`, as Python's random.choices.
 
-    Leaves running totals beside the weights.
+    Leaves running totals at weights[totals], and after that.
     """
-    totals, total = padded(weights, count), weights.dtype.type(0)
+    total = weights.dtype.type(0)
     for i in range(0, count, lanes(weights)):
-        store(weights, totals + i, running_sums(load(weights, i)) + total)
+        store(weights, totals + i, running_sums(load(weights, first + i)) + total)
         total = weights[totals + i + lanes(weights) - 1]
     limit = weights.dtype.type(uniform * total)
     index = 0
@@ -82,21 +88,20 @@ def choose(weights, count, uniform):
         index += count_at_most(load(weights, totals + i), limit)
     # Rounding can lift the limit to the total, and a total where nothing is added to it.
     index = min(index, count - 1)
-    while index > 0 and weights[index] == 0:
+    while index > 0 and weights[first + index] == 0:
         index -= 1
     return index
 
 
 @jit
-def next_token(logits, first, count, inverse_temperature, top_k, top_p, uniform, weights):
-    """Draw a token from the `count` logits that start at index `first`.
+def next_token(weights, first, count, top_k, top_p, uniform, totals):
+    """Draw one of `count` tokens, whose weights begin at `first`, whole vectors.
 
-    weights: floats like the logits, twice `count` rounded up to whole vectors, to work in.
+    totals: where in weights as many numbers find room.
     """
-    weigh(logits, first, count, inverse_temperature, weights)
     if top_k < count or top_p < 1:
-        keep_likeliest(weights, count, top_k, top_p)
-    return choose(weights, count, uniform)
+        keep_likeliest(weights, first, count, top_k, top_p)
+    return choose(weights, first, count, uniform, totals)
 
 
 @inlined
@@ -160,22 +165,24 @@ def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_tu
                     earlier = token_before(program, samples, documents[i], p - 1 - k)
                     inputs[program.earlier + k * program.capacity + row + i] = earlier
             forward_sweep(program.machine, begin, end, (p, p + 1, row, row + alive))
-            for i in range(alive):
-                text = documents[i]
-                if p < len(prompt):
-                    samples[text, p] = prompt[p]
-                    continue
-                samples[text, p] = next_token(
-                    program.machine.values,
-                    program.logits[p] + i * program.logits_row,
-                    program.vocab_size,
-                    inverse_temperature,
-                    top_k,
-                    top_p,
-                    uniforms[drawn if in_turn else text * block + p - len(prompt)],
-                    program.likelihoods,
-                )
-                drawn += 1
+            if p < len(prompt):
+                for i in range(alive):
+                    samples[documents[i], p] = prompt[p]
+            else:
+                # The weights of all texts, then their tokens: what a text waits for, others do not.
+                weigh(
+                    program.machine.values, program.logits[p], program.logits_row, alive,
+                    program.vocab_size, inverse_temperature, program.likelihoods,
+                )  # fmt: skip
+                width = padded(program.likelihoods, program.vocab_size)
+                for i in range(alive):
+                    text = documents[i]
+                    samples[text, p] = next_token(
+                        program.likelihoods, i * width, program.vocab_size, top_k, top_p,
+                        uniforms[drawn if in_turn else text * block + p - len(prompt)],
+                        alive * width,
+                    )  # fmt: skip
+                    drawn += 1
             alive = close_gaps(program, begin, p, alive, samples)
             p += 1
     return drawn

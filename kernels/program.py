@@ -61,6 +61,7 @@ class Program(NamedTuple):
     key: int
 
     placed: NDArray[np.int64]  # (block + 1,): scratch for packing
-    # Scratch for sampling: which text each document of a sweep is, and how likely tokens are.
+    # Scratch for sampling: which text each document of a sweep is, how likely its tokens are, and
+    # running totals of one row.
     documents: NDArray[np.int64]  # (documents,)
-    likelihoods: NDArray[np.floating]  # (2 * vocab_size,), whole vectors
+    likelihoods: NDArray[np.floating]  # (documents + 1, vocab_size), whole vectors, flat

@@ -140,7 +140,7 @@ def _record_vector(model: ModelConfig, vocab_size: int, dtype: str, documents: i
         key=batch.key.slot,
         placed=np.zeros(block + 1, np.int64),
         documents=np.zeros(documents, np.int64),
-        likelihoods=np.zeros(2 * tape.stride(vocab_size), dtype),
+        likelihoods=np.zeros((documents + 1) * tape.stride(vocab_size), dtype),
     )
     return Recording(program, documents, {name: tape.view(node) for name, node in weights.items()})
 

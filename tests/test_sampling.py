@@ -18,7 +18,8 @@ from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, Tra
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.kernels.dispatch import FORWARD
-from tapegpt.kernels.generate import choose, generate, next_token
+from tapegpt.kernels.generate import choose, generate, next_token, weigh
+from tapegpt.kernels.vector_width import VECTOR_BYTES
 from tapegpt.program import record
 from tapegpt.sampling import (
     SAMPLES_PER_CALL,
@@ -212,16 +213,29 @@ def test_what_comes_after_the_delimiter_is_left_alone():
 
 
 def next_of(logits, uniform=0.5, **options):
-    """What follows these logits, by the kernel alone; they lie between others."""
-    config = SampleConfig(**{"temperature": 1, **options})
-    values = np.array([9.0, *logits, *[9.0] * 64])
-    limits = kernel_limits(config, len(logits), values.dtype)
-    return next_token(values, 1, len(logits), *limits, uniform, room_for(len(logits)))
+    """What follows these logits, by the kernels alone; they lie between others, twice."""
+    config, count = SampleConfig(**{"temperature": 1, **options}), len(logits)
+    values = np.array([9.0, *logits, *[9.0] * 5, *logits, *[9.0] * 64])
+    inverse, *limits = kernel_limits(config, count, values.dtype)
+    weights = room_for(count, rows=2)
+    weigh(values, 1, count + 5, 2, count, inverse, weights)
+    totals = 2 * whole(count)
+    first, second = (
+        next_token(weights, at, count, *limits, uniform, totals) for at in (0, whole(count))
+    )
+    assert first == second
+    return first
 
 
-def room_for(count, dtype="float64"):
-    """Weights and their running totals, whole vectors."""
-    return np.zeros(2 * (count + 64), dtype)
+def whole(count, dtype="float64"):
+    """Elements of whole vectors that hold so many."""
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
+    return -(-count // lanes) * lanes
+
+
+def room_for(count, dtype="float64", rows=1):
+    """The weights of so many rows, and running totals of one."""
+    return np.zeros((rows + 1) * whole(count, dtype), dtype)
 
 
 # Whole numbers, so that some are equal.
@@ -308,7 +322,7 @@ def test_choices_are_those_of_random_choices(logits, uniform, temperature):
 def choice(weights, uniform, dtype="float64"):
     room = room_for(len(weights), dtype)
     room[: len(weights)] = weights
-    return choose(room, len(weights), uniform)
+    return choose(room, 0, len(weights), uniform, whole(len(weights), dtype))
 
 
 # Halves and quarters add up without rounding.
