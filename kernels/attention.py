@@ -23,6 +23,7 @@ from tapegpt.kernels.lanes import (
     copy_lane,
     lane_place,
     lane_product,
+    lane_row_product,
     make_moves,
     whole_tiles,
 )
@@ -106,6 +107,30 @@ def softmax_rows(values, scores, span, first, last, room, factor):
             store(values, i, zero)
 
 
+def make_attend(product, rows):
+    """What `rows` positions from p on look at, of those from `first` to end - 1: the weights of all
+    before them, and the sums of their values.
+    """
+
+    @jit
+    def attend(values, q, k, v, weights, result, p, first, end, stride, span, width, factor):
+        size, upper, row = lanes(values), whole_tiles(p + rows), weights + p * span
+        product(
+            values, q + p * stride, stride, size, values, k, stride, size,
+            values, row, span, rows, upper, width,
+        )  # fmt: skip
+        softmax_rows(values, weights, span, max(p, first), min(p + rows, end), upper, factor)
+        product(
+            values, row, span, size, values, v, size, stride,
+            values, result + p * stride, stride, rows, width, upper,
+        )  # fmt: skip
+
+    return attend
+
+
+attend_tile, attend_row = make_attend(lane_product, LANE_COLUMNS), make_attend(lane_row_product, 1)
+
+
 # ds = w (dw - sum(w dw)) scale, over dw
 @jit
 def softmax_rows_backward(values, grads, weights, dweights, span, first, last, count, scale):
@@ -148,18 +173,16 @@ def make_attention(size):
             rows = operands[at + 3], operands[at + 4], operands[at + 5]
             rows_to_lanes(values, rows, given, problem, first, end, values, (q, k, v))
             weights, result = operands[at + 12] + group * span, operands[at + 13]
-            for p in range(begin, end, LANE_COLUMNS):
-                upper = p + LANE_COLUMNS
-                row = weights + p * span
-                lane_product(
-                    values, q + p * stride, stride, size, values, k, stride, size,
-                    values, row, span, LANE_COLUMNS, upper, width,
-                )  # fmt: skip
-                softmax_rows(values, weights, span, max(p, first), min(upper, end), upper, factor)
-                lane_product(
-                    values, row, span, size, values, v, size, stride,
-                    values, result + p * stride, stride, LANE_COLUMNS, width, upper,
-                )  # fmt: skip
+            # Sampling goes on by one position. Gradients want whole tiles, and the first position.
+            if first > 0 and last - first == 1:
+                attend_row(
+                    values, q, k, v, weights, result, first, first, end, stride, span, width, factor
+                )
+            else:
+                for p in range(begin, end, LANE_COLUMNS):
+                    attend_tile(
+                        values, q, k, v, weights, result, p, first, end, stride, span, width, factor
+                    )
             lanes_to_rows(values, (result,), made, problem, first, end, values, (out,), 1)
 
     # dw = dout v^T, dv = w^T dout, dq = ds k, dk = ds^T q

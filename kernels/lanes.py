@@ -44,25 +44,33 @@ def whole_tiles(count):
     return (count + LANE_COLUMNS - 1) // LANE_COLUMNS * LANE_COLUMNS
 
 
-@jit
-def lane_product(
-    a, a0, a_row, a_step, b, b0, b_column, b_step, out, out0, out_row, rows, columns, depth
-):  # fmt: skip
-    """out[i, j] = sum over k of a[i, k] b[k, j], in every lane.
+def make_lane_product(tile_rows):
+    """The product whose tiles have so many rows."""
 
-    The vector a[i, k] lies at a0 + i * a_row + k * a_step, b[k, j] at b0 + k * b_step +
-    j * b_column. Rows and columns are of whole tiles.
-    """
-    offsets = row_offsets(0, LANE_ROWS, out_row, LANE_ROWS)
-    for i in range(0, rows, LANE_ROWS):
-        for j in range(0, columns, LANE_COLUMNS):
-            tile = tile_zeros(out, LANE_ROWS, LANE_COLUMNS)
-            left = row_pointers(a, a0 + i * a_row, a_row, LANE_ROWS)
-            right = row_pointers(b, b0 + j * b_column, b_column, LANE_COLUMNS)
-            for _ in range(depth):
-                tile = tile_outer(tile, left, right)
-                left, right = advance(left, a_step), advance(right, b_step)
-            tile_store(out, out0 + i * out_row + j * lanes(out), offsets, tile, LANE_ROWS)
+    @jit
+    def lane_product(
+        a, a0, a_row, a_step, b, b0, b_column, b_step, out, out0, out_row, rows, columns, depth
+    ):  # fmt: skip
+        """out[i, j] = sum over k of a[i, k] b[k, j], in every lane.
+
+        The vector a[i, k] lies at a0 + i * a_row + k * a_step, b[k, j] at b0 + k * b_step +
+        j * b_column. Rows and columns are of whole tiles.
+        """
+        offsets = row_offsets(0, tile_rows, out_row, tile_rows)
+        for i in range(0, rows, tile_rows):
+            for j in range(0, columns, LANE_COLUMNS):
+                tile = tile_zeros(out, tile_rows, LANE_COLUMNS)
+                left = row_pointers(a, a0 + i * a_row, a_row, tile_rows)
+                right = row_pointers(b, b0 + j * b_column, b_column, LANE_COLUMNS)
+                for _ in range(depth):
+                    tile = tile_outer(tile, left, right)
+                    left, right = advance(left, a_step), advance(right, b_step)
+                tile_store(out, out0 + i * out_row + j * lanes(out), offsets, tile, tile_rows)
+
+    return lane_product
+
+
+lane_product, lane_row_product = make_lane_product(LANE_ROWS), make_lane_product(1)
 
 
 @inlined

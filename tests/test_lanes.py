@@ -12,6 +12,7 @@ from tapegpt.kernels.lanes import (
     copy_lane,
     lane_place,
     lane_product,
+    lane_row_product,
     make_moves,
 )
 from tapegpt.kernels.simd import VECTOR_BYTES
@@ -45,8 +46,11 @@ def scattered(matrix, dtype, start, row, column):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("a_transposed", [False, True])
 @pytest.mark.parametrize("b_transposed", [False, True])
+@pytest.mark.parametrize(
+    ("product", "tile_rows"), [(lane_product, LANE_ROWS), (lane_row_product, 1)]
+)
 @given(
-    rows=st.integers(1, 3).map(lambda n: n * LANE_ROWS),
+    tiles=st.integers(1, 3),
     columns=st.integers(1, 3).map(lambda n: n * LANE_COLUMNS),
     depth=st.integers(0, 9),
     starts=st.tuples(*[st.integers(0, 5)] * 3),
@@ -54,9 +58,9 @@ def scattered(matrix, dtype, start, row, column):
     seed=st.integers(0, 99),
 )
 def test_lane_product_is_a_product_in_every_lane(
-    dtype, a_transposed, b_transposed, rows, columns, depth, starts, gaps, seed
+    dtype, a_transposed, b_transposed, product, tile_rows, tiles, columns, depth, starts, gaps, seed
 ):
-    rng, lanes = np.random.default_rng(seed), lane_count(dtype)
+    rng, lanes, rows = np.random.default_rng(seed), lane_count(dtype), tiles * tile_rows
     a, b = vectors(rng, rows, depth, lanes), vectors(rng, depth, columns, lanes)
     (a0, b0, out0), (a_gap, b_gap, out_gap) = starts, gaps
 
@@ -68,7 +72,7 @@ def test_lane_product_is_a_product_in_every_lane(
     b_step, b_column = strides(b_transposed, depth, columns, b_gap)
     out_row = columns * lanes + out_gap
     out = np.full(out0 + rows * out_row + 5, UNTOUCHED, dtype)
-    lane_product(
+    product(
         scattered(a, dtype, a0, a_row, a_step), a0, a_row, a_step,
         scattered(b, dtype, b0, b_step, b_column), b0, b_column, b_step,
         out, out0, out_row, rows, columns, depth,
