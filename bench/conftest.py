@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 import pytest
 
@@ -34,6 +35,8 @@ from tapegpt.machine import (  # noqa: E402
     vector_name,
 )
 
+SECONDS = 0.5  # that the calls behind a figure take, at least
+
 
 @pytest.fixture(scope="session")
 def machine():
@@ -55,13 +58,21 @@ def measure(benchmark, machine):
     """measure(function, ...) times it and keeps the figure that counts in the record."""
 
     def run(function, *, table, row, column, unit, scale, flops=0, rounds=7, warmup=1):
-        """The figure is the median of `rounds` times in seconds, multiplied with scale.
+        """The figure is the median of the times in seconds, multiplied with scale.
 
-        `warmup` more calls go first and are not timed. flops: of one call.
+        They are `rounds` or, after a warm-up, as many more as take SECONDS: what disturbs a
+        machine for a moment would be all that a short call sees. `warmup` more calls go first and
+        are not timed. flops: of one call.
         """
         benchmark.group = table
         benchmark.extra_info.update(machine, table=table, row=row, column=column, unit=unit)
-        benchmark.pedantic(function, rounds=rounds, warmup_rounds=warmup)
+        if warmup and benchmark.enabled:
+            for _ in range(warmup):
+                function()
+            begin = time.perf_counter()
+            function()
+            rounds = max(rounds, round(SECONDS / (time.perf_counter() - begin)))
+        benchmark.pedantic(function, rounds=rounds)
         if benchmark.stats is None:  # --benchmark-disable
             return
         median = benchmark.stats.stats.median

@@ -19,7 +19,6 @@ def test_model(measure, n_embd, granularity):
         column=f"d{n_embd}",
         unit="",
         scale=1e3,
-        rounds=5,
     )
 
 

@@ -48,8 +48,6 @@ def test_workload(measure, root, dtype):
         column=dtype,
         unit="",
         scale=1e9 / OPERATIONS,
-        rounds=200,
-        warmup=3,
     )
 
 
@@ -80,7 +78,6 @@ def test_bulk(measure, way):
         column="float32",
         unit="",
         scale=1e9 / OPERATIONS,
-        rounds=20,
     )
 
 
@@ -98,5 +95,4 @@ def test_step(measure, granularity, dtype):
         column=dtype,
         unit="",
         scale=1e6 / steps,
-        rounds=30,
     )

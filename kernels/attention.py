@@ -108,8 +108,9 @@ def softmax_rows(values, scores, span, first, last, room, factor):
 
 
 def make_attend(product, rows):
-    """What `rows` positions from p on look at, of those from `first` to end - 1: the weights of all
-    before them, and the sums of their values.
+    """The weights of `rows` positions from p on, and the sums of values that they make.
+
+    Those that are not from `first` to end - 1 are only there to fill a tile.
     """
 
     @jit
