@@ -80,8 +80,8 @@ def address(kernel, signature):
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
 
 
-def rows_of(records: NDArray[np.uint32]) -> list[int]:
-    """The rows of the table of addresses that a program of these records needs."""
+def kernels_of(records: NDArray[np.uint32]) -> list[int]:
+    """The kernels that a program of these records needs, as rows of the table of addresses."""
     opcodes = np.flatnonzero(np.bincount(records[:, 0]))
     called = opcodes[opcodes >= op.FIRST_CALLED].tolist()
     return called if len(called) == len(opcodes) else [*called, op.SCALARS]
@@ -90,16 +90,16 @@ def rows_of(records: NDArray[np.uint32]) -> list[int]:
 def load_kernels(
     table: NDArray[np.int64],
     dtype: np.dtype[np.floating],
-    rows: Iterable[int],
+    kernels: Iterable[int],
     direction: int,
 ) -> None:
-    """Fill in these rows of the table of addresses for one direction, where they are still 0.
+    """Fill in table[kernel, direction] for these kernels, where it is still 0.
 
     table: int64 (op.COUNT, 2), addresses.
     """
     floats = handed(types.Array(from_dtype(dtype), 1, "C"))
     called = (forward_signature, backward_signature)[direction](floats)
-    for row in rows:
+    for row in kernels:
         kernel = KERNELS.get(row, (None, None))[direction]
         if kernel is not None and table[row, direction] == 0:
             signature = scalars_signature(floats) if row == op.SCALARS else called

@@ -30,7 +30,7 @@ SCRIPT = "import sys; sys.path[:] = {}; from tapegpt import ahead; ahead.main({!
 
 
 @contextmanager
-def compiling_ahead(dtype: str, rows: Sequence[int]) -> Iterator[None]:
+def compiling_ahead(dtype: str, kernels: Sequence[int]) -> Iterator[None]:
     """While the block compiles a model's kernels, forward and backward, have a process compile
     training, sampling, and then the backward ones from the last on, until the two meet.
 
@@ -38,7 +38,7 @@ def compiling_ahead(dtype: str, rows: Sequence[int]) -> Iterator[None]:
     compiled before and there is a second processor. After the block training and sampling are
     waited for.
     """
-    helper = _Helper(dtype, rows)
+    helper = _Helper(dtype, kernels)
     try:
         with install_listener("numba:compile", helper):
             yield
@@ -50,8 +50,8 @@ def compiling_ahead(dtype: str, rows: Sequence[int]) -> Iterator[None]:
 class _Helper(Listener):  # type: ignore[misc]  # Numba has no types
     """The second process, from the first compilation on that it hears of."""
 
-    def __init__(self, dtype: str, rows: Sequence[int]) -> None:
-        self._script = SCRIPT.format(sys.path, dtype, list(rows))
+    def __init__(self, dtype: str, kernels: Sequence[int]) -> None:
+        self._script = SCRIPT.format(sys.path, dtype, list(kernels))
         self._asked = False
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -97,10 +97,10 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def main(dtype: str, rows: Sequence[int]) -> None:
+def main(dtype: str, kernels: Sequence[int]) -> None:
     """The second process: it ends with the first one, if that comes earlier."""
     threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
-    compile_rest(dtype, rows)
+    compile_rest(dtype, kernels)
     os._exit(0)
 
 
@@ -109,8 +109,8 @@ def _exit_at_end_of_input() -> None:
     os._exit(1)
 
 
-def compile_rest(dtype: str, rows: Sequence[int]) -> None:
-    """Compile training and sampling, and the backward kernels of these rows of the table."""
+def compile_rest(dtype: str, kernels: Sequence[int]) -> None:
+    """Compile training and sampling, and the backward ones of these kernels."""
     # Its program has the same type as any.
     model = ModelConfig(n_embd=1, n_head=1, block_size=1)
     training = TrainConfig(granularity="scalar", dtype=dtype)
@@ -120,5 +120,5 @@ def compile_rest(dtype: str, rows: Sequence[int]) -> None:
     draw(trainer.recording, nothing, SampleConfig(), np.zeros((0, 1)), in_turn=True)
     os.write(sys.stdout.fileno(), b".")
     table = np.zeros((op.COUNT, 2), np.int64)
-    for row in reversed(rows):
-        load_kernels(table, np.dtype(dtype), [row], BACKWARD)
+    for kernel in reversed(kernels):
+        load_kernels(table, np.dtype(dtype), [kernel], BACKWARD)

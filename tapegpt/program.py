@@ -12,7 +12,7 @@ from tapegpt.granularity import Dot, Scalar, Vector
 from tapegpt.kernels import records as op
 from tapegpt.kernels.dispatch import BACKWARD, FORWARD
 from tapegpt.kernels.program import Program
-from tapegpt.kernels.table import load_kernels, rows_of
+from tapegpt.kernels.table import kernels_of, load_kernels
 from tapegpt.models import networks, parameter_shapes
 from tapegpt.passes import (
     fuse_relu,
@@ -36,15 +36,15 @@ class Recording:
     weights: dict[str, Floats]  # views into program.values, (outputs, inputs)
 
     @property
-    def rows(self) -> list[int]:
-        """Of the table of kernels, those that its sweeps need."""
-        return rows_of(self.program.machine.records)
+    def kernels(self) -> list[int]:
+        """Those that its sweeps need, as `load_kernels` takes them."""
+        return kernels_of(self.program.machine.records)
 
     def load(self, directions: Sequence[int] = (FORWARD, BACKWARD)) -> None:
         """Have the kernels of these sweeps ready, compiled where they never were before."""
         machine = self.program.machine
         for direction in directions:
-            load_kernels(machine.kernels, machine.values.dtype, self.rows, direction)
+            load_kernels(machine.kernels, machine.values.dtype, self.kernels, direction)
 
     def moment(self) -> Floats:
         """An array like the parameters, zero: what an optimizer remembers of each."""

@@ -239,7 +239,7 @@ def test_it_ends_with_the_first_process(tmp_path):
 import os, socket, sys, time
 sys.path[:] = {{}}
 from tapegpt import ahead
-def compile_rest(dtype, rows):
+def compile_rest(dtype, kernels):
     with socket.create_connection({server.getsockname()}) as connection:
         time.sleep(30)
 ahead.compile_rest = compile_rest

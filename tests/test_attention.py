@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tapegpt.kernels.dispatch import BACKWARD, FORWARD
 from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
-from tapegpt.kernels.table import load_kernels, rows_of
+from tapegpt.kernels.table import kernels_of, load_kernels
 from tapegpt.tape import Tape
 
 DTYPES = ["float32", "float64"]
@@ -38,9 +38,9 @@ class Packed:
         out = tape.attention(*operands, n_head)
         self.machine = tape.machine()
         self.record = len(self.machine.records) - 1
-        rows = rows_of(self.machine.records[-1:])
+        kernels = kernels_of(self.machine.records[-1:])
         for direction in (FORWARD, BACKWARD):
-            load_kernels(self.machine.kernels, tape.dtype, rows, direction)
+            load_kernels(self.machine.kernels, tape.dtype, kernels, direction)
         alive = [sum(length > p for length in self.lengths) for p in range(self.block)]
         self.starts = np.cumsum([0, *alive])
         self.machine.inputs[batch.starts : batch.starts + self.block + 1] = self.starts

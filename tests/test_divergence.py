@@ -19,7 +19,7 @@ from tapegpt.kernels import records as op
 from tapegpt.kernels.dispatch import BACKWARD, FORWARD
 from tapegpt.kernels.optimizers import ADAM, SGD, Optimizer, update
 from tapegpt.kernels.simd import VECTOR_BYTES
-from tapegpt.kernels.table import load_kernels, rows_of
+from tapegpt.kernels.table import kernels_of, load_kernels
 from tapegpt.passes import DOUT
 from tapegpt.tape.memory import aligned_zeros
 from tapegpt.threads import Threads
@@ -91,7 +91,7 @@ def poison(trainer, i, direction, value):
         operands=np.append(machine.operands, [1, table, program.targets, 1]),
     )
     for which in (FORWARD, BACKWARD):
-        load_kernels(machine.kernels, values.dtype, rows_of(machine.records), which)
+        load_kernels(machine.kernels, values.dtype, kernels_of(machine.records), which)
     ends = program.ends + len(extra) * (program.ends > i)
     trainer.recording = replace(
         recording,

@@ -76,7 +76,7 @@ def run(
         else:
             run = replace(saved, training=training)
             trainer = Trainer.resumed(run, documents, load=False)
-        with compiling_ahead(training.dtype, trainer.recording.rows):
+        with compiling_ahead(training.dtype, trainer.recording.kernels):
             trainer.recording.load()
         _make_folder(out)
         if saved is None:

@@ -15,7 +15,7 @@ from tapegpt.kernels.dispatch import BACKWARD, FORWARD
 from tapegpt.kernels.program import Machine
 from tapegpt.kernels.simd import LONG_ROW
 from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
-from tapegpt.kernels.table import load_kernels, rows_of
+from tapegpt.kernels.table import kernels_of, load_kernels
 from tapegpt.kernels.vector_width import VECTOR_BYTES
 from tapegpt.tape.parts import Batch, Floats, Input, Mark, Shape, TapeError
 
@@ -208,7 +208,7 @@ class Memory:
         count = len(self._records) // 4
         if self._ready[direction] < count:
             records = self._machine().records[self._ready[direction] :]
-            load_kernels(self.kernels, self.dtype, rows_of(records), direction)
+            load_kernels(self.kernels, self.dtype, kernels_of(records), direction)
             self._ready[direction] = count
 
     def _machine(self) -> Machine:
