@@ -51,7 +51,8 @@ DETACH = 12
 SUM = 13
 DOT = 14
 DOT_RUN = 15
-LOOKUP = 16  # this one and the next have several results
+FIRST_SEVERAL = 16  # the two from here on have several results
+LOOKUP = 16
 SOFTMAX = 17
 
 # Operations called by address, see table.py.
