@@ -115,12 +115,12 @@ def make_attend(product, rows):
 
     @jit
     def attend(values, q, k, v, weights, result, p, first, end, stride, span, width, factor):
-        size, upper, row = lanes(values), whole_tiles(p + rows), weights + p * span
+        size, upper, row = lanes(values), p + rows, weights + p * span
         product(
             values, q + p * stride, stride, size, values, k, stride, size,
             values, row, span, rows, upper, width,
         )  # fmt: skip
-        softmax_rows(values, weights, span, max(p, first), min(p + rows, end), upper, factor)
+        softmax_rows(values, weights, span, max(p, first), min(upper, end), upper, factor)
         product(
             values, row, span, size, values, v, size, stride,
             values, result + p * stride, stride, rows, width, upper,

@@ -54,7 +54,7 @@ def make_lane_product(tile_rows):
         """out[i, j] = sum over k of a[i, k] b[k, j], in every lane.
 
         The vector a[i, k] lies at a0 + i * a_row + k * a_step, b[k, j] at b0 + k * b_step +
-        j * b_column. Rows and columns are of whole tiles.
+        j * b_column. Rows and columns are computed up to whole tiles.
         """
         offsets = row_offsets(0, tile_rows, out_row, tile_rows)
         for i in range(0, rows, tile_rows):

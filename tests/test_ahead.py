@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 
 import numba
 import numpy as np
@@ -162,6 +163,7 @@ def test_it_is_started_once_and_only_to_compile(started):
         compile_something()
         compile_something()
     assert [process.returncode for process in started] == [0]
+    assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
 
 
 def test_it_looks_for_modules_where_the_first_process_does(started, tmp_path, monkeypatch):
