@@ -16,6 +16,7 @@ from tapegpt.kernels.optimizers import adam
 from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
 from tapegpt.program import record
 from tapegpt.tape import Tape
+from tapegpt.tape.memory import aligned_zeros
 
 VOCAB_SIZE = 27
 SECONDS = 0.02  # of replays in one round
@@ -127,7 +128,8 @@ def test_operation(measure, case, direction):
 
 def test_adam(measure):
     recording = record(ModelConfig(), VOCAB_SIZE, "vector", "float32", 1)
-    machine, m, v = recording.program.machine, recording.moment(), recording.moment()
+    program, machine = recording.program, recording.program.machine
+    m, v = aligned_zeros(2 * program.num_params, machine.values.dtype).reshape(2, -1)
     machine.grads[: len(m)] = 1
     count = repeats(lambda count: replay_adam(machine.values, machine.grads, m, v, count))
     measure(

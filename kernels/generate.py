@@ -39,8 +39,8 @@ def largest(array, first, count):
 def weigh(logits, first, row, rows, count, inverse_temperature, weights):
     """weights = e^((logit - largest) / temperature), row by row, and 0 in the padding.
 
-    Rows of `count` logits begin at `first` and every `row` elements after that, those of weights
-    at every whole vector.
+    Rows of `count` logits begin at `first` and every `row` elements after that; those of weights
+    follow each other, in whole vectors.
     """
     width, zero = padded(weights, count), weights.dtype.type(0)
     for r in range(rows):

@@ -15,8 +15,9 @@ from tapegpt.kernels.vmath import NEAR, exp_near, softplus_near
 
 @inlined
 def vanishes(grads, dout):
-    """Whether a gradient is not worth passing on: 0, or subnormal. Of most operations only the
-    others reach the kernels.
+    """Whether a gradient is not worth passing on: 0, or subnormal.
+
+    The reverse sweep asks, so that backward kernels of operations with one result never see one.
 
     What the root does not depend on has gradient 0 and passes nothing on, however steep it is: 0
     times infinity is 0 here. Arithmetic on subnormal numbers takes a hundred times as long.

@@ -133,6 +133,8 @@ def scalars_backward(values, grads, records, operands, inputs, i, begin):
         if code == op.MUL:
             i = mul_backward(values, grads, records, i, begin)
             continue
+        if code >= op.FIRST_CALLED:
+            break
         i -= 1
         node, at, dout = np.int64(out), np.int64(a), grads[out]
         if code < op.FIRST_SEVERAL and vanishes(grads, dout):
@@ -169,8 +171,6 @@ def scalars_backward(values, grads, records, operands, inputs, i, begin):
             lookup_backward(grads, operands, inputs, node, at)
         elif code == op.SOFTMAX:
             softmax_backward(values, grads, operands, node, at)
-        else:
-            return i + 1
     return i
 
 

@@ -110,7 +110,7 @@ def _exit_at_end_of_input() -> None:
 
 
 def compile_rest(dtype: str, kernels: Sequence[int]) -> None:
-    """Compile training and sampling, and the backward ones of these kernels."""
+    """Compile training and sampling, then the backward ones of these kernels, last one first."""
     # Its program has the same type as any.
     model = ModelConfig(n_embd=1, n_head=1, block_size=1)
     training = TrainConfig(granularity="scalar", dtype=dtype)

@@ -46,10 +46,6 @@ class Recording:
         for direction in directions:
             load_kernels(machine.kernels, machine.values.dtype, self.kernels, direction)
 
-    def moment(self) -> Floats:
-        """An array like the parameters, zero: what an optimizer remembers of each."""
-        return np.zeros_like(self.program.machine.values[: self.program.num_params])
-
     def by_name(self, prefix: Floats) -> dict[str, Floats]:
         """Views into an array like the parameters, by name."""
         values = self.program.machine.values

@@ -191,7 +191,8 @@ def train(
     recording: Recording, corpus: TokenizedCorpus, batch_size: int, steps: int, threads: int = 1
 ) -> tuple[NDArray[np.float64], Arrays]:
     losses = np.zeros((threads, steps))
-    state = np.stack([recording.moment(), recording.moment()])
+    parameters = recording.program.machine.values[: recording.program.num_params]
+    state = np.stack([np.zeros_like(parameters)] * 2)
     optimizer = Optimizer(
         ADAM, state, beta1=0.85, beta2=0.99, epsilon=1e-8, weight_decay=0.0, momentum=0.0,
         clip_norm=np.inf, averaging=0.0,
@@ -246,10 +247,10 @@ def test_padding_stays_zero(sizes: str, dtype: str, granularity: str) -> None:
     corpus = make_corpus(model.block_size, vocab_size)
     recording = make_recording(sizes, granularity, dtype, 3)
     train(recording, corpus, 7, 3)
-    weights = recording.moment()
+    machine = recording.program.machine
+    weights = np.zeros_like(machine.values[: recording.program.num_params])
     for view in recording.by_name(weights).values():
         view[:] = 1
-    machine = recording.program.machine
     assert not machine.values[: len(weights)][weights == 0].any()
     assert not machine.grads[: len(weights)].any()
 
