@@ -83,6 +83,7 @@ class _Helper(Listener):  # type: ignore[misc]  # Numba has no types
                 self._process.wait()
         finally:
             alarm.cancel()
+            alarm.join()
 
     def end(self) -> None:
         if self._process is not None:
