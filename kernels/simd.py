@@ -279,7 +279,8 @@ def store_first(context, builder, array_type, array, index, value, count):
             store_part(value)
         with some_elements:
             part = size // 2
-            if VECTOR_BYTES == 64:  # such machines have masks
+            # Such machines have masks; of one element nothing is left, and LLVM has none for it.
+            if VECTOR_BYTES == 64 and size > 1:
                 store_masked(context, builder, array_type, array, index, value, count)
                 part = 0
             while part > 0:

@@ -41,12 +41,13 @@ own, ctypes.CDLL = ctypes.CDLL, lambda name: SimpleNamespace(prctl=lambda option
 from tapegpt.kernels.vector_width import VECTOR_BYTES
 ctypes.CDLL = own
 from tapegpt.kernels import records as op
-from tapegpt.kernels.dispatch import backward_signature, forward_signature
+from tapegpt.kernels.dispatch import backward_signature, forward_signature, handed
 from tapegpt.kernels.table import KERNELS
 
 assembly = {}
-floats = types.Array(types.float32, 1, "C")
-for opcode in (op.LINEAR, op.RMSNORM, op.ATTENTION):
+dtype, *names = sys.argv[2:]
+floats = handed(types.Array(getattr(types, dtype), 1, "C"))
+for opcode in (getattr(op, name) for name in names):
     signatures = forward_signature(floats), backward_signature(floats)
     for kernel, signature in zip(KERNELS[opcode], signatures, strict=True):
         kernel.compile(signature.args)
@@ -75,10 +76,10 @@ MACHINES = {
 }
 
 
-def compiled(cpu, machine, cache):
-    """The assembly of the float32 kernels for one machine, by name."""
+def compiled(cpu, machine, cache, dtype, *operations):
+    """The assembly of these operations' kernels for one machine, by name."""
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(machine.sve)],
+        [sys.executable, "-c", COMPILE, str(machine.sve), dtype, *operations],
         env=os.environ
         | {
             "NUMBA_CPU_NAME": cpu,
@@ -123,7 +124,7 @@ def innermost_loops(body):
 @pytest.mark.parametrize("cpu", MACHINES)
 def test_inner_loops_multiply_and_add_vectors(cpu, tmp_path):
     machine = MACHINES[cpu]
-    kernels = compiled(cpu, machine, tmp_path)
+    kernels = compiled(cpu, machine, tmp_path, "float32", "LINEAR", "RMSNORM", "ATTENTION")
     assert len(kernels) == 6
     for name, assembly in kernels.items():
         bodies = functions(assembly)
@@ -141,6 +142,12 @@ def test_inner_loops_multiply_and_add_vectors(cpu, tmp_path):
             widest = max(sums, key=sums.__getitem__)
             assert sums[widest] >= 8
             assert not re.search(r"\s[vqdsz]\d+.*\[sp", widest), name
+
+
+def test_heads_one_column_wide_compile_for_long_vectors(tmp_path):
+    """LLVM cannot store a masked vector of one double in an SVE register: it aborts."""
+    kernels = compiled("a64fx", MACHINES["a64fx"], tmp_path, "float64", "ATTENTION")
+    assert len(kernels) == 2
 
 
 # What Linux answers for a length may carry flags in the upper bits, here PR_SVE_VL_INHERIT.
