@@ -23,6 +23,7 @@ os.environ.update(ONE_THREAD)
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
+# Imported now, since they import NumPy.
 import numba  # noqa: E402
 from table import tables  # noqa: E402
 
