@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.errors import TapegptError
-from tapegpt.footprint import bytes_available
+from tapegpt.host import bytes_available
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MEMORY = 28  # bytes, at most, for each of a corpus: documents, tokens, and what they are made of

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.config import ModelConfig
-from tapegpt.granularity import Dot, Scalar, Vector
 from tapegpt.kernels import records as op
 from tapegpt.kernels.dispatch import BACKWARD, FORWARD
 from tapegpt.kernels.program import Program
@@ -22,6 +21,8 @@ from tapegpt.passes import (
     share_gradients,
     share_values,
 )
+from tapegpt.recorders.unrolled import Dot, Scalar
+from tapegpt.recorders.vector import Vector
 from tapegpt.tape import Batch, Tape
 
 Floats = NDArray[np.floating]

@@ -10,9 +10,10 @@ from tapegpt.checkpoint import Run
 from tapegpt.config import SampleConfig
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import UsageError
-from tapegpt.footprint import bytes_available, bytes_needed
+from tapegpt.host import bytes_available
 from tapegpt.kernels.dispatch import FORWARD
 from tapegpt.kernels.generate import generate
+from tapegpt.models.memory_estimate import bytes_needed
 from tapegpt.program import Recording, record
 
 SAMPLES_PER_SWEEP = 128  # the keys and values of more leave the nearest caches

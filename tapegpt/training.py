@@ -15,10 +15,11 @@ from tapegpt.checkpoint import Run, RunError, state_names
 from tapegpt.config import ModelConfig, TrainConfig, default_learning_rate, flag
 from tapegpt.corpus import Tokenizer, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
-from tapegpt.footprint import bytes_available, bytes_needed, nodes_needed
+from tapegpt.host import bytes_available
 from tapegpt.kernels.steps import train_steps
 from tapegpt.kernels.validation import held_out_loss
 from tapegpt.models import multiplications, tables
+from tapegpt.models.memory_estimate import bytes_needed, nodes_needed
 from tapegpt.optimizers import kernel_optimizer, kernel_schedule
 from tapegpt.program import Recording, record
 from tapegpt.tape.memory import LARGEST_TAPE, aligned_zeros

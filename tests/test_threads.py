@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from tapegpt import threads
 from tapegpt.config import DTYPES, GRANULARITIES, MODELS, ModelConfig, TrainConfig
 from tapegpt.errors import TapegptError, UsageError
-from tapegpt.footprint import bytes_needed
 from tapegpt.kernels.optimizers import ADAM, SGD, Optimizer, update
 from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.kernels.team import FAULTS, SQUARES, part, together
+from tapegpt.models.memory_estimate import bytes_needed
 from tapegpt.tape.memory import aligned_zeros
 from tapegpt.threads import Threads
 from tapegpt.training import Trainer

@@ -29,10 +29,10 @@ from tapegpt.config import (
 )
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.errors import DivergedError, UsageError
-from tapegpt.footprint import bytes_needed, nodes_needed
 from tapegpt.kernels.amx import unit_room
 from tapegpt.kernels.matmul import PANEL_DEPTH
 from tapegpt.kernels.simd import VECTOR_BYTES, WIDE_TILE
+from tapegpt.models.memory_estimate import bytes_needed, nodes_needed
 from tapegpt.program import record
 from tapegpt.sampling import sample_in_turn
 from tapegpt.training import Trainer
@@ -457,7 +457,7 @@ def test_memory_is_wanted_for_an_evaluation_and_for_the_optimizer(monkeypatch):
     more=st.sampled_from([{}, {"look_back": 1}, {"ensemble": 3}, {"dropout": 0.5}]),
 )
 @settings(max_examples=10)
-def test_the_footprint_is_about_right(
+def test_the_memory_estimate_is_about_right(
     granularity, layers, heads, head_dim, block, vocab_size, documents, more
 ):
     """Never much too low, or models would be tried that exhaust memory; padding is left out, and
@@ -466,10 +466,10 @@ def test_the_footprint_is_about_right(
         n_layer=layers, n_head=heads, n_embd=heads * head_dim, block_size=1 + block,
         **(more if granularity == "vector" else more | {"dropout": 0.0}),
     )  # fmt: skip
-    check_footprint(model, vocab_size, granularity, documents)
+    check_memory_estimate(model, vocab_size, granularity, documents)
 
 
-def check_footprint(model, vocab_size, granularity, documents):
+def check_memory_estimate(model, vocab_size, granularity, documents):
     recording = record(model, vocab_size, granularity, "float32", documents)
     nodes = int(recording.program.tops[-1])
     most = 4 * model.n_embd, documents * model.block_size
@@ -492,18 +492,18 @@ def check_footprint(model, vocab_size, granularity, documents):
     documents=st.integers(1, 20),
 )
 @settings(max_examples=10)
-def test_the_footprint_of_recurrent_nets(
+def test_the_memory_estimate_of_recurrent_nets(
     model, granularity, n_embd, n_state, n_att, block, vocab_size, documents
 ):
     sizes = ModelConfig(model=model, n_embd=n_embd, n_state=n_state, n_att=n_att, block_size=block)
-    check_footprint(sizes, vocab_size, granularity, documents)
+    check_memory_estimate(sizes, vocab_size, granularity, documents)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("model", ["gpt", "rnn"])
-def test_the_footprint_of_a_large_vocabulary(model, granularity):
+def test_the_memory_estimate_of_a_large_vocabulary(model, granularity):
     sizes = ModelConfig(model=model, n_embd=8, n_head=2, n_state=8, block_size=2)
-    check_footprint(sizes, 10_001, granularity, 3)
+    check_memory_estimate(sizes, 10_001, granularity, 3)
     # Most of it is the vocabulary's, but not ten times what is needed.
     nodes = int(record(sizes, 10_001, granularity, "float32", 3).program.tops[-1])
     assert nodes_needed(sizes, 10_001, granularity, 3) < 2 * nodes

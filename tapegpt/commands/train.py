@@ -66,7 +66,7 @@ def run(
         documents = read_documents(data or default_corpus())
 
         # Numba is imported, and kernels are compiled, from here on.
-        from tapegpt.ahead import compiling_ahead
+        from tapegpt.first_run import compiling_ahead
         from tapegpt.sampling import sample_in_turn
         from tapegpt.training import Trainer
 

@@ -3,8 +3,8 @@
 import itertools
 
 from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.host import peak_gflops
 from tapegpt.kernels.amx import UNIT_LEAST
-from tapegpt.machine import peak_gflops
 from tapegpt.sampling import sample_in_turn
 from tapegpt.training import Trainer
 

@@ -4,8 +4,8 @@ from typing import TypeVar
 
 from tapegpt.config import ModelConfig
 from tapegpt.models.gpt import earlier_tables, gpt, gpt_shapes
+from tapegpt.models.layer_builder import LayerBuilder
 from tapegpt.models.rnn import rnn, rnn_att, rnn_shapes
-from tapegpt.models.vocabulary import Vocabulary
 
 X = TypeVar("X")
 
@@ -39,7 +39,7 @@ def prefixes(model: ModelConfig) -> list[str]:
     return [""] if model.ensemble == 1 else [f"net{i}." for i in range(model.ensemble)]
 
 
-def networks(net: Vocabulary[X], model: ModelConfig) -> list[X]:
+def networks(net: LayerBuilder[X], model: ModelConfig) -> list[X]:
     """Record every network's logits of the next token, for the positions that `net` stands at."""
     logits = []
     for net.prefix in prefixes(model):

@@ -6,7 +6,7 @@ Beside its own token a position can embed the ones before it, with a table for e
 from typing import TypeVar
 
 from tapegpt.config import ModelConfig
-from tapegpt.models.vocabulary import Vocabulary
+from tapegpt.models.layer_builder import LayerBuilder
 
 X = TypeVar("X")
 
@@ -32,7 +32,7 @@ def earlier_tables(model: ModelConfig) -> list[str]:
     return [f"wte_back{distance}" for distance in range(1, model.look_back + 1)]
 
 
-def gpt(net: Vocabulary[X], model: ModelConfig) -> X:
+def gpt(net: LayerBuilder[X], model: ModelConfig) -> X:
     """Record the logits of the next token, for the positions that `net` stands at."""
     x = net.rmsnorm(net.embed("wte", "wpe", *earlier_tables(model)))
     for layer in range(model.n_layer):

@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 from tapegpt.config import ModelConfig
-from tapegpt.models.vocabulary import Vocabulary
+from tapegpt.models.layer_builder import LayerBuilder
 
 X = TypeVar("X")
 
@@ -21,7 +21,7 @@ def rnn_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, int]
     }
 
 
-def rnn(net: Vocabulary[X], model: ModelConfig) -> X:
+def rnn(net: LayerBuilder[X], model: ModelConfig) -> X:
     """h' = relu(m h + token_proj wte[token] + pos_proj wpe[position])"""
     inputs = _inputs(net)
     h = net.previous(model.n_state)
@@ -29,7 +29,7 @@ def rnn(net: Vocabulary[X], model: ModelConfig) -> X:
     return net.linear(h, "lm_head")
 
 
-def rnn_att(net: Vocabulary[X], model: ModelConfig) -> X:
+def rnn_att(net: LayerBuilder[X], model: ModelConfig) -> X:
     """Only the n_att largest coordinates of h fire, each with its row of m:
 
     h' = relu(h + h[top] m[top] + token_proj wte[token] + pos_proj wpe[position])
@@ -42,6 +42,6 @@ def rnn_att(net: Vocabulary[X], model: ModelConfig) -> X:
     return net.linear(h, "lm_head")
 
 
-def _inputs(net: Vocabulary[X]) -> X:
+def _inputs(net: LayerBuilder[X]) -> X:
     x = net.linear(net.embed_position("wpe"), "pos_proj")
     return net.linear(net.embed_token("wte"), "token_proj", plus=x)

@@ -1,4 +1,4 @@
-"""The words that a network is written in; a granularity says what each of them records."""
+"""The layers that a network is made of; the recorder of a granularity says what each records."""
 
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -8,8 +8,8 @@ if TYPE_CHECKING:
 X = TypeVar("X")
 
 
-class Vocabulary(Protocol[X]):
-    """What a network can be made of. X is a granularity's idea of a row of numbers, or of rows.
+class LayerBuilder(Protocol[X]):
+    """What a network can be made of. X is what a recorder has for a row of numbers, or for rows.
 
     Weights go by their names in `parameter_shapes`, after the prefix.
     """

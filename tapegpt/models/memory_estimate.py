@@ -1,8 +1,5 @@
 """What a model takes of this machine's memory, estimated before any of it is allocated."""
 
-import math
-import os
-
 import numpy as np
 
 from tapegpt.config import ModelConfig
@@ -86,10 +83,3 @@ def _stride(width: int) -> int:
     """Nodes that a row takes of an array, at most: see row_stride in kernels/simd.py."""
     vectors = -(-width // LANES)
     return LANES * (vectors + (vectors >= 4 and vectors % 2 == 0))
-
-
-def bytes_available() -> float:
-    """This machine's memory; infinite where the system does not tell."""
-    if not hasattr(os, "sysconf"):
-        return math.inf
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

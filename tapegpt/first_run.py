@@ -26,7 +26,7 @@ from tapegpt.training import Trainer
 LONGEST_WAIT = 30  # seconds, for what takes less than ten: a process that was stopped, say
 
 # The path is handed on, so that both find the same package.
-SCRIPT = "import sys; sys.path[:] = {}; from tapegpt import ahead; ahead.main({!r}, {})"
+SCRIPT = "import sys; sys.path[:] = {}; from tapegpt import first_run; first_run.main({!r}, {})"
 
 
 @contextmanager

@@ -1,16 +1,15 @@
-"""What machine this is, as far as figures depend on it."""
+"""The machine that this runs on: its processor, its speed, its memory.
 
+What is not about kernels is there before Numba is.
+"""
+
+import math
+import os
 import platform
 import time
 from pathlib import Path
 
 import numpy as np
-from llvmlite.binding import llvm_version_info
-from numba.core import config
-from numba.core.codegen import get_host_cpu_features
-
-from tapegpt.kernels.peak import multiply_add
-from tapegpt.kernels.vector_width import MATRIX_UNIT, VECTOR_BYTES
 
 ROUNDS = 1_000_000  # multiply-adds on every register: some 10 ms
 
@@ -28,6 +27,10 @@ def cpu_name() -> str:
 
 def vector_name() -> str:
     """The vectors that kernels are compiled for."""
+    from numba.core import config
+
+    from tapegpt.kernels.vector_width import MATRIX_UNIT, VECTOR_BYTES
+
     unit = ", AMX for products" if MATRIX_UNIT else ""
     target = f", compiled for {config.CPU_NAME}" if config.CPU_NAME else ""
     return f"{8 * VECTOR_BYTES} bit, {VECTOR_BYTES // 4} x float32{unit}{target}"
@@ -35,11 +38,16 @@ def vector_name() -> str:
 
 def lanes() -> int:
     """float32 numbers in one vector."""
+    from tapegpt.kernels.vector_width import VECTOR_BYTES
+
     return VECTOR_BYTES // 4
 
 
 def vector_features() -> list[str]:
     """The vector instructions that kernels may use, as LLVM names them."""
+    from numba.core import config
+    from numba.core.codegen import get_host_cpu_features
+
     features = config.CPU_FEATURES or get_host_cpu_features()
     names = (name[1:] for name in features.split(",") if name.startswith("+"))
     families = ("sse4", "avx", "fma", "amx", "neon", "sve")
@@ -48,11 +56,15 @@ def vector_features() -> list[str]:
 
 def llvm_version() -> str:
     """The LLVM that Numba compiles kernels with."""
+    from llvmlite.binding import llvm_version_info
+
     return ".".join(map(str, llvm_version_info))
 
 
 def peak_gflops() -> float:
     """float32 multiply-adds of one core, in GFLOP/s: the best of ten measurements."""
+    from tapegpt.kernels.peak import multiply_add
+
     array = np.full(1, 0.5, np.float32)
     multiply_add(array, 1)  # compiles
     rates: list[float] = []
@@ -62,3 +74,10 @@ def peak_gflops() -> float:
         flops = multiply_add(array, ROUNDS)
         rates.append(flops / (time.perf_counter() - begin) / 1e9)
     return max(rates)
+
+
+def bytes_available() -> float:
+    """This machine's memory; infinite where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

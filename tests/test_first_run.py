@@ -15,7 +15,7 @@ import pytest
 from command_line import SKY, Cli, saved
 from numba.core import config
 
-from tapegpt import ahead
+from tapegpt import first_run
 from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.kernels import records as op
 from tapegpt.kernels.generate import generate
@@ -23,7 +23,7 @@ from tapegpt.kernels.steps import train_steps
 from tapegpt.sampling import draw
 from tapegpt.training import Trainer
 
-TAKE_PATH, _ = ahead.SCRIPT.split("from tapegpt")
+TAKE_PATH, _ = first_run.SCRIPT.split("from tapegpt")
 FLAGS = ["train", "--data", SKY, "--steps", 100]
 
 # Runs a command; writes to a file what it compiled itself and how many processes it started, which
@@ -73,7 +73,7 @@ def names_in(cache):
 
 
 TAKEN_OVER = {"train_steps", "update", "reverse_sweep", "forward_sweep", "generate", "next_token"}
-two_processors = pytest.mark.skipif(ahead._processors() < 2, reason="needs two processors")
+two_processors = pytest.mark.skipif(first_run._processors() < 2, reason="needs two processors")
 
 
 @two_processors
@@ -91,7 +91,7 @@ def test_a_first_run_leaves_training_and_sampling_to_a_second_process(tmp_path):
 
 def test_the_second_process_goes_on_with_backward_kernels(tmp_path):
     cache = tmp_path / "kernels"
-    script = ahead.SCRIPT.format(sys.path, "float32", [op.EMBED, op.RMSNORM])
+    script = first_run.SCRIPT.format(sys.path, "float32", [op.EMBED, op.RMSNORM])
     with Cli(tmp_path, cache).start(python=("-c", script), stdin=subprocess.PIPE) as process:
         assert process.wait() == 0
         assert process.stdout.read() == "."
@@ -115,7 +115,7 @@ def test_a_first_run_whose_second_process_is_killed(tmp_path, rounds=10):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_training_uses_what_it_compiles(dtype):
-    ahead.compile_rest(dtype, [])
+    first_run.compile_rest(dtype, [])
     signatures = [*train_steps.signatures, *generate.signatures]
     for granularity in GRANULARITIES:
         for threads, optimizer in (1, "adam"), (2, "sgd"):
@@ -146,7 +146,7 @@ def started(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", Process)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "kernels"))
-    monkeypatch.setattr(ahead, "SCRIPT", "import time; time.sleep(0.5)")
+    monkeypatch.setattr(first_run, "SCRIPT", "import time; time.sleep(0.5)")
     return processes
 
 
@@ -155,11 +155,11 @@ def compile_something():
 
 
 def test_it_is_started_once_and_only_to_compile(started):
-    with ahead.compiling_ahead("float32", []):
+    with first_run.compiling_ahead("float32", []):
         pass
     compile_something()
     assert started == []
-    with ahead.compiling_ahead("float32", []):
+    with first_run.compiling_ahead("float32", []):
         compile_something()
         compile_something()
     assert [process.returncode for process in started] == [0]
@@ -169,8 +169,8 @@ def test_it_is_started_once_and_only_to_compile(started):
 def test_it_looks_for_modules_where_the_first_process_does(started, tmp_path, monkeypatch):
     (tmp_path / "somewhere.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(ahead, "SCRIPT", TAKE_PATH + "import somewhere")
-    with ahead.compiling_ahead("float32", []):
+    monkeypatch.setattr(first_run, "SCRIPT", TAKE_PATH + "import somewhere")
+    with first_run.compiling_ahead("float32", []):
         compile_something()
     assert [process.returncode for process in started] == [0]
 
@@ -185,9 +185,9 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_process_that_fails_is_not_noticed(started, monkeypatch, capfd, failure):
-    monkeypatch.setattr(ahead, "SCRIPT", FAILURES[failure])
-    monkeypatch.setattr(ahead, "LONGEST_WAIT", 0.5 if failure == "hang" else 1000)
-    with ahead.compiling_ahead("float32", []):
+    monkeypatch.setattr(first_run, "SCRIPT", FAILURES[failure])
+    monkeypatch.setattr(first_run, "LONGEST_WAIT", 0.5 if failure == "hang" else 1000)
+    with first_run.compiling_ahead("float32", []):
         compile_something()
     (process,) = started
     assert process.returncode not in (0, None)
@@ -196,15 +196,15 @@ def test_a_process_that_fails_is_not_noticed(started, monkeypatch, capfd, failur
 
 def test_a_process_that_cannot_be_started(started, monkeypatch):
     monkeypatch.setattr(sys, "executable", "missing")
-    with ahead.compiling_ahead("float32", []):
+    with first_run.compiling_ahead("float32", []):
         compile_something()
     assert started == []
 
 
 def test_an_exception_does_not_wait_for_it(started, monkeypatch):
-    monkeypatch.setattr(ahead, "SCRIPT", FAILURES["hang"])
-    monkeypatch.setattr(ahead, "LONGEST_WAIT", 1000)
-    with pytest.raises(ZeroDivisionError), ahead.compiling_ahead("float32", []):
+    monkeypatch.setattr(first_run, "SCRIPT", FAILURES["hang"])
+    monkeypatch.setattr(first_run, "LONGEST_WAIT", 1000)
+    with pytest.raises(ZeroDivisionError), first_run.compiling_ahead("float32", []):
         compile_something()
         raise ZeroDivisionError
     (process,) = started
@@ -213,23 +213,23 @@ def test_an_exception_does_not_wait_for_it(started, monkeypatch):
 
 def test_one_processor_starts_none(started, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1}, raising=False)
-    with ahead.compiling_ahead("float32", []):
+    with first_run.compiling_ahead("float32", []):
         compile_something()
     assert started == []
 
 
 def test_a_cache_that_holds_training_starts_none(started, tmp_path):
-    ahead.is_missing(train_steps)  # creates the folder
+    first_run.is_missing(train_steps)  # creates the folder
     (folder,) = (tmp_path / "kernels" / "tapegpt").iterdir()
     (folder / "train_steps-0123456789abcdef.nbc").touch()
-    with ahead.compiling_ahead("float32", []):
+    with first_run.compiling_ahead("float32", []):
         compile_something()
     assert started == []
 
 
 def test_a_cache_that_cannot_be_written_starts_none(started, tmp_path):
     (tmp_path / "kernels").touch()
-    with ahead.compiling_ahead("float32", []):
+    with first_run.compiling_ahead("float32", []):
         compile_something()
     assert started == []
 
@@ -240,18 +240,18 @@ def test_it_ends_with_the_first_process(tmp_path):
         second = f"""
 import os, socket, sys, time
 sys.path[:] = {{}}
-from tapegpt import ahead
+from tapegpt import first_run
 def compile_rest(dtype, kernels):
     with socket.create_connection({server.getsockname()}) as connection:
         time.sleep(30)
-ahead.compile_rest = compile_rest
-ahead.main({{!r}}, {{}})
+first_run.compile_rest = compile_rest
+first_run.main({{!r}}, {{}})
 """
         first = f"""
 import numba, time
-from tapegpt import ahead
-ahead.SCRIPT, ahead._processors = {second!r}, lambda: 2
-with ahead.compiling_ahead("float32", []):
+from tapegpt import first_run
+first_run.SCRIPT, first_run._processors = {second!r}, lambda: 2
+with first_run.compiling_ahead("float32", []):
     numba.njit(lambda: 1)()
     time.sleep(1000)
 """

@@ -1,11 +1,12 @@
-"""What the figures of a benchmark say about the machine."""
+"""What is told of the machine that this runs on."""
 
 from pathlib import Path
 
 import pytest
 from numba.core import config
 
-from tapegpt import machine
+from tapegpt import host
+from tapegpt.kernels import vector_width
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,7 @@ from tapegpt import machine
 def test_the_name_of_the_cpu(
     monkeypatch: pytest.MonkeyPatch, cpuinfo: str | None, name: str
 ) -> None:
-    assert machine.cpu_name()
+    assert host.cpu_name()
 
     def read_text(path: Path) -> str:
         if cpuinfo is None:
@@ -27,20 +28,20 @@ def test_the_name_of_the_cpu(
         return cpuinfo
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    monkeypatch.setattr(machine.platform, "processor", lambda: "")
-    monkeypatch.setattr(machine.platform, "machine", lambda: "riscv64")
-    assert machine.cpu_name() == name
+    monkeypatch.setattr(host.platform, "processor", lambda: "")
+    monkeypatch.setattr(host.platform, "machine", lambda: "riscv64")
+    assert host.cpu_name() == name
 
 
 def test_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert f"{machine.lanes()} x float32" in machine.vector_name()
+    assert f"{host.lanes()} x float32" in host.vector_name()
     monkeypatch.setattr(config, "CPU_FEATURES", "+sse4.2,-avx512f,+avx2,+bmi,+fma")
-    assert machine.vector_features() == ["avx2", "fma", "sse4.2"]
+    assert host.vector_features() == ["avx2", "fma", "sse4.2"]
     monkeypatch.setattr(config, "CPU_NAME", "haswell")
-    assert machine.vector_name().endswith(", compiled for haswell")
-    monkeypatch.setattr(machine, "MATRIX_UNIT", True)
-    assert machine.vector_name().endswith(" x float32, AMX for products, compiled for haswell")
+    assert host.vector_name().endswith(", compiled for haswell")
+    monkeypatch.setattr(vector_width, "MATRIX_UNIT", True)
+    assert host.vector_name().endswith(" x float32, AMX for products, compiled for haswell")
 
 
 def test_llvm_version() -> None:
-    assert int(machine.llvm_version().split(".")[0]) >= 14
+    assert int(host.llvm_version().split(".")[0]) >= 14
