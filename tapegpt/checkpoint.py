@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from tapegpt.config import LARGEST_STEPS, ModelConfig, TrainConfig, from_dict
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.files import delete, read, write
-from tapegpt.models import parameter_shapes
+from tapegpt.models import parameter_shapes, parameter_sizes
 
 FORMAT = 2
 OPTIMIZER_STATE = {
@@ -45,10 +45,12 @@ AVERAGE = "average"  # of the weights, where the training wants one
 
 MANIFEST = "run.json"
 MANIFEST_LIMIT = 8 << 20  # bytes: a vocabulary of all of Unicode needs half of it
-HEADER_LIMIT = 256  # bytes of safetensors header for each tensor, which needs about 100
+# Of what settings, states and brackets need 700; of characters, there is one of each.
+PUNCTUATION_LIMIT = 2000  # commas and opening brackets of a manifest
+HEADER_LEAST, HEADER_LIMIT = 50, 256  # bytes of safetensors header for each tensor
 DIGEST = "[0-9a-f]{64}"  # SHA-256
 OURS = r"(tensors-[0-9a-f]{16}\.safetensors|run\.json)(\.new)?"  # files that saves make
-DAMAGE = (ValueError, LookupError, RecursionError, MemoryError, SafetensorError, UsageError)
+DAMAGE = (ValueError, LookupError, RecursionError, SafetensorError, UsageError)
 
 Array = NDArray[Any]
 
@@ -135,14 +137,19 @@ def _load(folder: Path, text: bytes) -> Run:
     with _refusing(folder / MANIFEST):
         run, digest = _parse(text)
     # A Path would intern the name, see files.py.
-    path, shapes = os.path.join(folder, _tensors_name(digest)), _shapes(run)
-    size = sum(map(math.prod, shapes.values())) * np.dtype(run.training.dtype).itemsize
+    path = os.path.join(folder, _tensors_name(digest))
+    sizes = parameter_sizes(run.model, len(run.characters) + 1)
+    sizes = sizes.times(1 + len(state_names(run.training)))
+    data = 8 + sizes.numbers * np.dtype(run.training.dtype).itemsize
     with _refusing(path):
-        blob = read(path, 8 + HEADER_LIMIT * len(shapes) + size)
+        # Before weights are named one by one, the file's size bears out how many there are.
+        least, most = (data + header * sizes.weights for header in (HEADER_LEAST, HEADER_LIMIT))
+        blob = read(path, most, least)
         if hashlib.sha256(blob).hexdigest() != digest:
             raise ValueError("its bytes do not match their digest")
         tensors = safetensors.numpy.load(blob)
         _check_tensors(tensors, run)
+        shapes = _shapes(run)
     weights = [name for name in shapes if "/" not in name]
     optimizer = {
         slot: {name: tensors[f"{slot}/{name}"] for name in weights}
@@ -184,6 +191,8 @@ def _parse(text: bytes) -> tuple[Run, str]:
     head, newline, rest = text.partition(b"\n")
     if head + newline != _first_line(rest):
         raise ValueError("its text does not match its digest")
+    if sum(map(text.count, (b",", b"[", b"{"))) > PUNCTUATION_LIMIT:
+        raise ValueError("it is not written as tapegpt writes it")
     data = json.loads(text)
     if data["format"] != FORMAT:
         raise ValueError(f"its format is {data['format']!r:.20}, and this version reads {FORMAT}")
@@ -261,6 +270,10 @@ def _refusing(path: Path | str) -> Iterator[None]:
             remedy = "train a run first (python -m tapegpt train), or name the folder of one"
         problem = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
         raise RunError(f"cannot read {str(path)!r}: {problem}: {remedy}") from error
+    except MemoryError as error:
+        raise RunError(
+            f"{str(path)!r} does not fit into memory: use a machine that has more"
+        ) from error
     except DAMAGE as error:
         problem = str(error) or type(error).__name__
         raise RunError(f"{str(path)!r} is damaged: {problem}: {remedy}") from error

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from tapegpt.host import bytes_available
+
 if sys.platform != "win32":
     import fcntl
 
@@ -94,14 +96,22 @@ def delete(folder: Path, pattern: str, keep: Container[str]) -> None:
                 entry.unlink()
 
 
-def read(path: Path | str, limit: int) -> bytes:
-    """The bytes of a regular file; `ValueError` if it is none or holds more than `limit`."""
+def read(path: Path | str, limit: int, least: int = 0) -> bytes:
+    """The bytes of a regular file.
+
+    `ValueError` if it is none, or holds more than `limit` bytes or fewer than `least`;
+    `MemoryError` if memory has no room for it. Either comes before anything is read.
+    """
     with open(path, "rb", opener=lambda name, _: os.open(name, READ_FLAGS)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a regular file")
         if status.st_size > limit:
             raise ValueError(f"it holds {status.st_size} bytes, more than the {limit} it can need")
+        if status.st_size < least:
+            raise ValueError(f"it holds {status.st_size} bytes, and its settings need {least}")
+        if 2 * status.st_size > bytes_available():  # its bytes, and what is made of them
+            raise MemoryError
         return file.read(status.st_size)
 
 

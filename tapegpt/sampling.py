@@ -7,14 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.checkpoint import Run
-from tapegpt.config import SampleConfig
+from tapegpt.config import SampleConfig, flag
 from tapegpt.corpus import Tokenizer
-from tapegpt.errors import UsageError
+from tapegpt.errors import TapegptError, UsageError
 from tapegpt.host import bytes_available
 from tapegpt.kernels.dispatch import FORWARD
 from tapegpt.kernels.generate import generate
-from tapegpt.models.memory_estimate import bytes_needed
+from tapegpt.models.memory_estimate import bytes_needed, nodes_needed
 from tapegpt.program import Recording, record
+from tapegpt.tape.memory import LARGEST_TAPE
 
 SAMPLES_PER_SWEEP = 128  # the keys and values of more leave the nearest caches
 SAMPLES_PER_CALL = 512  # of the kernel, which goes by itself from one sweep to the next
@@ -29,9 +30,12 @@ def sample(run: Run, config: SampleConfig) -> Iterator[str]:
     block = run.model.block_size
     prompt = encode_prompt(config.prompt, tokenizer, block)
     together = _fitting(run, tokenizer.vocab_size, min(config.num_samples, SAMPLES_PER_SWEEP))
-    recording = record(
-        run.model, tokenizer.vocab_size, "vector", run.training.dtype, together, [FORWARD]
-    )
+    try:
+        recording = record(
+            run.model, tokenizer.vocab_size, "vector", run.training.dtype, together, [FORWARD]
+        )
+    except MemoryError as error:
+        raise _too_large(run) from error
     for name, weights in recording.weights.items():
         weights[:] = run.weights[name]
     rng = np.random.default_rng(run.training.seed if config.seed is None else config.seed)
@@ -42,12 +46,25 @@ def sample(run: Run, config: SampleConfig) -> Iterator[str]:
 
 
 def _fitting(run: Run, vocab_size: int, count: int) -> int:
-    """As many texts as memory has room for together, up to count."""
+    """As many texts as memory has room for together, up to count; `TapegptError` for not one."""
     one, two = (
         bytes_needed(run.model, vocab_size, "vector", run.training.dtype, documents)
         for documents in (1, 2)
     )
-    return int(max(1, min(count, 1 + (bytes_available() - one) // (two - one))))
+    available = bytes_available()
+    # Half of what is needed are gradients, which sampling leaves untouched.
+    if one > 2 * available or nodes_needed(run.model, vocab_size, "vector", 1) > LARGEST_TAPE:
+        raise _too_large(run)
+    return int(max(1, min(count, 1 + (available - one) // (two - one))))
+
+
+def _too_large(run: Run) -> TapegptError:
+    names = ["n_embd", "n_layer" if run.model.model == "gpt" else "n_state", "block_size"]
+    sizes = ", ".join(f"{flag(name)} {getattr(run.model, name)}" for name in names)
+    return TapegptError(
+        f"the run ({sizes}) is too large for this machine's memory: sample it on a larger one,"
+        " or train a smaller model"
+    )
 
 
 def sample_in_turn(

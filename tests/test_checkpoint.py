@@ -599,6 +599,42 @@ def test_what_is_not_a_file_is_refused(folder, name):
     assert "it is a link" in refused(folder)
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"n_layer": 1024, "ensemble": 1024},
+        {"block_size": 2**31 - 1, "look_back": 2**31 - 2},
+        {"block_size": 10**9},
+        {"n_embd": 10**9},
+        {"model": "rnn", "n_state": 10**9},
+    ],
+    ids=str,
+)
+def test_forged_sizes_name_no_weights(folder, monkeypatch, sizes):
+    """The file's size refutes them: they are refused before a list of weights is made."""
+    monkeypatch.setattr("tapegpt.checkpoint.parameter_shapes", None)
+    forge_settings(folder, lambda data: data["model"].update(sizes))
+    assert "bytes, and its settings need" in refused(folder)
+
+
+@pytest.mark.parametrize("piece", [b'{"":0},', b"[],", b"0,", b'{"a":[1]},'])
+def test_forged_texts_are_not_parsed(folder, monkeypatch, piece):
+    """A tree of many small pieces takes 25 times the memory of its text."""
+    monkeypatch.setattr("tapegpt.checkpoint.json.loads", None)
+    forge(folder, b'"a": [' + piece * ((8 << 20) // len(piece) - 100) + b"0]}\n")
+    assert "it is not written as tapegpt writes it" in refused(folder)
+
+
+def test_a_run_that_does_not_fit_into_memory(tmp_path, monkeypatch):
+    folder = tmp_path / "large"
+    save(make_run(model=ModelConfig(n_embd=32)), folder)
+    size = tensors_file(folder).stat().st_size
+    monkeypatch.setattr("tapegpt.files.bytes_available", lambda: 2 * size - 1)
+    assert "does not fit into memory" in refused(folder)
+    monkeypatch.setattr("tapegpt.files.bytes_available", lambda: 2 * size)
+    load(folder)
+
+
 @pytest.mark.parametrize("name", ["run.json", "tensors"])
 def test_huge_files_are_not_read(folder, name):
     path = folder / name if name == "run.json" else tensors_file(folder)

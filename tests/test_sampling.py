@@ -494,10 +494,29 @@ def test_little_memory_draws_fewer_together(monkeypatch):
         sampling.bytes_needed(MODEL, VOCABULARY, "vector", "float64", documents)
         for documents in (1, 2)
     )
-    for available in (one + 3.5 * (two - one), one, 0, math.inf):
+    for available in (one + 3.5 * (two - one), one, one / 2, math.inf):
         monkeypatch.setattr(sampling, "bytes_available", lambda available=available: available)
         assert texts_of(run, num_samples=30) == expected
     assert counts == [4, 1, 1, 30]
+
+
+def test_a_run_too_large_for_memory_is_refused(monkeypatch):
+    run = trained()
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "bytes_available", lambda: 1000)
+        with pytest.raises(TapegptError, match=r"--block-size 7.* too large for this machine"):
+            next(sample(run, SampleConfig()))
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "LARGEST_TAPE", 1000)
+        with pytest.raises(TapegptError, match="too large for this machine's memory"):
+            next(sample(run, SampleConfig()))
+
+    def exhausted(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(sampling, "record", exhausted)
+    with pytest.raises(TapegptError, match="too large for this machine's memory"):
+        next(sample(run, SampleConfig()))
 
 
 def test_sampling_leaves_the_run_as_it_is():

@@ -32,6 +32,7 @@ from tapegpt.errors import DivergedError, UsageError
 from tapegpt.kernels.amx import unit_room
 from tapegpt.kernels.matmul import PANEL_DEPTH
 from tapegpt.kernels.simd import VECTOR_BYTES, WIDE_TILE
+from tapegpt.models import parameter_shapes, parameter_sizes, tables
 from tapegpt.models.memory_estimate import bytes_needed, nodes_needed
 from tapegpt.program import record
 from tapegpt.sampling import sample_in_turn
@@ -444,6 +445,38 @@ def test_memory_is_wanted_for_an_evaluation_and_for_the_optimizer(monkeypatch):
         if too_large is not None:
             with pytest.raises(UsageError, match="GB"):
                 make(**too_large)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelConfig(),
+        ModelConfig(n_layer=3, n_embd=12, n_head=3, look_back=2, block_size=5),
+        ModelConfig(n_layer=2, ensemble=4, look_back=1),
+        ModelConfig(model="rnn", n_embd=5, n_state=7),
+        ModelConfig(model="rnn-att", n_embd=5, n_state=7, n_att=2, block_size=3),
+    ],
+    ids=str,
+)
+def test_sizes_count_what_shapes_name(model):
+    shapes, sizes = parameter_shapes(model, 11), parameter_sizes(model, 11)
+    for groups, named in (
+        (sizes.tables, [shapes[name] for name in tables(model)]),
+        (sizes.matrices, [shapes[name] for name in shapes.keys() - tables(model)]),
+    ):
+        listed = [group[1:] for group in groups for _ in range(group.number)]
+        assert sorted(listed) == sorted(named)
+    assert sizes.weights == len(shapes)
+    assert sizes.numbers == sum(map(math.prod, shapes.values()))
+
+
+@pytest.mark.parametrize("sizes", [(1024, 1024, 0, 16), (1, 1, 2**31 - 2, 2**31 - 1)], ids=str)
+def test_memory_is_estimated_before_weights_are_named(monkeypatch, sizes):
+    monkeypatch.setattr("tapegpt.models.gpt_shapes", None)
+    layers, networks, back, block = sizes
+    model = ModelConfig(n_layer=layers, ensemble=networks, look_back=back, block_size=block)
+    with pytest.raises(UsageError, match="the model needs about"):
+        training.check_memory(model, TrainConfig(), 2000)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

@@ -3,9 +3,10 @@
 from typing import TypeVar
 
 from tapegpt.config import ModelConfig
-from tapegpt.models.gpt import earlier_tables, gpt, gpt_shapes
+from tapegpt.models.gpt import earlier_tables, gpt, gpt_shapes, gpt_sizes
 from tapegpt.models.layer_builder import LayerBuilder
-from tapegpt.models.rnn import rnn, rnn_att, rnn_shapes
+from tapegpt.models.rnn import rnn, rnn_att, rnn_shapes, rnn_sizes
+from tapegpt.models.sizes import Sizes
 
 X = TypeVar("X")
 
@@ -19,6 +20,12 @@ def parameter_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int
     return {prefix + name: shape for prefix in prefixes(model) for name, shape in shapes.items()}
 
 
+def parameter_sizes(model: ModelConfig, vocab_size: int) -> Sizes:
+    """How many weights of which shape `parameter_shapes` has; at once, however many there are."""
+    sizes = (gpt_sizes if model.model == "gpt" else rnn_sizes)(model, vocab_size)
+    return sizes.times(model.ensemble)
+
+
 def tables(model: ModelConfig) -> set[str]:
     """The parameters whose rows are looked up."""
     names = ["wte", "wpe", *earlier_tables(model), *(["m"] if model.model == "rnn-att" else [])]
@@ -27,11 +34,9 @@ def tables(model: ModelConfig) -> set[str]:
 
 def multiplications(model: ModelConfig, vocab_size: int) -> int:
     """How many weights a position's numbers are multiplied with."""
-    shapes = parameter_shapes(model, vocab_size)
-    matrices = sum(
-        outputs * inputs for name, (outputs, inputs) in shapes.items() if name not in tables(model)
-    )
-    return matrices + (model.n_att * model.n_state if model.model == "rnn-att" else 0)
+    matrices = parameter_sizes(model, vocab_size).matrices
+    products = sum(count * outputs * inputs for count, outputs, inputs in matrices)
+    return products + (model.n_att * model.n_state if model.model == "rnn-att" else 0)
 
 
 def prefixes(model: ModelConfig) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from tapegpt.config import ModelConfig
 from tapegpt.models.layer_builder import LayerBuilder
+from tapegpt.models.sizes import Group, Sizes
 
 X = TypeVar("X")
 
@@ -25,6 +26,20 @@ def gpt_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, int]
         shapes[f"layer{layer}.mlp_fc1"] = (hidden, width)
         shapes[f"layer{layer}.mlp_fc2"] = (width, hidden)
     return shapes | {table: (vocab_size, width) for table in earlier_tables(model)}
+
+
+def gpt_sizes(model: ModelConfig, vocab_size: int) -> Sizes:
+    """How many weights of which shape `gpt_shapes` has."""
+    width, hidden, layers = model.n_embd, 4 * model.n_embd, model.n_layer
+    return Sizes(
+        tables=[Group(1 + model.look_back, vocab_size, width), Group(1, model.block_size, width)],
+        matrices=[
+            Group(1, vocab_size, width),
+            Group(4 * layers, width, width),
+            Group(layers, hidden, width),
+            Group(layers, width, hidden),
+        ],
+    )
 
 
 def earlier_tables(model: ModelConfig) -> list[str]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tapegpt.config import ModelConfig
-from tapegpt.models import multiplications, parameter_shapes
+from tapegpt.models import multiplications, parameter_sizes
 
 LANES = 16  # at most
 TILE = 4  # positions and columns of heads go in whole tiles, see kernels/lanes.py
@@ -70,13 +70,12 @@ def bytes_needed(
 
 
 def _parameters(model: ModelConfig, vocab_size: int) -> int:
-    shapes = parameter_shapes(model, vocab_size)
-    return sum(outputs * inputs for outputs, inputs in shapes.values())
+    return parameter_sizes(model, vocab_size).numbers
 
 
 def _padded_parameters(model: ModelConfig, vocab_size: int) -> int:
-    shapes = parameter_shapes(model, vocab_size)
-    return sum(outputs * _stride(inputs) for outputs, inputs in shapes.values())
+    groups = parameter_sizes(model, vocab_size).groups
+    return sum(count * outputs * _stride(inputs) for count, outputs, inputs in groups)
 
 
 def _stride(width: int) -> int:

@@ -4,6 +4,7 @@ from typing import TypeVar
 
 from tapegpt.config import ModelConfig
 from tapegpt.models.layer_builder import LayerBuilder
+from tapegpt.models.sizes import Group, Sizes
 
 X = TypeVar("X")
 
@@ -19,6 +20,15 @@ def rnn_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, int]
         "pos_proj": (state, width),
         "lm_head": (vocab_size, state),
     }
+
+
+def rnn_sizes(model: ModelConfig, vocab_size: int) -> Sizes:
+    """How many weights of which shape `rnn_shapes` has."""
+    width, state = model.n_embd, model.n_state
+    tables = [Group(1, vocab_size, width), Group(1, model.block_size, width)]
+    matrices = [Group(2, state, width), Group(1, vocab_size, state)]
+    (tables if model.model == "rnn-att" else matrices).append(Group(1, state, state))
+    return Sizes(tables, matrices)
 
 
 def rnn(net: LayerBuilder[X], model: ModelConfig) -> X:
