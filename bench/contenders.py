@@ -6,7 +6,7 @@ import shutil
 import pytest
 from workloads import Workload
 
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
 
 # name: the package that it wants, the module, the class
 PEERS = {

@@ -10,7 +10,7 @@ from tapegpt.config import SampleConfig, TrainConfig
 from tapegpt.kernels.dispatch import FORWARD
 from tapegpt.program import record
 from tapegpt.sampling import SAMPLES_PER_SWEEP, draw, sample, sample_in_turn
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
 
 SMALL, LARGE = step_workloads()[:3:2]
 NO_PROMPT = np.zeros(0, np.int64)

@@ -7,7 +7,7 @@ import pytest
 from workloads import step_workloads
 
 from tapegpt.commands.bench import LADDER
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
 
 SECONDS = 0.1  # of training for one round
 

@@ -6,7 +6,7 @@ from workloads import step_workloads
 
 from tapegpt.config import TrainConfig
 from tapegpt.tape import Tape
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
 
 DTYPES = ["float32", "float64"]
 OPERATIONS = 10_000

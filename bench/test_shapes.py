@@ -7,7 +7,7 @@ import pytest
 from workloads import Workload, step_workloads
 
 from tapegpt.config import ModelConfig
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
 
 ROUND = [ModelConfig(n_embd=width) for width in (16, 32, 64, 128)]
 # Heads 3, 5, 6, 12, 24 and 25 columns wide.

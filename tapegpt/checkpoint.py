@@ -30,9 +30,9 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from tapegpt.atomic_files import delete, read, write
 from tapegpt.config import LARGEST_STEPS, ModelConfig, TrainConfig, from_dict
 from tapegpt.errors import TapegptError, UsageError
-from tapegpt.files import delete, read, write
 from tapegpt.models import parameter_shapes, parameter_sizes
 
 FORMAT = 2

@@ -21,7 +21,7 @@ from tapegpt.kernels.jit import is_missing
 from tapegpt.kernels.steps import train_steps
 from tapegpt.kernels.table import load_kernels
 from tapegpt.sampling import draw
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
 
 LONGEST_WAIT = 30  # seconds, for what takes less than ten: a process that was stopped, say
 

@@ -26,7 +26,7 @@ from tapegpt.config import (
     default_learning_rate,
 )
 from tapegpt.corpus import default_corpus, read_documents
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
 
 COMPILING = "compiling kernels"
 

@@ -22,8 +22,8 @@ from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.kernels.table import kernels_of, load_kernels
 from tapegpt.passes import DOUT
 from tapegpt.tape.memory import aligned_zeros
-from tapegpt.threads import Threads
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
+from tapegpt.train.workers import Threads
 
 MODELS = {
     "gpt": ModelConfig(n_embd=4, n_head=2, block_size=3),

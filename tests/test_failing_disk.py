@@ -15,9 +15,9 @@ from faults import CODES, Faults
 from numba.core import config
 
 from tapegpt import cli
+from tapegpt.atomic_files import write_one
 from tapegpt.checkpoint import load
 from tapegpt.commands import bench, train
-from tapegpt.files import write_one
 from tapegpt.kernels import jit
 
 few_codes = pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tapegpt.kernels import records as op
 from tapegpt.kernels.generate import generate
 from tapegpt.kernels.steps import train_steps
 from tapegpt.sampling import draw
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
 
 TAKE_PATH, _ = first_run.SCRIPT.split("from tapegpt")
 FLAGS = ["train", "--data", SKY, "--steps", 100]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tapegpt.config import ModelConfig, SampleConfig, TrainConfig, configure
 from tapegpt.corpus import default_corpus, read_documents, shuffled, tokenize
 from tapegpt.sampling import sample_in_turn
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
 
 GOLDEN = Path(__file__).parent / "golden"
 GRANULARITIES = ["scalar", "dot", "vector"]

@@ -14,7 +14,7 @@ from tapegpt.kernels.optimizers import ADAM, Optimizer
 from tapegpt.kernels.schedules import LINEAR, Schedule
 from tapegpt.kernels.steps import train_steps
 from tapegpt.program import Recording, record
-from tapegpt.threads import Threads
+from tapegpt.train.workers import Threads
 
 GRANULARITIES = ["scalar", "dot", "vector"]
 

@@ -243,7 +243,7 @@ def test_ten_thousand_characters(call, monkeypatch, granularity):
     with alarm(SECONDS, hangs):
         assert check_text(call, data, flags, 2, 0)
     # What the vocabulary takes of the memory counts.
-    monkeypatch.setattr("tapegpt.training.bytes_available", lambda: 3e6)
+    monkeypatch.setattr("tapegpt.train.trainer.bytes_available", lambda: 3e6)
     _, err = call("train", "--data", "text", *flags, code=2)
     assert "--n-embd 8" in err
 
@@ -557,7 +557,7 @@ def test_memory_that_is_not_there(call, run, monkeypatch):
         raise MemoryError
 
     before = contents(Path())
-    for place in ("tapegpt.training.record", "tapegpt.training.tokenize"):
+    for place in ("tapegpt.train.trainer.record", "tapegpt.train.trainer.tokenize"):
         with monkeypatch.context() as patch:
             patch.setattr(place, exhausted)
             shown, err = call("train", "--data", "text", code=1)

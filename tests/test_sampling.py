@@ -31,7 +31,7 @@ from tapegpt.sampling import (
     sample,
     sample_in_turn,
 )
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
 
 CHARACTERS = "abcdefg"
 BOS, VOCABULARY = len(CHARACTERS), len(CHARACTERS) + 1

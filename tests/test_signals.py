@@ -20,7 +20,7 @@ from command_line import SKY, Cli, metrics, posix, saved
 import tapegpt
 from tapegpt.checkpoint import load, save
 from tapegpt.corpus import read_documents
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
 
 pytestmark = posix
 

@@ -17,7 +17,7 @@ from tapegpt.checkpoint import load, save
 from tapegpt.config import GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.corpus import read_documents
 from tapegpt.sampling import sample
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
 
 
 def resident():

@@ -22,8 +22,8 @@ from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.kernels.team import FAULTS, SQUARES, part, together
 from tapegpt.models.memory_estimate import bytes_needed
 from tapegpt.tape.memory import aligned_zeros
-from tapegpt.threads import Threads
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
+from tapegpt.train.workers import Threads
 
 SMALL = ModelConfig(n_embd=8, n_head=2, block_size=5, n_state=6, n_att=3)
 DOCUMENTS = ["ab", "b", "cabba", "ba", "a", "zab", "ba", "abcabc", "ccc", "bz", "za"]

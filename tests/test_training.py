@@ -36,7 +36,7 @@ from tapegpt.models import parameter_shapes, parameter_sizes, tables
 from tapegpt.models.memory_estimate import bytes_needed, nodes_needed
 from tapegpt.program import record
 from tapegpt.sampling import sample_in_turn
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
 
 GOLDEN = Path(__file__).parent / "golden"
 MODEL = ModelConfig(n_embd=6, n_head=2, block_size=5)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tapegpt import training
 from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
 from tapegpt.errors import UsageError
-from tapegpt.training import Trainer
+from tapegpt.train.trainer import Trainer
 
 MODEL = ModelConfig(n_embd=6, n_head=2, block_size=5)
 # The longest are longer than the block, and one letter is in a single document.

@@ -17,16 +17,16 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.budget import Clock
+from tapegpt.atomic_files import locked
 from tapegpt.checkpoint import Run, discard, load, save
 from tapegpt.config import ModelConfig, SampleConfig, TrainConfig, configure, flag, from_dict
 from tapegpt.corpus import default_corpus, read_documents
 from tapegpt.errors import TapegptError, UsageError
-from tapegpt.files import locked
-from tapegpt.progress import Progress
+from tapegpt.train.progress import Progress
+from tapegpt.train.stopping import Clock
 
 if TYPE_CHECKING:
-    from tapegpt.training import Trainer
+    from tapegpt.train.trainer import Trainer
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECONDS_PER_CALL = 0.2  # of training between looks at signals and the clock
@@ -68,7 +68,7 @@ def run(
         # Numba is imported, and kernels are compiled, from here on.
         from tapegpt.first_run import compiling_ahead
         from tapegpt.sampling import sample_in_turn
-        from tapegpt.training import Trainer
+        from tapegpt.train.trainer import Trainer
 
         stop = held.enter_context(_stop_signals())
         if saved is None:

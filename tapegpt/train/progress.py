@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from tapegpt.budget import StepBudget, TimeBudget
+from tapegpt.train.stopping import StepBudget, TimeBudget
 
 LINES = 10  # about as many, over a whole run
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.budget import StepBudget, TimeBudget, budget_of
 from tapegpt.checkpoint import Run, RunError, state_names
 from tapegpt.config import ModelConfig, TrainConfig, default_learning_rate, flag
 from tapegpt.corpus import Tokenizer, shuffled, tokenize
@@ -23,7 +22,8 @@ from tapegpt.models.memory_estimate import bytes_needed, nodes_needed
 from tapegpt.optimizers import kernel_optimizer, kernel_schedule
 from tapegpt.program import Recording, record
 from tapegpt.tape.memory import LARGEST_TAPE, aligned_zeros
-from tapegpt.threads import Threads
+from tapegpt.train.stopping import StepBudget, TimeBudget, budget_of
+from tapegpt.train.workers import Threads
 
 INITIAL_DEVIATION = 0.08  # of the weights, as in microgpt
 
