@@ -136,7 +136,7 @@ def load(folder: Path) -> Run:
 def _load(folder: Path, text: bytes) -> Run:
     with _refusing(folder / MANIFEST):
         run, digest = _parse(text)
-    # A Path would intern the name, see files.py.
+    # A Path would intern the name, see atomic_files.py.
     path = os.path.join(folder, _tensors_name(digest))
     sizes = parameter_sizes(run.model, len(run.characters) + 1)
     sizes = sizes.times(1 + len(state_names(run.training)))

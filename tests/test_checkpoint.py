@@ -21,7 +21,7 @@ from faults import CODES, Faults
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapegpt import checkpoint, files
+from tapegpt import atomic_files, checkpoint
 from tapegpt.checkpoint import Run, RunError, discard, load, save, state_names
 from tapegpt.config import MODELS, OPTIMIZERS, ModelConfig, TrainConfig
 from tapegpt.errors import TapegptError
@@ -629,9 +629,9 @@ def test_a_run_that_does_not_fit_into_memory(tmp_path, monkeypatch):
     folder = tmp_path / "large"
     save(make_run(model=ModelConfig(n_embd=32)), folder)
     size = tensors_file(folder).stat().st_size
-    monkeypatch.setattr("tapegpt.files.bytes_available", lambda: 2 * size - 1)
+    monkeypatch.setattr("tapegpt.atomic_files.bytes_available", lambda: 2 * size - 1)
     assert "does not fit into memory" in refused(folder)
-    monkeypatch.setattr("tapegpt.files.bytes_available", lambda: 2 * size)
+    monkeypatch.setattr("tapegpt.atomic_files.bytes_available", lambda: 2 * size)
     load(folder)
 
 
@@ -647,8 +647,8 @@ def test_a_reader_meets_a_writer(folder, monkeypatch):
     later = make_run(seed=1, step=8)
 
     def slow_read(path, limit):
-        data = files.read(path, limit)
-        monkeypatch.setattr(checkpoint, "read", files.read)
+        data = atomic_files.read(path, limit)
+        monkeypatch.setattr(checkpoint, "read", atomic_files.read)
         save(later, folder)
         return data
 

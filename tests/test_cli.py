@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from command_line import GOLDEN, SKY, Cli, metrics, posix, saved, untimed
 
-from tapegpt import budget, training
 from tapegpt.checkpoint import load, state_names
 from tapegpt.commands import bench, train
 from tapegpt.config import (
@@ -26,6 +25,7 @@ from tapegpt.config import (
     default_learning_rate,
 )
 from tapegpt.corpus import default_corpus, read_documents
+from tapegpt.train import stopping
 from tapegpt.train.trainer import Trainer
 
 COMPILING = "compiling kernels"
@@ -443,7 +443,7 @@ def test_more_seconds_for_a_run(call, refused):
 def test_evaluations_take_none_of_the_seconds(call, monkeypatch):
     """A clock that only training and evaluations move."""
     now = [0.0]
-    monkeypatch.setattr(budget.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(stopping.time, "perf_counter", lambda: now[0])
     advance, evaluate = Trainer.advance, Trainer.evaluate
     paces = []
 
@@ -509,7 +509,7 @@ def test_ten_evaluations_unless_told_otherwise(call):
 
 def fake_evaluations(monkeypatch, losses):
     results = iter(losses)
-    monkeypatch.setattr(training.Trainer, "_loss_per_token", lambda *arguments: next(results))
+    monkeypatch.setattr(Trainer, "_loss_per_token", lambda *arguments: next(results))
 
 
 def test_the_best_is_kept_beside_the_last(call, monkeypatch):

@@ -11,7 +11,6 @@ from gradients import team
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapegpt import training
 from tapegpt.cli import main
 from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
 from tapegpt.errors import DivergedError
@@ -22,6 +21,7 @@ from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.kernels.table import kernels_of, load_kernels
 from tapegpt.passes import DOUT
 from tapegpt.tape.memory import aligned_zeros
+from tapegpt.train import trainer as trainer_module
 from tapegpt.train.trainer import Trainer
 from tapegpt.train.workers import Threads
 
@@ -291,7 +291,7 @@ def test_nothing_is_saved(tmp_path, monkeypatch, capsys, direction, clip, line):
         poison(trainer, int(linear[2]), direction, math.nan)
         return trainer
 
-    monkeypatch.setattr(training, "Trainer", make_poisoned)
+    monkeypatch.setattr(trainer_module, "Trainer", make_poisoned)
     capsys.readouterr()
     assert main([*arguments, "--steps", "9"]) == 3
     expected = f"tapegpt: error: training diverged at step {steps[0] + 1}: {line}"

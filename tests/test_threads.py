@@ -14,7 +14,6 @@ from gradients import team
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapegpt import threads
 from tapegpt.config import DTYPES, GRANULARITIES, MODELS, ModelConfig, TrainConfig
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.kernels.optimizers import ADAM, SGD, Optimizer, update
@@ -22,6 +21,7 @@ from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.kernels.team import FAULTS, SQUARES, part, together
 from tapegpt.models.memory_estimate import bytes_needed
 from tapegpt.tape.memory import aligned_zeros
+from tapegpt.train import workers
 from tapegpt.train.trainer import Trainer
 from tapegpt.train.workers import Threads
 
@@ -194,7 +194,7 @@ def test_an_interruption_leaves_no_thread_behind(monkeypatch, at):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        place = (ThreadPoolExecutor, "submit") if at == "submit" else (threads, "wait")
+        place = (ThreadPoolExecutor, "submit") if at == "submit" else (workers, "wait")
         patched.setattr(*place, interrupted)
         with pytest.raises(KeyboardInterrupt):
             trainer.advance(5)

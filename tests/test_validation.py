@@ -11,9 +11,9 @@ import references
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapegpt import training
 from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
 from tapegpt.errors import UsageError
+from tapegpt.train import trainer as trainer_module
 from tapegpt.train.trainer import Trainer
 
 MODEL = ModelConfig(n_embd=6, n_head=2, block_size=5)
@@ -64,7 +64,7 @@ def test_the_loss_of_all_held_out_tokens(granularity, dtype, fraction):
 def test_documents_of_any_lengths(granularity, texts):
     """In sweeps of at most four, the last of which may have fewer."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(training, "ROWS_PER_SWEEP", 4 * MODEL.block_size)
+        monkeypatch.setattr(trainer_module, "ROWS_PER_SWEEP", 4 * MODEL.block_size)
         trainer = make(texts, granularity=granularity, val_fraction=0.5)
     count = max(1, round(len(texts) / 2))
     expected = mean_over_tokens(trainer, split(texts, count)[1])
@@ -204,7 +204,7 @@ def test_the_loss_falls():
 def test_only_a_smaller_number_is_an_improvement(monkeypatch, losses, best, stale):
     trainer = make(val_fraction=0.3, patience=3)
     results = iter(losses)
-    monkeypatch.setattr(training.Trainer, "_loss_per_token", lambda *arguments: next(results))
+    monkeypatch.setattr(trainer_module.Trainer, "_loss_per_token", lambda *arguments: next(results))
     for count in stale:
         assert not trainer.finished
         trainer.evaluate()
