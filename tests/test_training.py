@@ -476,7 +476,7 @@ def test_memory_is_estimated_before_weights_are_named(monkeypatch, sizes):
     layers, networks, back, block = sizes
     model = ModelConfig(n_layer=layers, ensemble=networks, look_back=back, block_size=block)
     with pytest.raises(UsageError, match="the model needs about"):
-        training.check_memory(model, TrainConfig(), 2000)
+        trainer_module.check_memory(model, TrainConfig(), 2000)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
