@@ -31,6 +31,7 @@ from tapegpt.config import (
     flag,
 )
 from tapegpt.errors import TapegptError
+from tapegpt.terminal import print_texts, printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("tapegpt: %(message)s"))
+    handler.setFormatter(_OneLine("tapegpt: %(message)s"))
     log = logging.getLogger("tapegpt")
     log.addHandler(handler)
     log.setLevel(logging.WARNING if getattr(options, "quiet", False) else logging.INFO)
@@ -71,14 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(options: argparse.Namespace, problem: str, exit_code: int = 1) -> int:
     if options.debug:
-        traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            print(printable(line), file=sys.stderr)
     print(f"tapegpt: error: {_one_line(problem, 1000)}", file=sys.stderr)
     return exit_code
 
 
 def _one_line(text: str, longest: int) -> str:
     """The text, printable and without its middle if need be, whatever values it quotes."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    shown = printable(text)
     half = longest // 2
     return shown if len(shown) <= longest else f"{shown[:half]}...{shown[-half:]}"
 
@@ -86,6 +88,13 @@ def _one_line(text: str, longest: int) -> str:
 def _discard_output() -> None:
     """Have what is still to be written go nowhere, so that nothing fails once more at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _OneLine(logging.Formatter):
+    """Messages name files, whose names may hold anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -306,8 +315,7 @@ def _sample(options: argparse.Namespace) -> int:
 
     from tapegpt.sampling import sample
 
-    for text in sample(run, config):
-        print(text)
+    print_texts(sample(run, config))
     return 0
 
 

@@ -816,6 +816,51 @@ def test_a_terminal_that_cannot_show_the_text(tapegpt):
     assert r"'\u0628' (U+0628)" in result.stderr
 
 
+@posix
+def test_a_terminal_is_sent_no_commands(tapegpt):
+    """Text of a corpus, in samples of `train` and of `sample`; into a pipe it goes as it is."""
+    text = "\x1b]0;a\x07\x9b2J\x7f\u202eb\u2066\tc\u05d0\u200d"
+    (tapegpt.folder / "text").write_text((text + "\n") * 20, encoding="utf-8")
+    sizes = ["--n-embd", "8", "--block-size", "24", "--learning-rate", "0.02", "--quiet"]
+    train = ["train", "--data", "text", *sizes, "--steps", "300"]
+    greedy = ["sample", "--temperature", "0", "--num-samples", "1"]
+    assert text in tapegpt(*train).stdout
+    assert tapegpt(*greedy).stdout == text + "\n"
+    for arguments in ([*train, "--out", "again"], greedy):
+        shown = on_a_terminal(tapegpt, *arguments)
+        assert "\\x1b]0;a\\x07\\x9b2J\\x7f\\u202eb\\u2066\tc\u05d0\u200d\n" in shown
+        assert not re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\u202e\u2066]", shown)
+
+
+def on_a_terminal(tapegpt, *arguments):
+    """What a command writes there, the returns that a terminal adds left out."""
+    terminal, other_end = os.openpty()
+    process = tapegpt.start(*arguments, stdout=other_end, stderr=other_end)
+    os.close(other_end)
+    shown = b""
+    try:
+        while block := os.read(terminal, 4096):
+            shown += block
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    finally:
+        os.close(terminal)
+    assert process.wait() == 0, shown
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_messages_send_no_commands(call):
+    """Names of files in what is logged, said of an error, or shown with --debug."""
+    out, name = "a\x1b[2J\x9bb\u202e", r"a\x1b[2J\x9bb\u202e"
+    _, err = call("train", "--data", SKY, "--steps", "2", "--out", out)
+    assert f"saved in {name}" in err
+    for debug in ([], ["--debug"]):
+        _, err = call("sample", "--run", out + "/missing", *debug, code=1)
+        assert f"{name}/missing" in err
+        assert ("Traceback" in err) == bool(debug)
+        assert re.sub("\n", "", err).isprintable()
+
+
 # Sampling
 
 

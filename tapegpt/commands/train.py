@@ -22,6 +22,7 @@ from tapegpt.checkpoint import Run, discard, load, save
 from tapegpt.config import ModelConfig, SampleConfig, TrainConfig, configure, flag, from_dict
 from tapegpt.corpus import default_corpus, read_documents
 from tapegpt.errors import TapegptError, UsageError
+from tapegpt.terminal import print_texts
 from tapegpt.train.progress import Progress
 from tapegpt.train.stopping import Clock
 
@@ -112,8 +113,7 @@ def run(
     LOG.info("saved in %s", out)
     with trainer.predicting():
         texts = sample_in_turn(trainer.recording, trainer.tokenizer, SampleConfig(), trainer.rng)
-        for text in texts:
-            print(text)
+        print_texts(texts)
     return 0
 
 
