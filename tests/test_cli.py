@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -341,6 +342,8 @@ def test_resuming_writes_no_metrics_twice(call):
     before = path.read_bytes()
     call("train", "--resume", "--steps", "12", *flags)
     whole = path.read_bytes()
+    assert whole.startswith(before) and before.count(b"\n") == 10
+    assert [line["step"] for line in metrics(path)] == list(range(1, 13))
     for rest in (b'{"step": 11, "loss": 3.0}\n{"step": 12, "lo', b'{"ste', b"\n\xff\0"):
         call("train", "--steps", "10", *flags)
         path.write_bytes(ours + before + rest)
@@ -464,6 +467,26 @@ def test_evaluations_take_none_of_the_seconds(call, monkeypatch):
     evaluated = [line["seconds"] for line in lines if "val_loss" in line]
     assert evaluated == [0.5 * i for i in range(1, 11)]
     assert paces[2:] == [0.125] * (len(paces) - 2)
+
+
+@pytest.mark.parametrize("seconds_a_step", [1e-5, 0.01, 0.3, 7.0])
+def test_a_signal_is_heard_within_half_a_second(call, monkeypatch, seconds_a_step):
+    """Or after the step, where one takes longer: Python hears it between calls of the kernel."""
+    now, calls = [100.0], []
+
+    def advance(trainer, count, pace=0.0):
+        now[0] += count * seconds_a_step
+        trainer.step += count
+        calls.append(count)
+        return np.ones(count)
+
+    for name in ("perf_counter", "monotonic"):
+        monkeypatch.setattr(time, name, lambda: now[0])
+    monkeypatch.setattr(Trainer, "advance", advance)
+    steps = min(10**7, int(300 / seconds_a_step))
+    call("train", "--data", SKY, "--steps", steps)
+    assert sum(calls) == steps
+    assert max(calls) <= max(1, 0.5 / seconds_a_step)
 
 
 # Held-out documents

@@ -1,7 +1,6 @@
 """Training in memory: the optimizer, the schedule, batches, divergence, and exact resumption."""
 
 import hashlib
-import itertools
 import math
 import random
 from dataclasses import replace
@@ -118,18 +117,25 @@ def test_settings_of_others_are_not_heeded(kind, others):
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_tokens_that_weigh_the_same(granularity, batch_size):
-    """Over all documents together the loss is the mean over their tokens."""
+@pytest.mark.parametrize(
+    ("batch_size", "fractions"),
+    [(1, {}), (3, {}), (1, {"val_fraction": 0.3}), (2, {"test_fraction": 0.4})],
+)
+def test_tokens_that_weigh_the_same(granularity, batch_size, fractions):
+    """Over all documents to train on together the loss is the mean over their tokens."""
     trainer = make(
-        granularity=granularity, batch_size=batch_size, weighting="token", learning_rate=1e-300
+        granularity=granularity,
+        batch_size=batch_size,
+        weighting="token",
+        learning_rate=1e-300,
+        **fractions,
     )
-    count = len(DOCUMENTS)  # steps after which each document has come batch_size times
-    losses = trainer.advance(count)
+    documents = shuffled_tokens(trainer)
+    documents = documents[: 7 - round(7 * sum(fractions.values()))]
+    losses = trainer.advance(len(documents))  # each document has come batch_size times
     expected, tokens = 0.0, 0
-    for begin, end in itertools.pairwise(trainer._offsets):
-        document = trainer._tokens[begin:end][: MODEL.block_size + 1]
-        loss = references.gpt_loss(trainer.recording.weights, 1, 2, document.tolist())
+    for document in documents:
+        loss = references.gpt_loss(trainer.recording.weights, 1, 2, document)
         expected += loss * (len(document) - 1)
         tokens += len(document) - 1
     assert losses.mean() == pytest.approx(expected / tokens, rel=1e-12)
@@ -150,6 +156,23 @@ def test_dropout_leaves_out_something_else_in_every_sweep(monkeypatch):
     assert losses[0].tolist() == losses[1].tolist()
     once = np.concatenate([losses[0], losses[2], losses[3]])
     assert len(set(once.tolist())) == 12
+
+
+def test_every_bit_of_the_seed_chooses_what_dropout_leaves_out():
+    """With one document and given weights, which the seed would choose too."""
+    rng = np.random.default_rng(0)
+    given_weights = {
+        name: rng.normal(size=weights.shape)
+        for name, weights in make(DROPOUT, ["abc"]).recording.weights.items()
+    }
+    seeds = [5, *(5 ^ 1 << bit for bit in range(64)), 0, 2**64 - 1]
+    losses = []
+    for seed in seeds:
+        trainer = make(DROPOUT, ["abc"], seed=seed, learning_rate=1e-300)
+        for name, weights in given_weights.items():
+            trainer.recording.weights[name][:] = weights
+        losses.append(tuple(trainer.advance(4)))
+    assert len(set(losses)) == len(seeds)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
