@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Self
 
@@ -24,12 +25,12 @@ MEMORY = 28  # bytes, at most, for each of a corpus: documents, tokens, and what
 REMEDY = "choose a UTF-8 text file with one document a line"
 
 
-def default_corpus() -> Path:
-    """The list of given names that ships with the package."""
-    return Path(str(files("tapegpt.data") / "names.txt"))
+def default_corpus() -> Traversable:
+    """The list of given names that ships with the package, which may lie in a zip file."""
+    return files("tapegpt.data") / "names.txt"
 
 
-def read_documents(path: Path) -> list[str]:
+def read_documents(path: Path | Traversable) -> list[str]:
     r"""The lines of a UTF-8 text file, without surrounding white space, blank lines left out.
 
     Lines end at \n, \r\n or \r alone, as in Python's text files. Raises `TapegptError` if the file
@@ -137,15 +138,10 @@ def tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> TokenizedCorpus:
     return TokenizedCorpus(tokens, offsets)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path | Traversable) -> bytes:
     try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise _refusal(path, "is a directory")
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
-            raise _refusal(path, "is not a regular file")
-        if MEMORY * status.st_size > bytes_available():
-            raise _refusal(path, "does not fit into memory")
+        if isinstance(path, Path):  # what ships in a zip file is ours
+            _check(path)
         return path.read_bytes()
     except OSError as error:
         raise _refusal(path, f"cannot be read: {error.strerror}") from None
@@ -155,13 +151,23 @@ def _read(path: Path) -> bytes:
         raise _refusal(path, f"cannot be read: {error}") from None
 
 
-def _no_text(path: Path, problem: str, data: bytes, offset: int) -> TapegptError:
+def _check(path: Path) -> None:
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise _refusal(path, "is a directory")
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
+        raise _refusal(path, "is not a regular file")
+    if MEMORY * status.st_size > bytes_available():
+        raise _refusal(path, "does not fit into memory")
+
+
+def _no_text(path: Path | Traversable, problem: str, data: bytes, offset: int) -> TapegptError:
     before = data[:offset].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     line = before.count(b"\n") + 1
     return _refusal(path, f"{problem} at byte {offset} (0x{data[offset]:02x}) on line {line}")
 
 
-def _refusal(path: Path, problem: str) -> TapegptError:
+def _refusal(path: Path | Traversable, problem: str) -> TapegptError:
     return TapegptError(f"corpus {str(path)!r} {problem}: {REMEDY}")
 
 

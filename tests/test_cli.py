@@ -93,6 +93,42 @@ def test_help_and_refusals_do_not_import_numba(tmp_path, arguments, code):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["train", "sample", "bench", "warmup"])
+def test_without_a_compiler_nothing_is_done(tmp_path, trained, command):
+    arguments = ["--run", trained[0] / "out"] if command == "sample" else []
+    off = {"NUMBA_DISABLE_JIT": "1"}
+    result = Cli(tmp_path, tmp_path)(command, *arguments, environment=off, code=1)
+    assert result.stdout == ""
+    assert result.stderr.startswith("tapegpt: error: NUMBA_DISABLE_JIT is set, but vectors")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NUMBA_OPT", "nonsense"),
+        ("NUMBA_BOUNDSCHECK", "yes"),
+        ("NUMBA_DISABLE_JIT", "no"),
+        ("NUMBA_CPU_NAME", "nonsense"),
+        ("NUMBA_CPU_FEATURES", "+nonsense"),
+    ],
+)
+def test_variables_that_numba_cannot_use(tmp_path, name, value):
+    result = Cli(tmp_path, tmp_path)("bench", environment={name: value}, code=1)
+    assert re.fullmatch(f"tapegpt: error: .*{name}.*unset.*\n", result.stderr)
+    assert value in result.stderr
+
+
+def test_a_tape_without_a_compiler(tmp_path):
+    process = Cli(tmp_path).start(
+        python=("-c", "import tapegpt; tapegpt.Tape()"), environment={"NUMBA_DISABLE_JIT": "1"}
+    )
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert re.search(r"^tapegpt\.errors\.TapegptError: NUMBA_DISABLE_JIT is set.*\n\Z", err, re.M)
+
+
 def test_help_names_every_flag(call):
     out, _ = call("train", "--help")
     for name in (

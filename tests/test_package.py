@@ -11,6 +11,7 @@ from zipfile import ZipFile
 import pytest
 
 import tapegpt
+from tapegpt.corpus import default_corpus, read_documents
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,6 +68,48 @@ def test_one_module_from_the_checkout_and_from_elsewhere(tmp_path: Path) -> None
         command = [sys.executable, "-c", show]
         run = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
         assert Path(run.stdout.strip()) == ROOT / "kernels" / "__init__.py"
+
+
+# What is installed is found by a finder of its own, which would find what a copy lacks.
+FROM_COPY = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in str(finder)]
+sys.path.insert(0, sys.argv[1])
+import tapegpt
+assert tapegpt.__file__.startswith(sys.argv[1])
+from tapegpt.corpus import default_corpus, read_documents
+import tapegpt.kernels
+print(len(read_documents(default_corpus())))
+"""
+
+
+def names_read_from_copy(path: Path) -> int:
+    command = [sys.executable, "-c", FROM_COPY, str(path)]
+    run = subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return int(run.stdout)
+
+
+def test_a_checkout_without_symbolic_links(tmp_path: Path) -> None:
+    """Git then writes a link's target into a file of its name."""
+    for name in ["tapegpt", "kernels", "data"]:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=ignored)
+    for link in [tmp_path / "tapegpt" / "kernels", tmp_path / "tapegpt" / "data"]:
+        target = os.readlink(link)
+        link.unlink()
+        link.write_text(target)
+    assert names_read_from_copy(tmp_path) == len(read_documents(default_corpus()))
+
+
+def test_the_package_in_a_zip_file(tmp_path: Path) -> None:
+    path = tmp_path / "package.zip"
+    with ZipFile(path, "w") as archive:
+        for name in modules("tapegpt", "tapegpt"):
+            archive.write(ROOT / name, name)
+        for name in [*modules("kernels", "kernels"), *modules("data", "data"), "data/names.txt"]:
+            archive.write(ROOT / name, f"tapegpt/{name}")
+    assert names_read_from_copy(path) == len(read_documents(default_corpus()))
 
 
 def test_names_are_found_as_a_resource() -> None:

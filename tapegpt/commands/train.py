@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tapegpt.atomic_files import locked
 from tapegpt.checkpoint import Run, discard, load, save
+from tapegpt.compiler import require_compiler
 from tapegpt.config import ModelConfig, SampleConfig, TrainConfig, configure, flag, from_dict
 from tapegpt.corpus import default_corpus, read_documents
 from tapegpt.errors import TapegptError, UsageError
@@ -67,6 +68,7 @@ def run(
         documents = read_documents(data or default_corpus())
 
         # Numba is imported, and kernels are compiled, from here on.
+        require_compiler()
         from tapegpt.first_run import compiling_ahead
         from tapegpt.sampling import sample_in_turn
         from tapegpt.train.trainer import Trainer
