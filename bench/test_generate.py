@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from workloads import step_workloads
 
-from tapegpt.config import SampleConfig, TrainConfig
 from tapegpt.kernels.dispatch import FORWARD
 from tapegpt.program import record
 from tapegpt.sampling import SAMPLES_PER_SWEEP, draw, sample, sample_in_turn
+from tapegpt.settings import SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
 
 SMALL, LARGE = step_workloads()[:3:2]

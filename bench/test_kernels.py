@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numba import njit
 
-from tapegpt.config import ModelConfig
 from tapegpt.kernels.optimizers import adam
 from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
 from tapegpt.program import record
+from tapegpt.settings import ModelConfig
 from tapegpt.tape import Tape
 from tapegpt.tape.memory import aligned_zeros
 

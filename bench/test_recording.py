@@ -2,8 +2,8 @@
 
 import pytest
 
-from tapegpt.config import ModelConfig
 from tapegpt.program import record
+from tapegpt.settings import ModelConfig
 from tapegpt.tape import Tape
 
 NODES = 10_000

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from workloads import step_workloads
 
-from tapegpt.config import TrainConfig
+from tapegpt.settings import TrainConfig
 from tapegpt.tape import Tape
 from tapegpt.train.trainer import Trainer
 

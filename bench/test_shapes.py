@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from workloads import Workload, step_workloads
 
-from tapegpt.config import ModelConfig
+from tapegpt.settings import ModelConfig
 from tapegpt.train.trainer import Trainer
 
 ROUND = [ModelConfig(n_embd=width) for width in (16, 32, 64, 128)]

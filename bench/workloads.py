@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tapegpt.config import ModelConfig, TrainConfig
 from tapegpt.corpus import Tokenizer, default_corpus, read_documents, shuffled, tokenize
+from tapegpt.settings import ModelConfig, TrainConfig
 
 BETA1, BETA2, EPSILON = 0.85, 0.99, 1e-8  # of Adam
 NORM_EPSILON = 1e-5

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from tapegpt.atomic_files import delete, read, write
-from tapegpt.config import LARGEST_STEPS, ModelConfig, TrainConfig, from_dict
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.models import parameter_shapes, parameter_sizes
+from tapegpt.settings import LARGEST_STEPS, ModelConfig, TrainConfig, from_dict
 
 FORMAT = 2
 OPTIMIZER_STATE = {

@@ -9,28 +9,15 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
 from tapegpt import __version__
-from tapegpt.config import (
-    DTYPES,
-    GRANULARITIES,
-    LEARNING_RATES,
-    MODELS,
-    OPTIMIZERS,
-    PRESETS,
-    SCHEDULES,
-    WEIGHTINGS,
-    ModelConfig,
-    SampleConfig,
-    TrainConfig,
-    configure,
-    flag,
-)
 from tapegpt.errors import TapegptError
+from tapegpt.flags import Parser, add_settings, given, one_line
+from tapegpt.presets import PRESETS, configure
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, settings_of
 from tapegpt.terminal import print_texts, printable
 
 
@@ -43,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A character that the terminal cannot show must not end a run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    options = _parser().parse_args(arguments)
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine("tapegpt: %(message)s"))
     log = logging.getLogger("tapegpt")
@@ -74,15 +61,8 @@ def _fail(options: argparse.Namespace, problem: str, exit_code: int = 1) -> int:
     if options.debug:
         for line in traceback.format_exc().splitlines():
             print(printable(line), file=sys.stderr)
-    print(f"tapegpt: error: {_one_line(problem, 1000)}", file=sys.stderr)
+    print(f"tapegpt: error: {one_line(problem, 1000)}", file=sys.stderr)
     return exit_code
-
-
-def _one_line(text: str, longest: int) -> str:
-    """The text, printable and without its middle if need be, whatever values it quotes."""
-    shown = printable(text)
-    half = longest // 2
-    return shown if len(shown) <= longest else f"{shown[:half]}...{shown[-half:]}"
 
 
 def _discard_output() -> None:
@@ -97,199 +77,78 @@ class _OneLine(logging.Formatter):
         return printable(super().format(record))
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that says in one short line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"tapegpt: error: {_one_line(message, 200)}: see {self.prog} --help\n")
-
-
-def _path(text: str) -> Path:
-    if not text or "\0" in text:  # Path("") would be the current folder
-        raise argparse.ArgumentTypeError(f"{text!r} is not a path")
-    return Path(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    if arguments and arguments[0] in COMMANDS:
+        return parser_of(arguments[0]).parse(arguments[1:])
+    parser = Parser(
         prog="tapegpt", description="A real autograd tape that trains a GPT at machine speed."
     )
     parser.add_argument("--version", action="version", version=f"tapegpt {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    _train_parser(commands)
-    _sample_parser(commands)
-    _bench_parser(commands)
-    warmup = commands.add_parser(
-        "warmup",
-        help="compile and cache every kernel",
-        description="Compile and cache every kernel.",
+    commands = parser.add_subparsers(metavar="command")
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.does)
+    if not arguments:
+        parser.error(f"name a command: {' or '.join(COMMANDS)}")
+    if not arguments[0].startswith("-"):
+        parser.unknown("command", arguments[0], COMMANDS)
+    return parser.parse(arguments[:1])
+
+
+def parser_of(name: str) -> Parser:
+    """The parser of a command's flags."""
+    command = COMMANDS[name]
+    does = f"{command.does[0].upper()}{command.does[1:]}."
+    parser = Parser(prog=f"tapegpt {name}", description=does)
+    command.add_flags(parser)
+    parser.add_argument(
+        "--debug", action="store_true", help="show a traceback when something goes wrong"
     )
-    warmup.set_defaults(command=_warmup)
-    for command in commands.choices.values():
-        command.add_argument(
-            "--debug", action="store_true", help="show a traceback when something goes wrong"
-        )
+    parser.set_defaults(command=command.run)
     return parser
 
 
-def _train_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    model, training = ModelConfig(), TrainConfig()
-    parser = commands.add_parser(
-        "train",
-        help="train a model and save it",
-        description="Train a model, save it under --out and print 20 samples.",
+def _train_flags(parser: Parser) -> None:
+    parser.add_path("--data", "FILE", "the text, one document a line (default: names)")
+    parser.add_path("--out", "DIR", "where the run is saved (default: out)", Path("out"))
+    parser.group("files").add_argument(
+        "--resume", action="store_true", help="go on with the run under --out"
     )
-    add = parser.add_argument
-    add("--data", type=_path, metavar="FILE", help="text, one document a line (default: names)")
-    add("--preset", metavar="NAME", help=f"settings by name: {', '.join(PRESETS)}")
-    add("--model", choices=MODELS, help=f"default {model.model}")
-    add("--granularity", choices=GRANULARITIES, help=f"default {training.granularity}")
-    for name in ("n_layer", "n_embd", "n_head", "block_size", "n_state", "n_att"):
-        add(flag(name), type=int, metavar="N", help=f"default {getattr(model, name)}")
-    for name, meaning in {
-        "look_back": "earlier characters that a position embeds beside its own",
-        "ensemble": "networks that are trained side by side and predict together",
-    }.items():
-        add(flag(name), type=int, metavar="N", help=f"{meaning} (default {getattr(model, name)})")
-    add(
-        "--dropout",
-        type=float,
-        metavar="X",
-        help=f"share of what a block adds, left out in training (default {model.dropout:g})",
-    )
-    budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--steps", type=int, metavar="N", help=f"default {training.steps}")
-    budget.add_argument(
-        "--seconds",
-        type=float,
-        metavar="S",
-        help="train for so long instead, evaluations not counted; the schedule follows the clock",
-    )
-    add("--batch-size", type=int, metavar="N", help=f"default {training.batch_size}")
-    add("--optimizer", choices=OPTIMIZERS, help=f"default {training.optimizer}")
-    add("--learning-rate", type=float, metavar="X", help=f"default {_default_rates()}")
-    add("--schedule", choices=SCHEDULES, help=f"of the learning rate, default {training.schedule}")
-    for name, meaning in {
-        "decay": "exponential: a step's factor, or that of a thousandth of --seconds",
-        "warmup": "cosine: share of the training in which the rate rises",
-        "beta1": "of adam and adamw: what the mean gradient keeps at a step",
-        "beta2": "of adam and adamw: what the mean square keeps",
-        "momentum": "of sgd",
-        "weight_decay": "of adamw, embeddings included",
-        "averaging": "predict with the mean of the weights over this share of the steps; 0: none",
-    }.items():
-        default = getattr(training, name)
-        add(flag(name), type=float, metavar="X", help=f"{meaning} (default {default:g})")
-    add("--clip-norm", type=float, metavar="X", help="shorten longer gradients to this norm")
-    add(
-        "--weighting",
-        choices=WEIGHTINGS,
-        help=f"what weighs the same in the loss, default {training.weighting}",
-    )
-    add(
-        "--val-fraction",
-        type=float,
-        metavar="X",
-        help="share of the documents that is held out, to measure val_loss (nats, mean over all"
-        " their tokens) and to keep the best state of the run in the folder best of --out",
-    )
-    add(
-        "--test-fraction",
-        type=float,
-        metavar="X",
-        help="share of the documents that is held out until the end, to measure test_loss: of the"
-        " best state, where there is a --val-fraction, else of the last",
-    )
-    add("--eval-every", type=int, metavar="N", help="steps (default: ten evaluations in all)")
-    add("--patience", type=int, metavar="N", help="stop after N evaluations without improvement")
-    add("--dtype", choices=DTYPES, help=f"default {training.dtype}")
-    add("--seed", type=int, metavar="N", help=f"default {training.seed}")
-    add(
-        "--threads",
-        type=int,
-        metavar="N",
-        help=f"processors that share each batch (default {training.threads})",
-    )
-    add("--out", type=_path, default=Path("out"), metavar="DIR", help="where the run is saved")
-    add("--resume", action="store_true", help="go on with the run under --out")
-    add(
+    parser.add_path(
         "--metrics",
-        type=_path,
-        metavar="FILE",
-        help="write every step's loss (nats, by default the mean over documents of the mean over"
+        "FILE",
+        "write every step's loss (nats, by default the mean over documents of the mean over"
         " positions), and val_loss, test_loss and the seconds of training where measured, as JSON"
         " lines",
     )
-    add("--quiet", action="store_true", help="no progress, only results")
-    parser.set_defaults(command=_train)
-
-
-def _default_rates() -> str:
-    """By optimizer, and by model where those differ."""
-    shown = []
-    for optimizer in OPTIMIZERS:
-        rates = [f"{getattr(LEARNING_RATES[model], optimizer):g}" for model in MODELS]
-        factor = "(1 - momentum) " if optimizer == "sgd" else ""
-        values = " / ".join(rates if len(set(rates)) > 1 else rates[:1])
-        shown.append(f"{factor}{values} for {optimizer}")
-    return f"{', '.join(shown)} ({' / '.join(MODELS)})"
-
-
-def _sample_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    config = SampleConfig()
-    parser = commands.add_parser(
-        "sample", help="draw texts from a saved run", description="Draw texts from a saved run."
+    parser.group("files").add_argument(
+        "--quiet", action="store_true", help="show no progress, only samples and warnings"
     )
-    add = parser.add_argument
-    add(
-        "--run",
-        type=_path,
-        default=Path("out"),
-        metavar="DIR",
-        help="default out; its best: out/best",
-    )
-    add(
-        "--temperature",
-        type=float,
-        default=config.temperature,
-        metavar="X",
-        help=f"0 takes the likeliest character (default {config.temperature:g})",
-    )
-    add(
-        "--num-samples",
-        type=int,
-        default=config.num_samples,
+    names = ", ".join(PRESETS)
+    parser.add_value("--preset", str, "NAME", "model", f"take settings by name: {names}")
+    add_settings(parser, ModelConfig, TrainConfig)
+
+
+def _sample_flags(parser: Parser) -> None:
+    where = "the folder of the run (default: out); its best state is in out/best"
+    parser.add_path("--run", "DIR", where, Path("out"))
+    add_settings(parser, SampleConfig)
+
+
+def _bench_flags(parser: Parser) -> None:
+    known, _ = settings_of(ModelConfig)["n_embd"]
+    parser.group("model").add_argument(
+        "--n-embd",
+        type=known.bound.parse,
+        nargs="+",
+        default=[16],
         metavar="N",
-        help=f"default {config.num_samples}",
+        help=f"{known.help}, each width in turn (default 16)",
     )
-    add("--top-k", type=int, metavar="K", help="only the K likeliest characters")
-    add("--top-p", type=float, metavar="P", help="only the likeliest characters of total share P")
-    add("--prompt", default=config.prompt, metavar="TEXT", help="how every text begins")
-    add("--seed", type=int, metavar="N", help="default: the run's own")
-    parser.set_defaults(command=_sample)
-
-
-def _bench_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    parser = commands.add_parser(
-        "bench",
-        help="time the granularities against the machine's peak",
-        description="Time training at every granularity, as a share of the machine's peak.",
-    )
-    add = parser.add_argument
-    add("--n-embd", type=int, nargs="+", default=[16], metavar="N", help="default 16")
-    add("--json", type=_path, metavar="FILE", help="write the figures as JSON")
-    parser.set_defaults(command=_bench)
-
-
-def _given(options: argparse.Namespace, *kinds: type) -> dict[str, Any]:
-    """The settings of these configurations that the command line names."""
-    names = [field.name for kind in kinds for field in fields(kind)]
-    given = {name: getattr(options, name, None) for name in names}
-    return {name: value for name, value in given.items() if value is not None}
+    parser.add_path("--json", "FILE", "write the figures as JSON")
 
 
 def _train(options: argparse.Namespace) -> int:
-    settings = _given(options, ModelConfig, TrainConfig)
+    settings = given(options, ModelConfig, TrainConfig)
     if not options.resume:
         configure(options.preset, settings)  # refuse at once what cannot be right
 
@@ -307,7 +166,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    config = SampleConfig(**_given(options, SampleConfig))
+    config = SampleConfig(**given(options, SampleConfig))
 
     from tapegpt.checkpoint import load
 
@@ -331,3 +190,26 @@ def _warmup(options: argparse.Namespace) -> int:
     from tapegpt.commands import warmup
 
     return warmup.run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """A command: what it does, its flags, and the function that runs it and returns a code."""
+
+    does: str
+    add_flags: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+COMMANDS = {
+    "train": _Command(
+        "train a model, save it under --out and print 20 samples", _train_flags, _train
+    ),
+    "sample": _Command("draw texts from a saved run", _sample_flags, _sample),
+    "bench": _Command(
+        "time training at every granularity, as a share of the machine's peak",
+        _bench_flags,
+        _bench,
+    ),
+    "warmup": _Command("compile and cache the kernels", lambda parser: None, _warmup),
+}

@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 import numpy as np
 from numba.core.event import Event, Listener, install_listener
 
-from tapegpt.config import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.kernels import records as op
 from tapegpt.kernels.dispatch import BACKWARD
 from tapegpt.kernels.jit import is_missing
 from tapegpt.kernels.steps import train_steps
 from tapegpt.kernels.table import load_kernels
 from tapegpt.sampling import draw
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
 
 LONGEST_WAIT = 30  # seconds, for what takes less than ten: a process that was stopped, say

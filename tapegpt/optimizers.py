@@ -5,10 +5,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.config import TrainConfig
 from tapegpt.kernels import optimizers, schedules
 from tapegpt.kernels.optimizers import Optimizer
 from tapegpt.kernels.schedules import Schedule
+from tapegpt.settings import TrainConfig
 
 OPTIMIZERS = {"adam": optimizers.ADAM, "adamw": optimizers.ADAM, "sgd": optimizers.SGD}
 SCHEDULES = {

@@ -7,7 +7,6 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.config import ModelConfig
 from tapegpt.kernels import records as op
 from tapegpt.kernels.dispatch import BACKWARD, FORWARD
 from tapegpt.kernels.program import Program
@@ -23,6 +22,7 @@ from tapegpt.passes import (
 )
 from tapegpt.recorders.unrolled import Dot, Scalar
 from tapegpt.recorders.vector import Vector
+from tapegpt.settings import ModelConfig
 from tapegpt.tape import Batch, Tape
 
 Floats = NDArray[np.floating]

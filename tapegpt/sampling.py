@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from tapegpt.bounds import flag
 from tapegpt.checkpoint import Run
-from tapegpt.config import SampleConfig, flag
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.host import bytes_available
@@ -15,6 +15,7 @@ from tapegpt.kernels.dispatch import FORWARD
 from tapegpt.kernels.generate import generate
 from tapegpt.models.memory_estimate import bytes_needed, nodes_needed
 from tapegpt.program import Recording, record
+from tapegpt.settings import SampleConfig
 from tapegpt.tape.memory import LARGEST_TAPE
 
 SAMPLES_PER_SWEEP = 128  # the keys and values of more leave the nearest caches

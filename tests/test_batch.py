@@ -6,12 +6,12 @@ import references
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapegpt.config import ModelConfig
 from tapegpt.kernels import records as op
 from tapegpt.kernels.batch import pack_batch
 from tapegpt.kernels.steps import loss_and_gradient
 from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
 from tapegpt.program import record
+from tapegpt.settings import ModelConfig
 
 VOCABULARY = 5
 DOCUMENTS = 6  # a sweep holds so many

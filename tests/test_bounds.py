@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tapegpt.config import DTYPES
+from tapegpt.settings import DTYPES
 
 PROGRAM = Path(__file__).parent / "out_of_bounds.py"
 

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 from tapegpt import atomic_files, checkpoint
 from tapegpt.checkpoint import Run, RunError, discard, load, save, state_names
-from tapegpt.config import MODELS, OPTIMIZERS, ModelConfig, TrainConfig
 from tapegpt.errors import TapegptError
 from tapegpt.models import parameter_shapes
+from tapegpt.settings import MODELS, OPTIMIZERS, ModelConfig, TrainConfig
 
 SMALL = ModelConfig(n_embd=4, n_head=2, block_size=3)
 TRAINING = TrainConfig(learning_rate=0.01)

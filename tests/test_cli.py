@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,9 @@ from command_line import GOLDEN, SKY, Cli, metrics, posix, saved, untimed
 
 from tapegpt.checkpoint import load, state_names
 from tapegpt.commands import bench, train
-from tapegpt.config import (
-    DTYPES,
-    GRANULARITIES,
-    ModelConfig,
-    TrainConfig,
-    configure,
-    default_learning_rate,
-)
 from tapegpt.corpus import default_corpus, read_documents
+from tapegpt.presets import configure, default_learning_rate
+from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
 from tapegpt.train import stopping
 from tapegpt.train.trainer import Trainer
 
@@ -68,6 +63,9 @@ def run(trained, tmp_path):
         *[([command, "--help"], 0) for command in ("train", "sample", "bench", "warmup")],
         ([], 2),
         (["tarin"], 2),
+        (["train", "--step", "5"], 2),
+        (["train", "--out=~nobody-of-this-name/x"], 2),
+        (["sample", "--prompt"], 2),
         (["train", "--steps", "0"], 2),
         (["train", "--steps", "many"], 2),
         (["train", "--n-embd", "10"], 2),
@@ -131,20 +129,74 @@ def test_a_tape_without_a_compiler(tmp_path):
 
 def test_help_names_every_flag(call):
     out, _ = call("train", "--help")
+    names = [*fields(ModelConfig), *fields(TrainConfig)]
     for name in (
-        *("data", "preset", "model", "granularity", "n-layer", "n-embd", "n-head", "block-size"),
-        *("n-state", "n-att", "look-back", "ensemble", "dropout", "weighting", "averaging"),
-        *("steps", "seconds", "batch-size", "optimizer", "learning-rate", "schedule", "decay"),
-        *("warmup", "momentum", "weight-decay", "clip-norm", "val-fraction", "eval-every"),
-        *("test-fraction",),
-        *("patience", "dtype", "seed", "out", "resume", "metrics", "quiet"),
+        *("data", "preset", "out", "resume", "metrics", "quiet"),
+        *(f.name for f in names),
     ):
-        assert re.search(rf"^  --{name}\b", out, re.M)
+        assert re.search(rf"^  --{name.replace('_', '-')}\b", out, re.M)
     rates = "0.01 for adam, 0.01 for adamw, (1 - momentum) 0.1 / 0.5 / 0.3 for sgd"
     assert f"default {rates} (gpt / rnn / rnn-att)" in " ".join(out.split())
     out, _ = call("sample", "--help")
     for name in ("run", "temperature", "num-samples", "top-k", "top-p", "prompt", "seed"):
         assert re.search(rf"^  --{name}\b", out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "unknown command 'trian' (did you mean train?): see tapegpt --help"),
+        (["--quiet"], "unknown flag '--quiet': see tapegpt --help"),
+        ([], "name a command: train or sample or bench or warmup"),
+        (["train", "--step", "5"], "unknown flag '--step' (did you mean --steps?): see tapegpt tr"),
+        (["train", "--n-emb=5"], "unknown flag '--n-emb' (did you mean --n-embd?)"),
+        (["train", "--n_embd=5"], "unknown flag '--n_embd' (did you mean --n-embd?)"),
+        (["sample", "--temprature", "1"], "(did you mean --temperature?)"),
+        (["train", "names.txt"], "unknown argument 'names.txt'"),
+        (["train", "--steps"], "--steps wants a value: see"),
+        (["train", "--out", "--resume"], "if '--resume' is meant, write --out=--resume"),
+        (["train", "--metrics", "-m"], "if '-m' is meant, write --metrics=-m"),
+        (["train", "--steps", "--"], "--steps '--' is not a whole number"),
+        (["train", "--seconds", "-1e5"], "--seconds -100000.0 is out of range"),
+        (["sample", "--prompt", "--seed"], "if '--seed' is meant, write --prompt=--seed"),
+        (["sample", "--run", "~nobody-of-this-name"], "write ./~nobody-of-this-name if"),
+    ],
+    ids=str,
+)
+def test_mistyped_arguments(refused, arguments, said):
+    refused(*arguments, names=said)
+
+
+@pytest.mark.parametrize("spelled", [("{}", "{}"), ("{}={}",)])
+def test_paths_in_the_home_folder(call, monkeypatch, tmp_path, spelled):
+    """The shell leaves ~ alone after =."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))  # where Windows looks
+    (tmp_path / "home").mkdir()
+    shutil.copy(SKY, tmp_path / "home" / "names.txt")
+
+    def at(flag, path):
+        return " ".join(spelled).format(flag, path).split(" ")
+
+    call(
+        *("train", "--steps", "2", *at("--data", "~/names.txt")),
+        *(*at("--out", "~/out"), *at("--metrics", "~/m.jsonl")),
+    )
+    assert len(metrics(tmp_path / "home" / "m.jsonl")) == 2
+    assert call("sample", *at("--run", "~/out"), "--num-samples", "1")[0]
+    monkeypatch.setattr(bench, "LADDER", ())
+    call("bench", *at("--json", "~/b.json"))
+    assert (tmp_path / "home" / "b.json").exists()
+    assert not list(Path().iterdir())
+
+
+def test_prompts_that_begin_with_a_dash(call):
+    Path("dashes").write_text("-a-b\n--x\n-1\n--\n" * 9)
+    call("train", "--data", "dashes", "--steps", "20")
+    for prompt in ("-a", "--", "--x", "-1", "-"):
+        for spelled in (["--prompt", prompt], [f"--prompt={prompt}"]):
+            out, _ = call("sample", *spelled, "--num-samples", "2")
+            assert [text[: len(prompt)] for text in out.splitlines()] == [prompt] * 2
 
 
 # Warming up
@@ -400,6 +452,7 @@ def test_resume_refusals(call, refused):
     refused(*resume, *kept, "--learning-rate", "nan", names="--learning-rate nan")
     refused(*resume, *kept, "--dtype", "float64", names="--dtype float64")
     refused(*resume, *kept, "--preset", "microgpt", names="--preset microgpt")
+    refused(*resume, *kept, "--momentum", "0.9", names="--momentum 0.9 is for --optimizer sgd")
     refused(*resume, *kept, "--steps", "0", names="--steps 0")
     refused("train", "--resume", *kept, names=["spent its --steps 3", "--steps above 3"])
     refused(*resume, *kept, "--steps", "3", names="--steps above 3")

@@ -15,8 +15,8 @@ from command_line import SKY, Cli, posix, saved
 from tapegpt import Tape
 from tapegpt.atomic_files import locked
 from tapegpt.checkpoint import load
-from tapegpt.config import GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.sampling import sample
+from tapegpt.settings import GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
 
 FOR_EVER = ["train", "--data", SKY, "--steps", 2**50, "--val-fraction", 0.2, "--eval-every", 900]

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapegpt.cli import main
-from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
 from tapegpt.errors import DivergedError
 from tapegpt.kernels import records as op
 from tapegpt.kernels.dispatch import BACKWARD, FORWARD
@@ -20,6 +19,7 @@ from tapegpt.kernels.optimizers import ADAM, SGD, Optimizer, update
 from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.kernels.table import kernels_of, load_kernels
 from tapegpt.passes import DOUT
+from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
 from tapegpt.tape.memory import aligned_zeros
 from tapegpt.train import trainer as trainer_module
 from tapegpt.train.trainer import Trainer

@@ -16,11 +16,11 @@ from command_line import SKY, Cli, saved
 from numba.core import config
 
 from tapegpt import first_run
-from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.kernels import records as op
 from tapegpt.kernels.generate import generate
 from tapegpt.kernels.steps import train_steps
 from tapegpt.sampling import draw
+from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
 
 TAKE_PATH, _ = first_run.SCRIPT.split("from tapegpt")

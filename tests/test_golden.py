@@ -17,9 +17,10 @@ from gradients import Arrays, loss_and_gradients
 from microgpt_reference import MicroGPT, Sizes
 from numpy.typing import NDArray
 
-from tapegpt.config import ModelConfig, SampleConfig, TrainConfig, configure
 from tapegpt.corpus import default_corpus, read_documents, shuffled, tokenize
+from tapegpt.presets import configure
 from tapegpt.sampling import sample_in_turn
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tapegpt.config import GRANULARITIES, ModelConfig
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.kernels import records as op
 from tapegpt.program import record
+from tapegpt.settings import GRANULARITIES, ModelConfig
 from tapegpt.tape import Tape
 
 Floats = NDArray[np.float64]

@@ -21,18 +21,21 @@ from pathlib import Path
 import pytest
 
 from tapegpt import cli, corpus
+from tapegpt.bounds import Number, Whole, flag
 from tapegpt.checkpoint import load
 from tapegpt.commands import bench
-from tapegpt.config import (
+from tapegpt.errors import TapegptError
+from tapegpt.settings import (
     GRANULARITIES,
     MODELS,
-    NEEDED,
     OPTIMIZERS,
     SCHEDULES,
     ModelConfig,
-    flag,
+    SampleConfig,
+    TrainConfig,
+    settings_of,
+    unmet,
 )
-from tapegpt.errors import TapegptError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and permissions")
 
@@ -340,21 +343,30 @@ MAY_BE_ZERO = {
     "--look-back",
     "--temperature",
 }
+
+
+def numbers(*kinds):
+    """(name, what is known) of settings that are numbers."""
+    for kind in kinds:
+        for name, (known, _) in settings_of(kind).items():
+            if isinstance(known.bound, Whole | Number):
+                yield name, known
+
+
 # Other spellings of a number that is.
 SPELLINGS = [" 8", "8\n", "+8", "08", "0_8", "\u0668", "\u096e", "\uff18"]
 
 
-def actions(kind):
-    """(command, flag, type) of flags that take numbers, or paths."""
-    commands = cli._parser()._subparsers._group_actions[0].choices
-    for command, parser in commands.items():
-        for action in parser._actions:
-            if action.type is not None and (action.type is cli._path) == (kind == "path"):
-                yield command, action.option_strings[-1], action.type
-
-
-NUMBERS, PATHS = list(actions("number")), list(actions("path"))
+NUMBERS = [
+    *[("train", flag(name), known) for name, known in numbers(ModelConfig, TrainConfig)],
+    *[("sample", flag(name), known) for name, known in numbers(SampleConfig)],
+    ("bench", "--n-embd", settings_of(ModelConfig)["n_embd"][0]),
+]
 NAMES = [f"{command} {name}" for command, name, _ in NUMBERS]
+PATHS = [
+    *(("train", name) for name in ("--data", "--out", "--metrics")),
+    *(("sample", "--run"), ("bench", "--json")),
+]
 
 
 def context(name):
@@ -363,20 +375,18 @@ def context(name):
         return ["--val-fraction", "0.5"]
     if name == "--threads":
         return ["--batch-size", "100"]
-    for setting, (other, values) in NEEDED.items():
-        if flag(setting) == name:
-            return [flag(other), values[0]]
-    return []
+    known = next(known for _, flag_name, known in NUMBERS if flag_name == name)
+    return [word for only in known.only for word in (flag(only.other), only.values[0])]
 
 
 def refusals():
     for command, name, kind in NUMBERS:
         values = NOT_NUMBERS + OUT_OF_RANGE
-        values += NOT_WHOLE if kind is int else []
+        values += NOT_WHOLE if isinstance(kind.bound, Whole) else []
         values += [] if name in MAY_BE_ZERO else ZEROS
         for value in values:
             yield [command, f"{name}={value}", *context(name)], name
-    for command, name, _ in PATHS:
+    for command, name in PATHS:
         for value in ("", "a\0b"):
             yield [command, f"{name}={value}"], name
     yield ["train", "a\nb"], r"a\nb"
@@ -426,7 +436,7 @@ def test_refused_arguments(tmp_path):
 @pytest.mark.parametrize(("command", "name", "kind"), NUMBERS, ids=NAMES)
 def test_spellings_of_a_number(command, name, kind):
     for spelling in SPELLINGS:
-        options = cli._parser().parse_args([command, f"{name}={spelling}"])
+        options = cli.parser_of(command).parse([f"{name}={spelling}"])
         assert vars(options)[name[2:].replace("-", "_")] in (8, [8])
 
 
@@ -444,6 +454,7 @@ EDGES = {
     "--seconds": {"5e-324": 0, "1e-300": 0},
     "--learning-rate": {"5e-324": 0, "1e308": 3},
     "--clip-norm": {"5e-324": 0, "1e308": 0},
+    "--epsilon": {"5e-324": 0, "1e308": 0},
     "--decay": {"5e-324": 0, "1": 0},
     "--top-p": {"5e-324": 0, "1": 0},
     "--top-k": {"1": 0, "2147483647": 0},
@@ -480,7 +491,7 @@ def test_numbers_at_the_edge(call, run, monkeypatch, command, name, kind):
     if command == "train" and name not in ("--steps", "--seconds"):
         flags += ["--steps", "2"]
     for value, code in EDGES[name].items():
-        if kind is int and not value.isdigit():
+        if isinstance(kind.bound, Whole) and not value.isdigit():
             continue
         before = contents(Path("out"))
         with alarm(SECONDS, hangs):
@@ -538,7 +549,7 @@ SIZES = [setting.name for setting in fields(ModelConfig) if setting.type in (int
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_beyond_memory(refused, name, model, granularity):
-    if model not in NEEDED.get(name, ("model", MODELS))[1]:
+    if unmet(settings_of(ModelConfig)[name][0], {"model": model}):
         return
     for size in (10**9, 2**31 - 4):
         kind = ["--granularity", granularity, "--model", model, "--metrics", "m.jsonl"]
@@ -578,8 +589,8 @@ NO_PATHS = {
 }
 
 
-@pytest.mark.parametrize(("command", "name", "kind"), PATHS, ids=[name for _, name, _ in PATHS])
-def test_paths_that_cannot_be_used(call, run, monkeypatch, command, name, kind):
+@pytest.mark.parametrize(("command", "name"), PATHS, ids=[name for _, name in PATHS])
+def test_paths_that_cannot_be_used(call, run, monkeypatch, command, name):
     shutil.rmtree("out")
     monkeypatch.setattr(bench, "LADDER", ())
     # So many steps that nobody waits for them: the path is tried before.

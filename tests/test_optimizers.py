@@ -9,7 +9,6 @@ from gradients import team
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapegpt.config import DTYPES
 from tapegpt.kernels.optimizers import (
     ADAM,
     SGD,
@@ -22,6 +21,7 @@ from tapegpt.kernels.optimizers import (
     update,
 )
 from tapegpt.kernels.simd import VECTOR_BYTES
+from tapegpt.settings import DTYPES
 from tapegpt.tape.memory import aligned_zeros
 
 TOLERANCES = {"float32": 2e-5, "float64": 1e-13}

@@ -7,7 +7,6 @@ import pytest
 from gradients import loss_and_gradients
 
 from tapegpt import program
-from tapegpt.config import DTYPES, ModelConfig
 from tapegpt.corpus import Tokenizer, tokenize
 from tapegpt.kernels import records as op
 from tapegpt.kernels.amx import UNIT_LEAST
@@ -26,6 +25,7 @@ from tapegpt.passes import (
     share_gradients,
     share_values,
 )
+from tapegpt.settings import DTYPES, ModelConfig
 from tapegpt.tape import Tape
 from tapegpt.tape.memory import ALIGNMENT
 

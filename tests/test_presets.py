@@ -2,7 +2,8 @@
 
 import pytest
 
-from tapegpt.config import PRESETS, ModelConfig, TrainConfig, configure
+from tapegpt.presets import PRESETS, configure
+from tapegpt.settings import ModelConfig, TrainConfig
 
 # The original program's. One that leaves a setting out would follow a new default.
 MICROGPT = (

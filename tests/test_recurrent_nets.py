@@ -7,9 +7,9 @@ from gradients import loss_and_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapegpt.config import ModelConfig
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.program import record
+from tapegpt.settings import ModelConfig
 
 GRANULARITIES = ["scalar", "dot", "vector"]
 

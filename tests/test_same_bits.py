@@ -12,7 +12,7 @@ from command_line import SKY, Cli, metrics, posix, saved, untimed
 
 from tapegpt.checkpoint import load
 from tapegpt.commands import train
-from tapegpt.config import DTYPES, GRANULARITIES, MODELS, OPTIMIZERS, SCHEDULES, WEIGHTINGS
+from tapegpt.settings import DTYPES, GRANULARITIES, MODELS, OPTIMIZERS, SCHEDULES, WEIGHTINGS
 from tapegpt.train.trainer import Trainer
 
 KINDS = list(itertools.product(MODELS, GRANULARITIES))

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapegpt import sampling
-from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.kernels.dispatch import FORWARD
@@ -31,6 +30,7 @@ from tapegpt.sampling import (
     sample,
     sample_in_turn,
 )
+from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
 
 CHARACTERS = "abcdefg"

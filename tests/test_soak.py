@@ -14,9 +14,9 @@ from command_line import SKY
 from test_checkpoint import make_run, python
 
 from tapegpt.checkpoint import load, save
-from tapegpt.config import GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.corpus import read_documents
 from tapegpt.sampling import sample
+from tapegpt.settings import GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapegpt.config import LARGEST_STEPS, TrainConfig
+from tapegpt.settings import LARGEST_STEPS, TrainConfig
 from tapegpt.train.stopping import Clock, StepBudget, TimeBudget, budget_of
 
 HELD_OUT = {"val_fraction": 0.1}

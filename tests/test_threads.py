@@ -14,12 +14,12 @@ from gradients import team
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapegpt.config import DTYPES, GRANULARITIES, MODELS, ModelConfig, TrainConfig
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.kernels.optimizers import ADAM, SGD, Optimizer, update
 from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.kernels.team import FAULTS, SQUARES, part, together
 from tapegpt.models.memory_estimate import bytes_needed
+from tapegpt.settings import DTYPES, GRANULARITIES, MODELS, ModelConfig, TrainConfig
 from tapegpt.tape.memory import aligned_zeros
 from tapegpt.train import workers
 from tapegpt.train.trainer import Trainer

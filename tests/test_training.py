@@ -14,17 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapegpt.checkpoint import RunError, load, save
-from tapegpt.config import (
-    DTYPES,
-    GRANULARITIES,
-    OPTIMIZERS,
-    SCHEDULES,
-    ModelConfig,
-    SampleConfig,
-    TrainConfig,
-    configure,
-    default_learning_rate,
-)
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.kernels.amx import unit_room
@@ -32,8 +21,18 @@ from tapegpt.kernels.matmul import PANEL_DEPTH
 from tapegpt.kernels.simd import VECTOR_BYTES, WIDE_TILE
 from tapegpt.models import parameter_shapes, parameter_sizes, tables
 from tapegpt.models.memory_estimate import bytes_needed, nodes_needed
+from tapegpt.presets import configure, default_learning_rate
 from tapegpt.program import record
 from tapegpt.sampling import sample_in_turn
+from tapegpt.settings import (
+    DTYPES,
+    GRANULARITIES,
+    OPTIMIZERS,
+    SCHEDULES,
+    ModelConfig,
+    SampleConfig,
+    TrainConfig,
+)
 from tapegpt.train import trainer as trainer_module
 from tapegpt.train.trainer import Trainer
 

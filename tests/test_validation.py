@@ -11,8 +11,8 @@ import references
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapegpt.config import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
 from tapegpt.errors import UsageError
+from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
 from tapegpt.train import trainer as trainer_module
 from tapegpt.train.trainer import Trainer
 

@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.atomic_files import locked
+from tapegpt.bounds import flag
 from tapegpt.checkpoint import Run, discard, load, save
 from tapegpt.compiler import require_compiler
-from tapegpt.config import ModelConfig, SampleConfig, TrainConfig, configure, flag, from_dict
 from tapegpt.corpus import default_corpus, read_documents
 from tapegpt.errors import TapegptError, UsageError
+from tapegpt.presets import configure
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, check_used, from_dict
 from tapegpt.terminal import print_texts
 from tapegpt.train.progress import Progress
 from tapegpt.train.stopping import Clock
@@ -196,6 +198,7 @@ def _resumed_settings(
             )
     budget = {"steps": None, "seconds": None} if changed.keys() & {"steps", "seconds"} else {}
     training = from_dict(TrainConfig, {**asdict(saved.training), **budget, **changed})
+    check_used(settings, saved.model, training)
     for name, total, done in (
         ("steps", training.steps, saved.step),
         ("seconds", training.seconds, saved.elapsed),

@@ -2,11 +2,11 @@
 
 from typing import TypeVar
 
-from tapegpt.config import ModelConfig
 from tapegpt.models.gpt import earlier_tables, gpt, gpt_shapes, gpt_sizes
 from tapegpt.models.layer_builder import LayerBuilder
 from tapegpt.models.rnn import rnn, rnn_att, rnn_shapes, rnn_sizes
 from tapegpt.models.sizes import Sizes
+from tapegpt.settings import ModelConfig
 
 X = TypeVar("X")
 

@@ -5,9 +5,9 @@ Beside its own token a position can embed the ones before it, with a table for e
 
 from typing import TypeVar
 
-from tapegpt.config import ModelConfig
 from tapegpt.models.layer_builder import LayerBuilder
 from tapegpt.models.sizes import Group, Sizes
+from tapegpt.settings import ModelConfig
 
 X = TypeVar("X")
 

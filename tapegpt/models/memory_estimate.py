@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tapegpt.config import ModelConfig
 from tapegpt.models import multiplications, parameter_sizes
+from tapegpt.settings import ModelConfig
 
 LANES = 16  # at most
 TILE = 4  # positions and columns of heads go in whole tiles, see kernels/lanes.py

@@ -2,9 +2,9 @@
 
 from typing import TypeVar
 
-from tapegpt.config import ModelConfig
 from tapegpt.models.layer_builder import LayerBuilder
 from tapegpt.models.sizes import Group, Sizes
+from tapegpt.settings import ModelConfig
 
 X = TypeVar("X")
 

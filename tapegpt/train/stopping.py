@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tapegpt.config import LARGEST_STEPS, TrainConfig
+from tapegpt.settings import LARGEST_STEPS, TrainConfig
 
 EVALUATIONS = 10  # over the whole training, unless there is an --eval-every
 QUICKEST = 1e-9  # seconds a step

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tapegpt.bounds import flag
 from tapegpt.checkpoint import Run, RunError, state_names
-from tapegpt.config import ModelConfig, TrainConfig, default_learning_rate, flag
 from tapegpt.corpus import Tokenizer, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.host import bytes_available
@@ -20,7 +20,9 @@ from tapegpt.kernels.validation import held_out_loss
 from tapegpt.models import multiplications, tables
 from tapegpt.models.memory_estimate import bytes_needed, nodes_needed
 from tapegpt.optimizers import kernel_optimizer, kernel_schedule
+from tapegpt.presets import default_learning_rate
 from tapegpt.program import Recording, record
+from tapegpt.settings import ModelConfig, TrainConfig
 from tapegpt.tape.memory import LARGEST_TAPE, aligned_zeros
 from tapegpt.train.stopping import StepBudget, TimeBudget, budget_of
 from tapegpt.train.workers import Threads

@@ -7,18 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapegpt.config import (
+from tapegpt.errors import UsageError
+from tapegpt.presets import PRESETS, configure, default_learning_rate
+from tapegpt.settings import (
     MODELS,
     OPTIMIZERS,
-    PRESETS,
     ModelConfig,
     SampleConfig,
     TrainConfig,
-    configure,
-    default_learning_rate,
     from_dict,
+    settings_of,
 )
-from tapegpt.errors import UsageError
 
 KINDS = (ModelConfig, TrainConfig, SampleConfig)
 
@@ -65,10 +64,10 @@ def test_messages_name_flag_value_and_remedy():
         "--patience 3 wants held-out documents: choose a --val-fraction above 0"
     )
     assert refusal(TrainConfig, optimizer="adan") == (
-        "--optimizer 'adan' is unknown: choose adam or adamw or sgd"
+        "--optimizer 'adan' is unknown (did you mean adam?): choose adam or adamw or sgd"
     )
     assert refusal(TrainConfig, dtype="float16") == (
-        "--dtype 'float16' is unknown: choose float32 or float64"
+        "--dtype 'float16' is unknown (did you mean float64?): choose float32 or float64"
     )
     assert refusal(TrainConfig, seed=-1) == (
         "--seed -1 is out of range: choose a whole number from 0 to 18446744073709551615"
@@ -222,6 +221,9 @@ def test_one_budget_stands_for_the_other():
 @pytest.mark.parametrize(
     ("name", "value", "other", "kinds", "wrong"),
     [
+        ("beta1", 0.85, "optimizer", ["adam", "adamw"], "sgd"),
+        ("beta2", 0.9, "optimizer", ["adam", "adamw"], "sgd"),
+        ("epsilon", 1e-08, "optimizer", ["adam", "adamw"], "sgd"),
         ("weight_decay", 0.01, "optimizer", ["adamw"], "adam"),
         ("momentum", 0.9, "optimizer", ["sgd"], "adam"),
         ("decay", 0.998, "schedule", ["exponential"], "linear"),
@@ -230,6 +232,8 @@ def test_one_budget_stands_for_the_other():
         ("n_head", 2, "model", ["gpt"], "rnn-att"),
         ("n_state", 32, "model", ["rnn", "rnn-att"], "gpt"),
         ("n_att", 16, "model", ["rnn-att"], "rnn"),
+        ("look_back", 0, "model", ["gpt"], "rnn"),
+        ("dropout", 0.5, "granularity", ["vector"], "dot"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(name, value, other, kinds, wrong):
@@ -241,6 +245,26 @@ def test_settings_that_would_do_nothing_are_refused(name, value, other, kinds, w
         f"--{name.replace('_', '-')} {value} is for --{other} {' or '.join(kinds)} alone, not for"
         f" {wrong}: leave it out"
     )
+
+
+def test_what_a_preset_has_for_another_choice_is_left_out():
+    model, training = configure("60s", {"model": "rnn", "optimizer": "sgd"})
+    assert (model.look_back, model.ensemble) == (0, 1)
+    assert training.weight_decay == TrainConfig().weight_decay
+    assert training.learning_rate == PRESETS["60s"]["learning_rate"]
+
+
+def test_settings_without_effect_are_kept_where_nobody_gave_them():
+    """A saved run holds the defaults of all."""
+    TrainConfig(optimizer="sgd", beta1=0.85, decay=0.998, warmup=0.05, weight_decay=0.01)
+    ModelConfig(model="rnn", n_layer=1, n_head=4, n_att=16)
+
+
+def test_every_setting_has_a_help_of_one_sentence():
+    for kind in KINDS:
+        for name, (known, _) in settings_of(kind).items():
+            assert known.help[0].islower() and known.help[-1] != ".", name
+            assert ". " not in known.help and 10 < len(known.help) < 180, name
 
 
 def test_default_learning_rates():
@@ -259,6 +283,8 @@ def test_default_learning_rates():
 def test_configure_refuses():
     with pytest.raises(UsageError, match="--preset 'nanogpt' is unknown: choose microgpt"):
         configure("nanogpt", {})
+    with pytest.raises(UsageError, match=r"'micrgpt' is unknown .did you mean microgpt\?"):
+        configure("micrgpt", {})
     with pytest.raises(UsageError, match="--preset ''"):
         configure("", {})
     with pytest.raises(UsageError, match="unknown setting 'n_emdb'"):

@@ -1,0 +1,153 @@
+"""Settings by name, and the settings of a training: defaults, preset, command line."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tapegpt.bounds import Choice, did_you_mean, show
+from tapegpt.errors import UsageError
+from tapegpt.settings import (
+    LEARNING_RATES,
+    ModelConfig,
+    TrainConfig,
+    check_used,
+    settings_of,
+    unmet,
+)
+
+# What microgpt's NumPy port has in all its models.
+NUMPY_PORT: Mapping[str, object] = {
+    "n_embd": 16,
+    "block_size": 16,
+    "steps": 1000,
+    "batch_size": 1,
+    "optimizer": "sgd",
+    "momentum": 0.99,
+    "schedule": "exponential",
+    "decay": 0.998,
+    "dtype": "float64",
+    "initialization": "by-input",
+    "seed": 42,
+}
+
+# What learns best from a list of names in some seconds on one core, see bench/learning.md.
+RECIPE: Mapping[str, object] = {
+    "model": "gpt",
+    "n_head": 4,
+    "block_size": 16,
+    "optimizer": "adamw",
+    "beta1": 0.9,
+    "beta2": 0.99,
+    "epsilon": 1e-8,
+    "schedule": "linear",
+    "averaging": 0.05,
+    "weighting": "token",
+    "val_fraction": 0.1,
+    "test_fraction": 0.1,
+    "dtype": "float32",
+}
+
+PRESETS: Mapping[str, Mapping[str, object]] = {
+    "microgpt": {  # the original program's numbers, whatever the defaults above become
+        "model": "gpt",
+        "n_layer": 1,
+        "n_embd": 16,
+        "n_head": 4,
+        "block_size": 16,
+        "steps": 1000,
+        "batch_size": 1,
+        "optimizer": "adam",
+        "learning_rate": 0.01,
+        "beta1": 0.85,
+        "beta2": 0.99,
+        "epsilon": 1e-8,
+        "schedule": "linear",
+        "dtype": "float64",
+        "initialization": "by-output",
+        "seed": 42,
+    },
+    "brief-ds-vector": {
+        **NUMPY_PORT,
+        "model": "gpt",
+        "n_layer": 1,
+        "n_head": 4,
+        "learning_rate": 0.002,
+    },
+    "brief-ds-rnn": {**NUMPY_PORT, "model": "rnn", "n_state": 32, "learning_rate": 0.01},
+    "brief-ds-rnn-att": {
+        **NUMPY_PORT,
+        "model": "rnn-att",
+        "n_state": 32,
+        "n_att": 16,
+        "learning_rate": 0.03,
+        "momentum": 0.95,
+    },
+    "1s": {
+        **RECIPE,
+        "seconds": 1.0,
+        "n_layer": 1,
+        "n_embd": 32,
+        "look_back": 3,
+        "batch_size": 16,
+        "learning_rate": 0.006,
+        "weight_decay": 0.01,
+    },
+    "5s": {
+        **RECIPE,
+        "seconds": 5.0,
+        "n_layer": 2,
+        "n_embd": 48,
+        "look_back": 3,
+        "batch_size": 32,
+        "learning_rate": 0.006,
+        "weight_decay": 0.1,
+    },
+    "60s": {
+        **RECIPE,
+        "seconds": 60.0,
+        "n_layer": 3,
+        "n_embd": 48,
+        "look_back": 2,
+        "ensemble": 4,
+        "batch_size": 32,
+        "learning_rate": 0.005,
+        "weight_decay": 0.1,
+    },
+}
+
+
+def configure(
+    preset: str | None, overrides: Mapping[str, object]
+) -> tuple[ModelConfig, TrainConfig]:
+    """The settings of a training run: the defaults, then the preset, then what was set explicitly.
+
+    An override of None counts as not given. What a preset has for another model, optimizer or
+    schedule than the one that was chosen is left out. Raises `UsageError`.
+    """
+    if preset is not None:
+        Choice(tuple(PRESETS)).check("preset", preset)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    base = {} if preset is None else dict(PRESETS[preset])
+    if {"steps", "seconds"} & given.keys():  # one budget for another
+        base = {name: base[name] for name in base.keys() - {"steps", "seconds"}}
+    in_model, in_training = settings_of(ModelConfig), settings_of(TrainConfig)
+    known = in_model | in_training
+    for name in given:
+        if name not in known:
+            raise UsageError(
+                f"unknown setting {show(name)}{did_you_mean(name, known)}: leave it out"
+            )
+    values = {name: default for name, (_, default) in known.items()} | base | given
+    used = {name: base[name] for name in base if not unmet(known[name][0], values)}
+    settings: dict[str, Any] = used | given
+    model = ModelConfig(**{name: settings[name] for name in in_model if name in settings})
+    training = TrainConfig(**{name: settings[name] for name in in_training if name in settings})
+    check_used(given, model, training)
+    return model, training
+
+
+def default_learning_rate(model: ModelConfig, training: TrainConfig) -> float:
+    """The learning rate of a training that has none of its own."""
+    rates = LEARNING_RATES[model.model]
+    if training.optimizer == "sgd":
+        return rates.sgd * (1 - training.momentum)
+    return rates.adam if training.optimizer == "adam" else rates.adamw

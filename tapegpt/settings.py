@@ -1,0 +1,378 @@
+"""What a run is made of: frozen settings, validated when they are made.
+
+A setting is one field of a dataclass. Beside its default stand what it may be, what it does, and
+what it goes with: the command line, its help and all checks are derived from that. It is named
+after its flag (`n_embd` is `--n-embd`), and a bad value raises `UsageError` with one line that
+names the flag, the value and the remedy.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from math import inf
+from typing import Any, Literal, TypeVar
+
+from tapegpt.bounds import Bound, Choice, Number, Text, Whole, flag, show
+from tapegpt.errors import UsageError
+
+MODELS = ("gpt", "rnn", "rnn-att")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("linear", "exponential", "cosine", "constant")
+GRANULARITIES = ("scalar", "dot", "vector")
+DTYPES = ("float32", "float64")
+WEIGHTINGS = ("document", "token")
+INITIALIZATIONS = ("by-output", "by-input")
+
+LARGEST_SIZE = 2**31 - 1  # extents on the tape are 32-bit
+LARGEST_LAYERS = 1024  # each layer adds names and records: bounds both before any is made
+LARGEST_STEPS = 2**53  # step numbers stay exact in the schedule's float64
+LARGEST_SEED = 2**64 - 1
+
+DEFAULT_STEPS = 1000
+
+Group = Literal["model", "length", "optimizer", "held-out documents", "computation", "sampling"]
+
+
+SHARE = Number(lambda x: 0 <= x < 1, "a number from 0 up to but not 1")
+ABOVE_ZERO = Number(lambda x: 0 < x < inf, "a finite number above 0")
+FROM_ZERO = Number(lambda x: 0 <= x < inf, "a finite number from 0 up")
+TO_ONE = Number(lambda x: 0 < x <= 1, "a number above 0 and at most 1")
+SIZE = Whole(1, LARGEST_SIZE)
+COUNT = Whole(1, LARGEST_STEPS)
+SEED = Whole(0, LARGEST_SEED)
+
+
+@dataclass(frozen=True, slots=True)
+class Only:
+    """The setting does nothing unless another one has one of these values."""
+
+    other: str
+    values: tuple[str, ...]
+
+
+GPT = Only("model", ("gpt",))
+RECURRENT = Only("model", ("rnn", "rnn-att"))
+VECTOR = Only("granularity", ("vector",))
+ADAM = Only("optimizer", ("adam", "adamw"))
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is known of a field beside its name, type and default."""
+
+    bound: Bound
+    group: Group
+    help: str
+    default: str | None  # shown in the help, where the field's own says nothing
+    only: tuple[Only, ...]
+
+
+def setting(
+    value: object,
+    bound: Bound,
+    group: Group,
+    help: str,  # one sentence, as --help shows it
+    *only: Only,
+    default: str | None = None,
+) -> Any:
+    """A field with this default; one of None may be None."""
+    return field(default=value, metadata={"setting": Setting(bound, group, help, default, only)})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The network's kind and sizes."""
+
+    model: str = setting("gpt", Choice(MODELS), "model", "what kind of network learns")
+    n_layer: int = setting(
+        1, Whole(1, LARGEST_LAYERS), "model", "how many layers of attention follow each other", GPT
+    )
+    n_embd: int = setting(16, SIZE, "model", "how many numbers stand for a character")
+    n_head: int = setting(4, SIZE, "model", "how many heads share the attention of a layer", GPT)
+    block_size: int = setting(
+        16, SIZE, "model", "how many characters of a document the network reads"
+    )
+    n_state: int = setting(32, SIZE, "model", "how many numbers the state holds", RECURRENT)
+    n_att: int = setting(
+        16, SIZE, "model", "how many numbers of the state fire", Only("model", ("rnn-att",))
+    )
+    look_back: int = setting(
+        0,
+        Whole(0, LARGEST_SIZE),
+        "model",
+        "how many earlier characters a position embeds beside its own",
+        GPT,
+    )
+    ensemble: int = setting(
+        1,
+        Whole(1, LARGEST_LAYERS),
+        "model",
+        "how many networks are trained side by side and predict together",
+        GPT,
+    )
+    dropout: float = setting(
+        0.0,
+        SHARE,
+        "model",
+        "the share of what a layer adds that is left out in training",
+        GPT,
+        VECTOR,
+    )
+
+    def __post_init__(self) -> None:
+        _check_all(self)
+        if self.look_back >= self.block_size:
+            raise UsageError(
+                f"--look-back {self.look_back} is not below --block-size {self.block_size}:"
+                f" choose at most {self.block_size - 1}"
+            )
+        for name, without in (("look_back", 0), ("ensemble", 1), ("dropout", 0)):
+            if getattr(self, name) != without:
+                check_used([name], self)
+        if self.model == "rnn-att" and self.n_att > self.n_state:
+            raise UsageError(
+                f"--n-att {self.n_att} is more than --n-state {self.n_state}: "
+                f"choose at most {self.n_state}"
+            )
+        if self.model == "gpt" and self.n_embd % self.n_head:
+            raise UsageError(
+                f"--n-embd {self.n_embd} is not divisible by --n-head {self.n_head}: "
+                f"choose a multiple of {self.n_head}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LearningRates:
+    """What trains a model well, by optimizer: the largest rates of their schedules."""
+
+    adam: float
+    adamw: float
+    sgd: float  # times 1 - momentum, which makes up for the steps that a gradient is remembered
+
+
+LEARNING_RATES: Mapping[str, LearningRates] = {
+    "gpt": LearningRates(adam=0.01, adamw=0.01, sgd=0.1),
+    "rnn": LearningRates(adam=0.01, adamw=0.01, sgd=0.5),
+    "rnn-att": LearningRates(adam=0.01, adamw=0.01, sgd=0.3),
+}
+
+
+def _default_rates() -> str:
+    """By optimizer, and by model where those differ."""
+    shown = []
+    for optimizer in OPTIMIZERS:
+        rates = [f"{getattr(LEARNING_RATES[model], optimizer):g}" for model in MODELS]
+        factor = "(1 - momentum) " if optimizer == "sgd" else ""
+        values = " / ".join(rates if len(set(rates)) > 1 else rates[:1])
+        shown.append(f"{factor}{values} for {optimizer}")
+    return f"{', '.join(shown)} ({' / '.join(MODELS)})"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How the network is trained."""
+
+    steps: int | None = setting(  # None: DEFAULT_STEPS, or those that `seconds` has time for
+        None, COUNT, "length", "how many steps to train", default=str(DEFAULT_STEPS)
+    )
+    seconds: float | None = setting(
+        None,
+        ABOVE_ZERO,
+        "length",
+        "train for so long instead, evaluations not counted; the schedule follows the clock",
+    )
+    batch_size: int = setting(1, SIZE, "length", "how many documents a step learns from")
+    optimizer: str = setting("adam", Choice(OPTIMIZERS), "optimizer", "what changes the weights")
+    learning_rate: float | None = setting(  # None: that of LEARNING_RATES
+        None, ABOVE_ZERO, "optimizer", "the largest rate of the schedule", default=_default_rates()
+    )
+    beta1: float = setting(
+        0.85, SHARE, "optimizer", "the share that the mean gradient keeps at a step", ADAM
+    )
+    beta2: float = setting(
+        0.99, SHARE, "optimizer", "the share that the mean squared gradient keeps at a step", ADAM
+    )
+    epsilon: float = setting(
+        1e-8, ABOVE_ZERO, "optimizer", "what is added to the root of that mean", ADAM
+    )
+    weight_decay: float = setting(
+        0.01,
+        FROM_ZERO,
+        "optimizer",
+        "how much all weights shrink, embeddings included",
+        Only("optimizer", ("adamw",)),
+    )
+    momentum: float = setting(
+        0.9,
+        SHARE,
+        "optimizer",
+        "the share that the velocity keeps at a step",
+        Only("optimizer", ("sgd",)),
+    )
+    clip_norm: float | None = setting(
+        None, ABOVE_ZERO, "optimizer", "shorten a gradient of all weights that is longer than this"
+    )
+    schedule: str = setting(
+        "linear", Choice(SCHEDULES), "optimizer", "how the learning rate changes"
+    )
+    decay: float = setting(
+        0.998,
+        TO_ONE,
+        "optimizer",
+        "the factor of the rate at a step, or in a thousandth of --seconds",
+        Only("schedule", ("exponential",)),
+    )
+    warmup: float = setting(
+        0.05,
+        SHARE,
+        "optimizer",
+        "the share of the training in which the rate rises",
+        Only("schedule", ("cosine",)),
+    )
+    averaging: float = setting(
+        0.0,
+        SHARE,
+        "optimizer",
+        "predict with the mean of the weights over this last share of the steps",
+    )
+    weighting: str = setting(
+        "document", Choice(WEIGHTINGS), "optimizer", "what weighs the same in the loss"
+    )
+    val_fraction: float = setting(
+        0.0,
+        SHARE,
+        "held-out documents",
+        "the share of the documents held out to measure val_loss (nats, mean over their tokens);"
+        " the best state of the run is kept in the folder best of --out",
+    )
+    test_fraction: float = setting(
+        0.0,
+        SHARE,
+        "held-out documents",
+        "the share of the documents held out until the end to measure test_loss: that of the best"
+        " state where there is a --val-fraction, else of the last",
+    )
+    eval_every: int | None = setting(  # None: as `stopping` chooses
+        None,
+        COUNT,
+        "held-out documents",
+        "measure val_loss every so many steps",
+        default="ten times in all",
+    )
+    patience: int | None = setting(
+        None,
+        COUNT,
+        "held-out documents",
+        "stop after so many evaluations without improvement",
+    )
+    granularity: str = setting(
+        "vector", Choice(GRANULARITIES), "computation", "how finely the network is recorded"
+    )
+    dtype: str = setting("float32", Choice(DTYPES), "computation", "the type of all numbers")
+    initialization: str = setting(
+        "by-output",
+        Choice(INITIALIZATIONS),
+        "computation",
+        "whose weights are drawn one after the other",
+    )
+    seed: int = setting(42, SEED, "computation", "what all random numbers follow from")
+    threads: int = setting(1, SIZE, "computation", "how many processors share each batch")
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.seconds is None:
+            object.__setattr__(self, "steps", DEFAULT_STEPS)
+        _check_all(self)
+        if self.steps is not None and self.seconds is not None:
+            raise UsageError(
+                f"--steps {self.steps} and --seconds {self.seconds:g} are two budgets: choose one"
+            )
+        if self.val_fraction + self.test_fraction >= 1:
+            raise UsageError(
+                f"--val-fraction {self.val_fraction:g} and --test-fraction {self.test_fraction:g}"
+                " leave nothing to train on: choose smaller ones"
+            )
+        for name in ("eval_every", "patience"):
+            if getattr(self, name) is not None and self.val_fraction == 0:
+                raise UsageError(
+                    f"{flag(name)} {getattr(self, name)} wants held-out documents:"
+                    " choose a --val-fraction above 0"
+                )
+        if self.threads > self.batch_size:
+            raise UsageError(
+                f"--threads {self.threads} is more than --batch-size {self.batch_size}, whose"
+                f" documents they share: choose at most {self.batch_size}, or a larger batch"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SampleConfig:
+    """How text is drawn from a trained network; None leaves an option out."""
+
+    temperature: float = setting(
+        0.5,
+        Number(FROM_ZERO.valid, "a finite number from 0 (greedy) up"),
+        "sampling",
+        "how freely to choose: 0 takes the likeliest character",
+    )
+    num_samples: int = setting(20, SIZE, "sampling", "how many texts to draw")
+    top_k: int | None = setting(
+        None, SIZE, "sampling", "choose among so many likeliest characters alone"
+    )
+    top_p: float | None = setting(
+        None, TO_ONE, "sampling", "choose among the likeliest characters of this total share alone"
+    )
+    prompt: str = setting("", Text(), "sampling", "how every text begins")
+    seed: int | None = setting(
+        None, SEED, "sampling", "what the random choices follow from", default="the run's own"
+    )
+
+    def __post_init__(self) -> None:
+        _check_all(self)
+
+
+Config = TypeVar("Config", ModelConfig, TrainConfig, SampleConfig)
+
+
+def settings_of(config: Any) -> dict[str, tuple[Setting, Any]]:
+    """What is known of each field of a configuration, or of its type, and its default."""
+    return {field.name: (field.metadata["setting"], field.default) for field in fields(config)}
+
+
+def unmet(known: Setting, values: Mapping[str, object]) -> Only | None:
+    """What these values lack for the setting to do something; values left out are right."""
+    for only in known.only:
+        if only.other in values and values[only.other] not in only.values:
+            return only
+    return None
+
+
+def check_used(given: Iterable[str], *configs: ModelConfig | TrainConfig) -> None:
+    """Raise `UsageError` for a given setting that does nothing beside the others."""
+    values = {name: getattr(config, name) for config in configs for name in settings_of(config)}
+    known = {name: it for config in configs for name, (it, _) in settings_of(config).items()}
+    for name in given:
+        if only := unmet(known[name], values):
+            raise UsageError(
+                f"{flag(name)} {show(values[name])} is for {flag(only.other)}"
+                f" {' or '.join(only.values)} alone, not for {values[only.other]}: leave it out"
+            )
+
+
+def _check_all(config: Any) -> None:
+    for name, (known, default) in settings_of(config).items():
+        value = getattr(config, name)
+        if value is not None or default is not None:
+            object.__setattr__(config, name, known.bound.check(name, value))
+
+
+def from_dict(kind: type[Config], values: object) -> Config:
+    """Undo `dataclasses.asdict`: exactly the settings of `kind`, else `UsageError`."""
+    if not isinstance(values, dict):
+        raise UsageError(f"{kind.__name__} is not a table of settings: {show(values)}")
+    names = [field.name for field in fields(kind)]
+    for name in names:
+        if name not in values:
+            raise UsageError(f"{kind.__name__} lacks the setting {name!r}")
+    for name in values:
+        if name not in names:
+            raise UsageError(f"{kind.__name__} has no setting {show(name)}")
+    return kind(**values)
