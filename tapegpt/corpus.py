@@ -4,13 +4,16 @@ A character is a Unicode code point. The vocabulary is the sorted distinct chara
 followed by one token, BOS, that begins and ends every document.
 """
 
+import hashlib
 import random
 import stat
 import sys
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -20,7 +23,8 @@ from numpy.typing import NDArray
 from tapegpt.errors import TapegptError
 from tapegpt.host import bytes_available
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = "\ufeff"
+NOTEWORTHY = 0.01  # share of a corpus of which a warning is worth it, and not only a remark
 MEMORY = 28  # bytes, at most, for each of a corpus: documents, tokens, and what they are made of
 REMEDY = "choose a UTF-8 text file with one document a line"
 
@@ -30,26 +34,87 @@ def default_corpus() -> Traversable:
     return files("tapegpt.data") / "names.txt"
 
 
-def read_documents(path: Path | Traversable) -> list[str]:
+def read_documents(path: Path | Traversable, as_written: bool = False) -> list[str]:
     r"""The lines of a UTF-8 text file, without surrounding white space, blank lines left out.
 
-    Lines end at \n, \r\n or \r alone, as in Python's text files. Raises `TapegptError` if the file
+    Lines end at \n, \r\n or \r alone, as in Python's text files, and where a byte-order mark says
+    that another file was joined. Characters are composed (NFC): an accented letter is one character
+    however it is written. as_written: none of the latter two. Raises `TapegptError` if the file
     cannot be read, is not a regular file or not text, or holds no document.
     """
     data = _read(path)
-    start = len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
+    mark = BYTE_ORDER_MARK.encode()
+    start = len(mark) if data.startswith(mark) else 0
     try:
         text = data[start:].decode()
     except UnicodeDecodeError as error:
         raise _no_text(path, "is not UTF-8", data, start + error.start) from None
     if "\0" in text:
         raise _no_text(path, "is not text: it has a NUL", data, data.index(b"\0"))
+    if not as_written and not text.isascii():
+        text = unicodedata.normalize("NFC", text.replace(BYTE_ORDER_MARK, "\n"))
     # The blank line that this puts into \r\n is left out with the others.
     lines = text.replace("\r", "\n").split("\n")
     documents = [stripped for line in lines if (stripped := line.strip())]
     if not documents:
         raise _refusal(path, "holds only blank lines" if data else "is empty")
     return documents
+
+
+def read_again(path: Path | Traversable, digest: str) -> list[str]:
+    """The documents of a file, as a run with this digest of them has read them.
+
+    Some runs are older than the care for byte-order marks and decomposed characters.
+    """
+    documents = read_documents(path)
+    if digest_of(documents) != digest:
+        as_written = read_documents(path, as_written=True)
+        if digest_of(as_written) == digest:
+            return as_written
+    return documents
+
+
+def digest_of(documents: Sequence[str]) -> str:
+    """What tells a corpus from others."""
+    return hashlib.sha256("\n".join(documents).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What is odd about a corpus, on one line, and the share of it that is concerned."""
+
+    text: str
+    share: float
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether it is worth saying to those who want to hear of warnings alone."""
+        return self.share >= NOTEWORTHY
+
+
+def remarks_on(
+    training: Sequence[str], held_out: Sequence[str], block_size: int
+) -> Iterator[Remark]:
+    """What a user should know of documents before a network learns from them."""
+    count = len(training) + len(held_out)
+    lengths = np.fromiter(map(len, chain(training, held_out)), np.int64, count)
+    longest, total = int(lengths.max()), int(lengths.sum())
+    cut = int((lengths + 1 > block_size).sum())  # BOS takes a position too
+    if cut:
+        unseen = int((lengths - block_size).clip(min=0).sum())
+        yield Remark(
+            f"--block-size {block_size} cuts {cut} of {count} documents: {unseen} of {total}"
+            f" characters are never seen; --block-size {longest + 1} would see all",
+            unseen / total,
+        )
+    known = set(training) if held_out else ()
+    repeated = sum(document in known for document in held_out)
+    if repeated:
+        yield Remark(
+            f"{repeated} of {len(held_out)} held-out documents are in the training part as well:"
+            " what was learned by heart counts in their loss; leave out repeated lines",
+            repeated / len(held_out),
+        )
 
 
 def shuffled(documents: Sequence[str], rng: random.Random) -> list[str]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 from numba.core.event import Event, Listener, install_listener
 
+from tapegpt.host import processors
 from tapegpt.kernels import records as op
 from tapegpt.kernels.dispatch import BACKWARD
 from tapegpt.kernels.jit import is_missing
@@ -59,7 +60,7 @@ class _Helper(Listener):  # type: ignore[misc]  # Numba has no types
         if self._asked:
             return
         self._asked = True
-        if _processors() < 2 or not is_missing(train_steps):
+        if processors() < 2 or not is_missing(train_steps):
             return
         with suppress(OSError):
             self._process = subprocess.Popen(
@@ -89,13 +90,6 @@ class _Helper(Listener):  # type: ignore[misc]  # Numba has no types
         if self._process is not None:
             with self._process:
                 self._process.kill()
-
-
-def _processors() -> int:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def main(dtype: str, kernels: Sequence[int]) -> None:

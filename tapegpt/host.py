@@ -76,6 +76,13 @@ def peak_gflops() -> float:
     return max(rates)
 
 
+def processors() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def bytes_available() -> float:
     """This machine's memory; infinite where the system does not tell."""
     if not hasattr(os, "sysconf"):

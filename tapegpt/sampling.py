@@ -1,6 +1,7 @@
 """Drawing text from a trained model."""
 
 import random
+import unicodedata
 from collections.abc import Iterator
 
 import numpy as np
@@ -95,8 +96,14 @@ def _copy(rng: random.Random) -> np.random.Generator:
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer, block_size: int) -> NDArray[np.int64]:
-    """Token ids of a prompt. Raises `UsageError` if it leaves no position for another token."""
-    prompt = tokenizer.encode(text).astype(np.int64)
+    """Token ids of a prompt. Raises `UsageError` if it leaves no position for another token.
+
+    Accented letters that the alphabet does not have as written are composed or decomposed.
+    """
+    forms = [text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))]
+    known = set(tokenizer.characters)
+    spelled = next((form for form in forms if known.issuperset(form)), text)
+    prompt = tokenizer.encode(spelled).astype(np.int64)
     if len(prompt) >= block_size:
         raise UsageError(
             f"--prompt {text!r:.60} has {len(prompt)} characters, but the model sees {block_size}"

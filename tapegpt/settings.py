@@ -256,7 +256,8 @@ class TrainConfig:
         COUNT,
         "held-out documents",
         "measure val_loss every so many steps",
-        default="ten times in all",
+        default="after one pass over the documents, two, four and so on, and every tenth of the"
+        " training",
     )
     patience: int | None = setting(
         None,

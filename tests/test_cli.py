@@ -615,6 +615,10 @@ def test_held_out_documents(call, granularity):
 def test_ten_evaluations_unless_told_otherwise(call):
     call("train", *HOLD_OUT, "--steps", "50")
     assert list(evaluated()) == list(range(5, 51, 5))
+    call("train", *HOLD_OUT, "--steps", "400", "--batch-size", "5")
+    documents = len(read_documents(SKY))
+    a_pass = -(-(documents - round(0.2 * documents)) // 5)
+    assert list(evaluated())[:2] == [a_pass, 2 * a_pass]
     call("train", *HOLD_OUT, "--steps", "7")
     assert list(evaluated()) == list(range(1, 8))
 
@@ -843,7 +847,7 @@ def test_files_that_cannot_be_used(refused):
         (b"\xef\xbb\xbfab\r\nba\r\n\r\n", "ab"),
         (b"ab" * 5_000_000 + b"\nba\n", "ab"),
         (b"a document that is much longer than the block\nanother\n", None),
-        ("\U0001f600\U0001f468\u200d\U0001f469\ne\u0301\u0627\u0644\u05d0\n".encode(), None),
+        ("\U0001f600\U0001f468\u200d\U0001f469\nq\u0301\u0627\u0644\u05d0\n".encode(), None),
         (b"ab\n" + b"\n" * 1_000_000 + b"ba\n", "ab"),
         (b"'\"\\{}%s\n", None),
     ],
@@ -857,6 +861,45 @@ def test_text_that_trains(call, content, alphabet):
     assert set("".join(samples)) <= set(alphabet or content.decode())
     text, _ = call("sample", "--num-samples", "2", "--prompt", content.decode("utf-8-sig")[0])
     assert text
+
+
+def test_prompts_are_spelled_as_the_corpus_is_read(call):
+    corpus("zoe\u0308\nzo\u00eb\nq\u0308\n".encode() * 9)
+    call("train", "--steps", "20", "--data", "corpus.txt")
+    for prompt in ("zo\u00eb", "zoe\u0308"):
+        out, _ = call("sample", "--num-samples", "2", "--prompt", prompt)
+        assert [text[:3] for text in out.splitlines()] == ["zo\u00eb"] * 2
+
+
+def test_remarks_on_the_corpus(call):
+    """Few characters that are never seen are no warning."""
+    flags = ["train", "--steps", "2", "--data", corpus(b"a" * 50 + b"\nb\nb\nb\nb\n")]
+    held_out = [*flags, "--val-fraction", "0.5"]
+    for quiet in ([], ["--quiet"]):
+        _, err = call(*flags, *quiet)
+        assert "tapegpt: --block-size 16 cuts 1 of 5 documents: 34 of 54 characters" in err
+        assert "held-out documents are in the training part as well" in call(*held_out, *quiet)[1]
+    few = ["train", "--steps", "2", "--data", SKY]
+    assert "--block-size 16 cuts 1 of" in call(*few)[1]
+    assert call(*few, "--quiet")[1] == ""
+
+
+def test_a_run_from_before_characters_were_composed_goes_on(call, monkeypatch):
+    path = corpus("\ufeffzoe\u0308\n\ufeffann\n".encode() * 9)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "read_documents", lambda path: read_documents(path, as_written=True))
+        call("train", "--steps", "3", "--data", path)
+    assert "\u0308" in load(Path("out")).characters
+    call("train", "--resume", "--steps", "5", "--data", path)
+    assert load(Path("out")).step == 5
+
+
+def test_more_threads_than_processors_are_said(call, monkeypatch):
+    flags = ["train", "--steps", "2", "--data", SKY, "--batch-size", "4", "--quiet"]
+    monkeypatch.setattr(train, "processors", lambda: 2)
+    assert call(*flags, "--threads", "2")[1] == ""
+    _, err = call(*flags, "--threads", "3")
+    assert err == "tapegpt: --threads 3 take turns on 2 processors: as many would do\n"
 
 
 # Writing

@@ -1,6 +1,7 @@
 import os
 import random
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapegpt.corpus import Tokenizer, default_corpus, read_documents, shuffled, tokenize
+from tapegpt.corpus import (
+    Tokenizer,
+    default_corpus,
+    digest_of,
+    read_again,
+    read_documents,
+    remarks_on,
+    shuffled,
+    tokenize,
+)
 from tapegpt.errors import TapegptError
 
 # Code points of every width, combining marks, and all that some program takes for a line's end.
@@ -78,7 +88,10 @@ def test_reads_what_microgpt_reads(tmp_path_factory: pytest.TempPathFactory, tex
     path.write_bytes(text.encode())
     with open(path, encoding="utf-8") as file:
         expected = [line.strip() for line in file if line.strip()]
-    assert read_documents(path) == expected
+    assert read_documents(path, as_written=True) == expected
+    if "\ufeff" not in text:
+        composed = [unicodedata.normalize("NFC", document).strip() for document in expected]
+        assert read_documents(path) == composed
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
@@ -89,10 +102,53 @@ def test_line_ends(tmp_path: Path, end: bytes, last: bool) -> None:
     assert read_documents(path) == ["ann", "bob", "a b"]
 
 
-def test_only_a_leading_byte_order_mark_is_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("between", ["\n", "\r\n", "", "\n\n"])
+def test_a_byte_order_mark_begins_a_document(tmp_path: Path, between: str) -> None:
+    """As where files are joined, the first of which may have no line end."""
     path = tmp_path / "names"
-    path.write_bytes(b"\xef\xbb\xbfann\n\xef\xbb\xbfbob\n")
-    assert read_documents(path) == ["ann", "\ufeffbob"]
+    path.write_bytes(f"\ufeffann{between}\ufeff\ufeffbob\n\ufeff".encode())
+    assert read_documents(path) == ["ann", "bob"]
+
+
+def test_characters_are_composed(tmp_path: Path) -> None:
+    path = tmp_path / "names"
+    path.write_text("zo\u00eb\nzoe\u0308\n\u212bse\nq\u0308\n", encoding="utf-8")
+    assert read_documents(path) == ["zo\u00eb", "zo\u00eb", "\u00c5se", "q\u0308"]
+    assert read_documents(path, as_written=True)[1] == "zoe\u0308"
+
+
+def test_a_run_finds_the_documents_that_it_was_trained_on(tmp_path: Path) -> None:
+    path = tmp_path / "names"
+    path.write_text("zoe\u0308\n\ufeffann\n", encoding="utf-8")
+    as_written, read = ["zoe\u0308", "\ufeffann"], ["zo\u00eb", "ann"]
+    assert read_again(path, digest_of(as_written)) == as_written
+    assert read_again(path, digest_of(read)) == read
+    assert read_again(path, digest_of(["others"])) == read
+
+
+def remarks(*arguments):
+    return [(remark.text, remark.is_warning) for remark in remarks_on(*arguments)]
+
+
+def test_documents_that_are_cut_are_counted() -> None:
+    assert remarks(["a" * 15], ["a"], 16) == []
+    assert remarks(["a" * 16, "a" * 84], [], 16) == [
+        (
+            "--block-size 16 cuts 2 of 2 documents: 68 of 100 characters are never seen;"
+            " --block-size 85 would see all",
+            True,
+        )
+    ]
+    text, is_warning = remarks(["a" * 17] + ["a" * 10] * 100, [], 16)[0]
+    assert "cuts 1 of 101 documents: 1 of 1017 characters" in text
+    assert not is_warning
+
+
+def test_held_out_documents_that_are_trained_on_are_counted() -> None:
+    assert remarks(["a", "b"], ["c"], 16) == []
+    text, is_warning = remarks(["a", "b", "a"], ["a", "c", "a"], 16)[0]
+    assert text.startswith("2 of 3 held-out documents are in the training part as well: ")
+    assert is_warning
 
 
 def test_reads_through_a_link(tmp_path: Path) -> None:

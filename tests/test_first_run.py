@@ -73,7 +73,7 @@ def names_in(cache):
 
 
 TAKEN_OVER = {"train_steps", "update", "reverse_sweep", "forward_sweep", "generate", "next_token"}
-two_processors = pytest.mark.skipif(first_run._processors() < 2, reason="needs two processors")
+two_processors = pytest.mark.skipif(first_run.processors() < 2, reason="needs two processors")
 
 
 @two_processors
@@ -250,7 +250,7 @@ first_run.main({{!r}}, {{}})
         first = f"""
 import numba, time
 from tapegpt import first_run
-first_run.SCRIPT, first_run._processors = {second!r}, lambda: 2
+first_run.SCRIPT, first_run.processors = {second!r}, lambda: 2
 with first_run.compiling_ahead("float32", []):
     numba.njit(lambda: 1)()
     time.sleep(1000)

@@ -21,8 +21,9 @@ from tapegpt.atomic_files import locked
 from tapegpt.bounds import flag
 from tapegpt.checkpoint import Run, discard, load, save
 from tapegpt.compiler import require_compiler
-from tapegpt.corpus import default_corpus, read_documents
+from tapegpt.corpus import default_corpus, read_again, read_documents
 from tapegpt.errors import TapegptError, UsageError
+from tapegpt.host import processors
 from tapegpt.presets import configure
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, check_used, from_dict
 from tapegpt.terminal import print_texts
@@ -67,7 +68,8 @@ def run(
             model, training = _resumed_settings(saved, preset, settings, out)
         else:
             model, training = configure(preset, settings)
-        documents = read_documents(data or default_corpus())
+        path = data or default_corpus()
+        documents = read_again(path, saved.corpus_digest) if saved else read_documents(path)
 
         # Numba is imported, and kernels are compiled, from here on.
         require_compiler()
@@ -95,6 +97,14 @@ def run(
                 training.granularity,
                 training.dtype,
             )
+            for remark in trainer.remarks:
+                LOG.log(logging.WARNING if remark.is_warning else logging.INFO, remark.text)
+            if training.threads > processors():
+                LOG.warning(
+                    "--threads %d take turns on %d processors: as many would do",
+                    training.threads,
+                    processors(),
+                )
             try:
                 _train(trainer, out, stop, log, quiet)
             except (OSError, MetricsError):  # a line could not be written: the training is kept

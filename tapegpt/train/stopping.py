@@ -5,22 +5,68 @@ seconds a step takes: 0 where nobody knows yet.
 """
 
 import time
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tapegpt.settings import LARGEST_STEPS, TrainConfig
 
-EVALUATIONS = 10  # over the whole training, unless there is an --eval-every
+EVALUATIONS = 10  # over the whole training at least, unless there is an --eval-every
+FIRST = 10  # steps before the first evaluation, where a pass over the corpus takes fewer
 QUICKEST = 1e-9  # seconds a step
 
 
 @dataclass(frozen=True, slots=True)
+class Regular:
+    """An evaluation after every so many steps."""
+
+    every: int
+
+    def until_next(self, step: int) -> int:
+        """Steps from this one to the next evaluation."""
+        return self.every - step % self.every
+
+    def count(self, step: int) -> int:
+        """How many evaluations are due by this step."""
+        return step // self.every
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An evaluation after each of these steps, in ascending order."""
+
+    steps: tuple[int, ...]
+
+    def until_next(self, step: int) -> int:
+        """Steps from this one to the next evaluation."""
+        rest = self.steps[self.count(step) :]
+        return rest[0] - step if rest else LARGEST_STEPS
+
+    def count(self, step: int) -> int:
+        """How many evaluations are due by this step."""
+        return bisect_right(self.steps, step)
+
+
+def doubling(steps_a_pass: int, longest: int, total: int) -> Listed:
+    """Evaluations ever further apart: a small corpus is learned, and over-learned, in a few passes.
+
+    The first comes after one pass over the corpus, each of the others when there were twice as many
+    steps as at the one before. No two are more than `longest` steps apart.
+    """
+    steps, step = [], 0
+    while step < total:
+        step += min(max(steps_a_pass, FIRST, step), longest)
+        steps.append(step)
+    return Listed(tuple(steps))
+
+
+@dataclass(frozen=True, slots=True)
 class StepBudget:
-    """So many steps, with an evaluation after every so many."""
+    """So many steps, with evaluations on the way."""
 
     total: int
-    eval_every: int
+    evaluated: Regular | Listed
 
     def done(self, step: int, elapsed: float) -> int:
         """How much of `total` is spent."""
@@ -32,19 +78,20 @@ class StepBudget:
 
     def steps_ahead(self, step: int, elapsed: float, pace: float) -> int:
         """Steps until the next evaluation or the end: one at least."""
-        return min(self.total - step, self.eval_every - step % self.eval_every)
+        return min(self.total - step, self.evaluated.until_next(step))
 
     def evaluations(self, step: int, elapsed: float) -> int:
         """How many evaluations are due by now, not counting the one at the end."""
-        return step // self.eval_every
+        return self.evaluated.count(step)
 
 
 @dataclass(frozen=True, slots=True)
 class TimeBudget:
-    """So many seconds, with an evaluation after every so many steps, or by the clock."""
+    """So many seconds, with evaluations after some steps, and some by the clock."""
 
     total: float
-    eval_every: int | None
+    evaluated: Regular | Listed
+    by_clock: int
 
     def done(self, step: int, elapsed: float) -> float:
         """How much of `total` is spent."""
@@ -58,23 +105,26 @@ class TimeBudget:
     def steps_ahead(self, step: int, elapsed: float, pace: float) -> int:
         """Steps until the next evaluation that follows steps, or the end: one at least."""
         ahead = int(min(LARGEST_STEPS, (self.total - elapsed) / max(pace, QUICKEST)))
-        if self.eval_every is not None:
-            ahead = min(ahead, self.eval_every - step % self.eval_every)
-        return max(1, ahead)
+        return max(1, min(ahead, self.evaluated.until_next(step)))
 
     def evaluations(self, step: int, elapsed: float) -> int:
         """How many evaluations are due by now, not counting the one at the end."""
-        if self.eval_every is not None:
-            return step // self.eval_every
-        return int(min(EVALUATIONS, EVALUATIONS * elapsed / self.total))
+        by_clock = int(min(self.by_clock, self.by_clock * elapsed / self.total))
+        return by_clock + self.evaluated.count(step)
 
 
-def budget_of(training: TrainConfig) -> StepBudget | TimeBudget:
-    """The budget that the settings of a training give it."""
+def budget_of(training: TrainConfig, steps_a_pass: int) -> StepBudget | TimeBudget:
+    """The budget that the settings of a training give it; a pass is one over its documents."""
+    every = training.eval_every
     if training.steps is not None:
-        return StepBudget(training.steps, training.eval_every or -(-training.steps // EVALUATIONS))
+        tenth = -(-training.steps // EVALUATIONS)
+        listed = doubling(steps_a_pass, tenth, training.steps)
+        return StepBudget(training.steps, Regular(every) if every else listed)
     assert training.seconds is not None  # else there were steps
-    return TimeBudget(training.seconds, training.eval_every)
+    if every:
+        return TimeBudget(training.seconds, Regular(every), by_clock=0)
+    listed = doubling(steps_a_pass, LARGEST_STEPS, LARGEST_STEPS)
+    return TimeBudget(training.seconds, listed, EVALUATIONS)
 
 
 class Clock:

@@ -1,6 +1,5 @@
 """A training run in memory: made from settings or from a saved run, advanced, and saved again."""
 
-import hashlib
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from tapegpt.bounds import flag
 from tapegpt.checkpoint import Run, RunError, state_names
-from tapegpt.corpus import Tokenizer, shuffled, tokenize
+from tapegpt.corpus import Tokenizer, digest_of, remarks_on, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.host import bytes_available
 from tapegpt.kernels.steps import train_steps
@@ -61,7 +60,7 @@ class Trainer:
         self.rng = random.Random(training.seed)
         ordered = shuffled(documents, self.rng)
         self.tokenizer = Tokenizer.from_documents(ordered)
-        self.corpus_digest = hashlib.sha256("\n".join(documents).encode()).hexdigest()
+        self.corpus_digest = digest_of(documents)
         check_memory(model, training, self.tokenizer.vocab_size)
         corpus = tokenize(ordered, self.tokenizer)
         test = len(ordered) - _count_held_out("test_fraction", training, len(ordered))
@@ -73,6 +72,7 @@ class Trainer:
                 f"{shown} leaves none of {len(ordered)} documents to train on:"
                 " choose a smaller one, or more documents"
             )
+        self.remarks = list(remarks_on(ordered[:held_out], ordered[held_out:], model.block_size))
         self._tokens = corpus.tokens
         self._offsets = corpus.offsets[: held_out + 1]
         self._held_out = corpus.offsets[held_out : test + 1]
@@ -128,7 +128,8 @@ class Trainer:
     @property
     def budget(self) -> StepBudget | TimeBudget:
         """How long to train."""
-        return budget_of(self.training)
+        documents = len(self._offsets) - 1
+        return budget_of(self.training, -(-documents // self.training.batch_size))
 
     @property
     def finished(self) -> bool:
