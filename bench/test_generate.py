@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from workloads import step_workloads
 
-from tapegpt.kernels.dispatch import FORWARD
+from tapegpt.kernels.compile.indirect_call import FORWARD
 from tapegpt.program import record
 from tapegpt.sampling import SAMPLES_PER_SWEEP, draw, sample, sample_in_turn
 from tapegpt.settings import SampleConfig, TrainConfig

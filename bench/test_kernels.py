@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numba import njit
 
-from tapegpt.kernels.optimizers import adam
-from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
+from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
+from tapegpt.kernels.loops.optimizers import adam
 from tapegpt.program import record
 from tapegpt.settings import ModelConfig
 from tapegpt.tape import Tape

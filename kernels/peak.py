@@ -1,6 +1,6 @@
 """The machine's peak, measured: nothing but independent multiply-adds, all in registers."""
 
-from tapegpt.kernels.jit import jit
+from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.simd import (
     PAIR_TILE,
     lanes,

@@ -15,11 +15,11 @@ import numpy as np
 from numba.core.event import Event, Listener, install_listener
 
 from tapegpt.host import processors
-from tapegpt.kernels import records as op
-from tapegpt.kernels.dispatch import BACKWARD
-from tapegpt.kernels.jit import is_missing
-from tapegpt.kernels.steps import train_steps
-from tapegpt.kernels.table import load_kernels
+from tapegpt.kernels import op
+from tapegpt.kernels.compile.indirect_call import BACKWARD
+from tapegpt.kernels.compile.kernel_cache import is_missing
+from tapegpt.kernels.loops.train import train_steps
+from tapegpt.kernels.registry import load_kernels
 from tapegpt.sampling import draw
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer

@@ -29,7 +29,7 @@ def vector_name() -> str:
     """The vectors that kernels are compiled for."""
     from numba.core import config
 
-    from tapegpt.kernels.vector_width import MATRIX_UNIT, VECTOR_BYTES
+    from tapegpt.kernels.compile.cpu import MATRIX_UNIT, VECTOR_BYTES
 
     unit = ", AMX for products" if MATRIX_UNIT else ""
     target = f", compiled for {config.CPU_NAME}" if config.CPU_NAME else ""
@@ -38,7 +38,7 @@ def vector_name() -> str:
 
 def lanes() -> int:
     """float32 numbers in one vector."""
-    from tapegpt.kernels.vector_width import VECTOR_BYTES
+    from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 
     return VECTOR_BYTES // 4
 

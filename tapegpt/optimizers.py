@@ -5,9 +5,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.kernels import optimizers, schedules
-from tapegpt.kernels.optimizers import Optimizer
-from tapegpt.kernels.schedules import Schedule
+from tapegpt.kernels.loops import optimizers, schedules
+from tapegpt.kernels.loops.optimizers import Optimizer
+from tapegpt.kernels.loops.schedules import Schedule
 from tapegpt.settings import TrainConfig
 
 OPTIMIZERS = {"adam": optimizers.ADAM, "adamw": optimizers.ADAM, "sgd": optimizers.SGD}

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from tapegpt.kernels import records as op
-from tapegpt.kernels.matmul import RELU
+from tapegpt.kernels import op
+from tapegpt.kernels.ops.product.matmul import RELU
 from tapegpt.kernels.program import Machine
 
 # Places in the argument list of a linear.

@@ -7,10 +7,10 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.kernels import records as op
-from tapegpt.kernels.dispatch import BACKWARD, FORWARD
+from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
+from tapegpt.kernels.layout import NONE
 from tapegpt.kernels.program import Program
-from tapegpt.kernels.table import kernels_of, load_kernels
+from tapegpt.kernels.registry import kernels_of, load_kernels
 from tapegpt.models import networks, parameter_shapes
 from tapegpt.passes import (
     fuse_relu,
@@ -131,7 +131,7 @@ def _record_vector(model: ModelConfig, vocab_size: int, dtype: str, documents: i
         positions=batch.positions.slot,
         targets=batch.targets.slot,
         starts=batch.starts,
-        earlier=batch.earlier[0].slot if batch.earlier else op.NONE,
+        earlier=batch.earlier[0].slot if batch.earlier else NONE,
         look_back=len(batch.earlier),
         capacity=batch.documents * batch.block,
         key=batch.key.slot,
@@ -151,7 +151,7 @@ def _record_unrolled(
     tape.end_parameters()
     batch = tape.batch(1, model.block_size, vocab_size, model.look_back)
     net = kind(tape, weights, batch)
-    ends, logit_ends, roots, common_roots = [0], [], [op.NONE], [op.NONE]
+    ends, logit_ends, roots, common_roots = [0], [], [NONE], [NONE]
     tops, logits = [tape.num_params], []
     total: int | None = None
     common: int | None = None
@@ -186,7 +186,7 @@ def _record_unrolled(
         positions=batch.positions.slot,
         targets=batch.targets.slot,
         starts=batch.starts,
-        earlier=batch.earlier[0].slot if batch.earlier else op.NONE,
+        earlier=batch.earlier[0].slot if batch.earlier else NONE,
         look_back=len(batch.earlier),
         capacity=batch.documents * batch.block,
         key=batch.key.slot,

@@ -12,8 +12,8 @@ from tapegpt.checkpoint import Run
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.host import bytes_available
-from tapegpt.kernels.dispatch import FORWARD
-from tapegpt.kernels.generate import generate
+from tapegpt.kernels.compile.indirect_call import FORWARD
+from tapegpt.kernels.loops.sample import generate
 from tapegpt.models.memory_estimate import bytes_needed, nodes_needed
 from tapegpt.program import Recording, record
 from tapegpt.settings import SampleConfig

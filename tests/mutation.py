@@ -64,8 +64,8 @@ TESTS = {
         "test_batch.py test_recurrence.py",
     ],
     "embedding": ["test_array_operations.py test_gradients.py -k embed", "test_batch.py"],
-    "generate": ["test_sampling.py"],
-    "lanes": [
+    "sample": ["test_sampling.py"],
+    "lane_batching": [
         "test_array_operations.py -k attention",
         "test_lanes.py",
         "test_attention.py",
@@ -77,34 +77,42 @@ TESTS = {
     ],
     "matmul": ["test_array_operations.py -k linear", "test_matmul.py"],
     "optimizers": ["test_optimizers.py", "test_threads.py", "test_divergence.py"],
-    "products": [
+    "dot": [
         "test_scalar_operations.py test_gradients.py -k dot",
         "test_scalar_operations.py test_tape.py",
     ],
     "recurrence": ["test_recurrence.py", "test_sampling.py -k plain_network"],
-    "reduction": [
+    "scalar/reduce": [
         "test_scalar_operations.py -k sum or max or edges",
         "test_scalar_operations.py test_gradients.py -k random or sum or max",
     ],
     "rmsnorm": ["test_array_operations.py test_gradients.py -k rmsnorm", "test_batch.py"],
-    "rows": ["test_array_operations.py -k relu or mean", "test_batch.py"],
-    "runs": [
+    "layout": ["test_array_operations.py -k relu or mean", "test_batch.py"],
+    "strided": [
         "test_runs.py",
         "test_scalar_operations.py test_gradients.py -k record or runs",
         "test_scalar_operations.py test_tape.py",
     ],
-    "scalar": ["test_scalar_operations.py", "test_tape.py"],
+    "formulas": ["test_scalar_operations.py", "test_tape.py"],
     "schedules": ["test_schedules.py"],
     "softmax": [
         "test_array_operations.py -k softmax or cross_entropy or extreme or nan",
         "test_batch.py test_gradients.py -k loss_of_a_batch or position or softmax",
     ],
-    "steps": ["test_batch.py", "test_threads.py", "test_training.py", "test_divergence.py"],
-    "sweep": ["test_scalar_operations.py", "test_batch.py", "test_recurrence.py", "test_tape.py"],
-    "team": ["test_threads.py"],
+    "loops/train": ["test_batch.py", "test_threads.py", "test_training.py", "test_divergence.py"],
+    "interpreter": [
+        "test_scalar_operations.py",
+        "test_batch.py",
+        "test_recurrence.py",
+        "test_tape.py",
+    ],
+    "thread_group": ["test_threads.py"],
     "topk": ["test_topk.py", "test_array_operations.py test_gradients.py -k gathered"],
     "validation": ["test_validation.py", "test_threads.py"],
-    "vmath": ["test_vmath.py test_vmath_near.py", "test_scalar_operations.py -k edges or float32"],
+    "simd/math": [
+        "test_vmath.py test_vmath_near.py",
+        "test_scalar_operations.py -k edges or float32",
+    ],
 }
 
 # Mutants that compute the same, and why. " ... " stands for anything.
@@ -125,10 +133,10 @@ EQUIVALENT = {
         "matmul.matmul: for k in ... -> for k in range(0, max(2, depth), PANEL_DEPTH):",
     ],
     "How often a thread that waits leaves the processor to others changes the speed alone.": [
-        "team.together: looks = 0 -> ... ",
-        "team.together: looks += 1 -> ... ",
-        "team.together: if looks % LOOKS == 0: -> if ... :",
-        "team.together: yield_processor() -> pass",
+        "thread_group.together: looks = 0 -> ... ",
+        "thread_group.together: looks += 1 -> ... ",
+        "thread_group.together: if looks % LOOKS == 0: -> if ... :",
+        "thread_group.together: yield_processor() -> pass",
     ],
     "How far a tile reaches matters only where bounds are checked; more room than needed will do; "
     "rows after the last one are computed and left out.": [
@@ -140,21 +148,21 @@ EQUIVALENT = {
         "rmsnorm.rmsnorm_forward: tile_store( ... , last + r)",
     ],
     "Another key of the same seed and document is as good.": [
-        "steps.train_steps: inputs[program.key] = ... = dropout_key(document, seed)",
+        "loops/train.train_steps: inputs[program.key] = ... = dropout_key(document, seed)",
     ],
     "The last of one is the first.": [
-        "team.arrive: at ... args[(-1)], one.type(0))",
-        "team.arrive: at ... sig.args[(-1)], args[0], one.type(0))",
-        "team.arrived: at ... args[(-1)], ir.IntType(64)(0))",
-        "team.arrived: at ... sig.args[(-1)], args[0], ir.IntType(64)(0))",
+        "thread_group.arrive: at ... args[(-1)], one.type(0))",
+        "thread_group.arrive: at ... sig.args[(-1)], args[0], one.type(0))",
+        "thread_group.arrived: at ... args[(-1)], ir.IntType(64)(0))",
+        "thread_group.arrived: at ... sig.args[(-1)], args[0], ir.IntType(64)(0))",
     ],
     "What is cleared once more, or copied onto itself, stays what it is.": [
-        "steps.loss_and_gradient: grads[program.clear ... max(top, program.clear[i, 1])] = 0",
-        "team.take_parameters: if thread > 0: -> if thread >= 0:",
+        "loops/train.loss_and_gradient: grads[program.clear ... max(top, program.clear[i, 1])] = 0",
+        "thread_group.take_parameters: if thread > 0: -> if thread >= 0:",
     ],
     "An index of zero may have any type.": [
-        "team.arrived: at ... ir.IntType(65)(0))",
-        "team.arrived: at ... ir.IntType((63))(0))",
+        "thread_group.arrived: at ... ir.IntType(65)(0))",
+        "thread_group.arrived: at ... ir.IntType((63))(0))",
     ],
     "The difference is finite where the sum is.": [
         "optimizers.adam: total = total + moved -> total = total - moved",
@@ -165,7 +173,7 @@ EQUIVALENT = {
         "optimizers.clip_gradient: if ... -> if longest <= norm < math.inf:",
     ],
     "Nobody reads the second column of the sums.": [
-        "products.dot_rows_forward: sums = ... -> sums = tile_zeros(values, width, 2)",
+        "dot.dot_rows_forward: sums = ... -> sums = tile_zeros(values, width, 2)",
     ],
     "Pairs of operands: an end that is one less ends with the same pair.": [
         "embedding.embed_backward: for i in ... at + (2) + 2 * count, 2):",
@@ -175,7 +183,7 @@ EQUIVALENT = {
         "matmul.few_rows: here, size = ... -> here, size = row_offsets(0, 1, (-1), 1), lanes(b)",
     ],
     "No row comes before the first position.": [
-        "sweep.reverse_sweep: if here[0] > window[0]: -> if here[0] >= window[0]:",
+        "interpreter.reverse_sweep: if here[0] > window[0]: -> if here[0] >= window[0]:",
     ],
     "Where the rate has just risen it is the largest, with either formula.": [
         "schedules.scheduled_rate: if risen < 1: -> if risen <= 1:",
@@ -341,8 +349,14 @@ class Changes(ast.NodeVisitor):
         self.generic_visit(node)
 
 
+def file_of(root: Path, kernel: str) -> Path:
+    """The file of a kernel somewhere below root / kernels."""
+    (file,) = (root / "kernels").rglob(f"{kernel}.py")
+    return file
+
+
 def mutants_of(kernel: str) -> Iterator[Mutant]:
-    source = (ROOT / "kernels" / f"{kernel}.py").read_bytes()
+    source = file_of(ROOT, kernel).read_bytes()
     names: Counter[str] = Counter()
     for function in ast.parse(source).body:
         if not isinstance(function, ast.FunctionDef):
@@ -387,7 +401,7 @@ def reaches(function: Any, file: Path, lines: tuple[int, int], seen: set[int]) -
 
 def share_cache(ordinary: Path, file: Path, lines: tuple[int, int]) -> None:
     """Have kernels that do not reach the mutant use the cache of the unchanged package."""
-    from tapegpt.kernels.jit import KernelCache
+    from tapegpt.kernels.compile.kernel_cache import KernelCache
 
     path_and_key: Callable[..., Any] = KernelCache._path_and_key
 
@@ -428,8 +442,7 @@ def run_tests(copy: Path, call: str, cpu_seconds: float, mutant: Mutant | None, 
         if mutant:
             private = str(copy / "cache")
             os.environ["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR = private
-            kernels = copy / "tapegpt/kernels"
-            share_cache(cache, kernels / f"{mutant.kernel}.py", mutant.lines)
+            share_cache(cache, file_of(copy / "tapegpt", mutant.kernel), mutant.lines)
         file_name, *options = re.split(r" -k ", call)
         arguments = [f"tests/{name}" for name in file_name.split()]
         arguments += [f"-k{option}" for option in options]
@@ -473,7 +486,7 @@ def cpu_of_children() -> float:
 
 def verdict(copy: Path, mutant: Mutant, usual: dict[str, float], cache: Path) -> tuple[str, str]:
     """noticed, survived or invalid, and by what it was noticed."""
-    file = copy / "kernels" / f"{mutant.kernel}.py"
+    file = file_of(copy, mutant.kernel)
     original = file.read_bytes()
     file.write_bytes(mutant.source)
     try:
@@ -518,7 +531,7 @@ def main() -> None:
     ]
     print(f"{len(mutants)} mutants", flush=True)
     random.Random(arguments.seed).shuffle(mutants)
-    code = "from tapegpt.kernels.jit import cache_directory as c; print(c())"
+    code = "from tapegpt.kernels.compile.kernel_cache import cache_directory as c; print(c())"
     cache = Path(subprocess.check_output([sys.executable, "-c", code], text=True).strip())
     results: dict[str, Counter[str]] = {}
     usual: dict[str, float] = {}

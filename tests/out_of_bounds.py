@@ -14,9 +14,21 @@ from itertools import product
 
 import numpy as np
 
-from tapegpt.kernels.amx import begin_products, clear_sum, end_products, load_sum, store_sum
-from tapegpt.kernels.dispatch import BACKWARD, FORWARD, hand, read_record
-from tapegpt.kernels.jit import jit
+from tapegpt.kernels.compile.cpu import MATRIX_UNIT
+from tapegpt.kernels.compile.indirect_call import (
+    BACKWARD,
+    FORWARD,
+    hand,
+    read_record,
+)
+from tapegpt.kernels.compile.jit import jit
+from tapegpt.kernels.ops.product.amx import (
+    begin_products,
+    clear_sum,
+    end_products,
+    load_sum,
+    store_sum,
+)
 from tapegpt.kernels.simd import (
     add_listed,
     advance,
@@ -44,7 +56,6 @@ from tapegpt.kernels.simd import (
     tile_total,
     tile_zeros,
 )
-from tapegpt.kernels.vector_width import MATRIX_UNIT
 from tapegpt.tape import Input, Tape
 from tapegpt.tape.memory import aligned_zeros
 

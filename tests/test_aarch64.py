@@ -18,9 +18,9 @@ import pytest
 from numba.core import config
 from numba.core.registry import cpu_target
 
-from tapegpt.kernels import jit
-from tapegpt.kernels.rmsnorm import rmsnorm_forward
-from tapegpt.kernels.vector_width import host_vector_bytes
+from tapegpt.kernels.compile import kernel_cache
+from tapegpt.kernels.compile.cpu import host_vector_bytes
+from tapegpt.kernels.ops.rmsnorm import rmsnorm_forward
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked about SVE")
 
@@ -38,11 +38,11 @@ for module in (binding, binding.targets):
 
 from numba import types
 own, ctypes.CDLL = ctypes.CDLL, lambda name: SimpleNamespace(prctl=lambda option: int(sys.argv[1]))
-from tapegpt.kernels.vector_width import VECTOR_BYTES
+from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 ctypes.CDLL = own
-from tapegpt.kernels import records as op
-from tapegpt.kernels.dispatch import backward_signature, forward_signature, handed
-from tapegpt.kernels.table import KERNELS
+from tapegpt.kernels import op
+from tapegpt.kernels.compile.indirect_call import backward_signature, forward_signature, handed
+from tapegpt.kernels.registry import KERNELS
 
 assembly = {}
 dtype, *names = sys.argv[2:]
@@ -176,7 +176,7 @@ def test_vectors_are_as_wide_as_sve_registers_of_32_or_64_bytes(
 def test_the_cache_tells_code_for_registers_of_different_lengths_apart(monkeypatch):
     paths = set()
     for width in (16, 32, 64):
-        monkeypatch.setattr(jit, "VECTOR_BYTES", width)
+        monkeypatch.setattr(kernel_cache, "VECTOR_BYTES", width)
         path, _ = rmsnorm_forward._cache._path_and_key((), cpu_target.target_context)
         paths.add(path)
     assert len(paths) == 3

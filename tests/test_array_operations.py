@@ -13,8 +13,8 @@ import references
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapegpt.kernels import records as op
-from tapegpt.kernels.sweep import reverse_sweep
+from tapegpt.kernels import op
+from tapegpt.kernels.interpreter import reverse_sweep
 from tapegpt.passes import mark_overwritten
 from tapegpt.tape import Tape
 

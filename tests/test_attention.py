@@ -6,9 +6,9 @@ import references
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapegpt.kernels.dispatch import BACKWARD, FORWARD
-from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
-from tapegpt.kernels.table import kernels_of, load_kernels
+from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
+from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
+from tapegpt.kernels.registry import kernels_of, load_kernels
 from tapegpt.tape import Tape
 
 DTYPES = ["float32", "float64"]

@@ -6,10 +6,10 @@ import references
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapegpt.kernels import records as op
-from tapegpt.kernels.batch import pack_batch
-from tapegpt.kernels.steps import loss_and_gradient
-from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
+from tapegpt.kernels import op
+from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
+from tapegpt.kernels.loops.batch import pack_batch
+from tapegpt.kernels.loops.train import loss_and_gradient
 from tapegpt.program import record
 from tapegpt.settings import ModelConfig
 

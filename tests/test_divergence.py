@@ -13,11 +13,16 @@ from hypothesis import strategies as st
 
 from tapegpt.cli import main
 from tapegpt.errors import DivergedError
-from tapegpt.kernels import records as op
-from tapegpt.kernels.dispatch import BACKWARD, FORWARD
-from tapegpt.kernels.optimizers import ADAM, SGD, Optimizer, update
+from tapegpt.kernels import op
+from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
+from tapegpt.kernels.loops.optimizers import (
+    ADAM,
+    SGD,
+    Optimizer,
+    update,
+)
+from tapegpt.kernels.registry import kernels_of, load_kernels
 from tapegpt.kernels.simd import VECTOR_BYTES
-from tapegpt.kernels.table import kernels_of, load_kernels
 from tapegpt.passes import DOUT
 from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
 from tapegpt.tape.memory import aligned_zeros

@@ -18,7 +18,8 @@ from tapegpt import cli
 from tapegpt.atomic_files import write_one
 from tapegpt.checkpoint import load
 from tapegpt.commands import bench, train
-from tapegpt.kernels import jit
+from tapegpt.kernels.compile import kernel_cache
+from tapegpt.kernels.compile.jit import jit
 
 few_codes = pytest.mark.parametrize(
     "code", [CODES[0], *(pytest.param(code, marks=pytest.mark.long) for code in CODES[1:])]
@@ -236,15 +237,15 @@ def test_kernel_cache(tmp_path, monkeypatch, caplog, code):
         return x + 1
 
     def compile_again():
-        kernel = jit.jit(increment)
-        kernel._cache = jit.KernelCache(increment)
+        kernel = jit(increment)
+        kernel._cache = kernel_cache.KernelCache(increment)
         return kernel(1.0)
 
     warnings = 0
     for failing in count():
         folder = tmp_path / str(failing)
         monkeypatch.setattr(config, "CACHE_DIR", str(folder))
-        monkeypatch.setattr(jit, "_said", set())
+        monkeypatch.setattr(kernel_cache, "_said", set())
         caplog.clear()
         with caplog.at_level(logging.WARNING, "tapegpt"), monkeypatch.context() as patched:
             faults = Faults(patched, folder, code, failing)

@@ -16,9 +16,9 @@ from command_line import SKY, Cli, saved
 from numba.core import config
 
 from tapegpt import first_run
-from tapegpt.kernels import records as op
-from tapegpt.kernels.generate import generate
-from tapegpt.kernels.steps import train_steps
+from tapegpt.kernels import op
+from tapegpt.kernels.loops.sample import generate
+from tapegpt.kernels.loops.train import train_steps
 from tapegpt.sampling import draw
 from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tapegpt.corpus import TokenizedCorpus
-from tapegpt.kernels import records as op
+from tapegpt.kernels import op
 from tapegpt.program import record
 from tapegpt.settings import GRANULARITIES, ModelConfig
 from tapegpt.tape import Tape

@@ -8,10 +8,10 @@ from gradients import Arrays, loss_and_gradients
 from numpy.typing import NDArray
 
 from tapegpt.corpus import TokenizedCorpus
-from tapegpt.kernels.generate import generate
-from tapegpt.kernels.optimizers import ADAM, Optimizer
-from tapegpt.kernels.schedules import LINEAR, Schedule
-from tapegpt.kernels.steps import train_steps
+from tapegpt.kernels.loops.optimizers import ADAM, Optimizer
+from tapegpt.kernels.loops.sample import generate
+from tapegpt.kernels.loops.schedules import LINEAR, Schedule
+from tapegpt.kernels.loops.train import train_steps
 from tapegpt.program import Recording, record
 from tapegpt.settings import ModelConfig
 from tapegpt.train.workers import Threads

@@ -6,7 +6,7 @@ import pytest
 from numba.core import config
 
 from tapegpt import host
-from tapegpt.kernels import vector_width
+from tapegpt.kernels.compile import cpu
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert host.vector_features() == ["avx2", "fma", "sse4.2"]
     monkeypatch.setattr(config, "CPU_NAME", "haswell")
     assert host.vector_name().endswith(", compiled for haswell")
-    monkeypatch.setattr(vector_width, "MATRIX_UNIT", True)
+    monkeypatch.setattr(cpu, "MATRIX_UNIT", True)
     assert host.vector_name().endswith(" x float32, AMX for products, compiled for haswell")
 
 

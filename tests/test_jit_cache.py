@@ -1,6 +1,6 @@
 """The kernel cache, seen from outside: every run is a process of its own, on a package of its own.
 
-The package holds a copy of kernels/jit.py and two small kernels files, one calling the other.
+The package holds a copy of kernels/compile/ and two small kernels files, one calling the other.
 """
 
 import json
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-JIT = Path(__file__).parent.parent / "kernels" / "jit.py"
+COMPILE = Path(__file__).parent.parent / "kernels" / "compile"
 
 INNER = """
-from tiny.jit import jit
+from tiny.compile.jit import jit
 
 @jit
 def inner(x):
@@ -27,7 +27,7 @@ def inner(x):
 
 OUTER = """
 from tiny.inner import inner
-from tiny.jit import jit
+from tiny.compile.jit import jit
 
 @jit
 def outer(x):
@@ -59,7 +59,7 @@ handler.emit = lambda record: records.append([record.levelname, record.getMessag
 logging.getLogger("tapegpt").addHandler(handler)
 logging.getLogger("tapegpt").setLevel(logging.INFO)
 import numpy as np
-from tiny.jit import jit
+from tiny.compile.jit import jit
 from tiny.outer import element, make_after, make_times, outer
 exec(sys.argv[2])
 value = eval(sys.argv[1])
@@ -127,7 +127,7 @@ def finish(process: subprocess.Popen[str]) -> Run:
 def make_tiny(root: Path) -> Tiny:
     tiny = Tiny(root)
     tiny.package.mkdir()
-    shutil.copy(JIT, tiny.package)
+    shutil.copytree(COMPILE, tiny.package / "compile", ignore=shutil.ignore_patterns("__pycache__"))
     (tiny.package / "__init__.py").touch()
     (tiny.package / "inner.py").write_text(INNER)
     (tiny.package / "outer.py").write_text(OUTER)
@@ -173,7 +173,9 @@ def test_functions_outside_the_package_are_not_cached(warm: Tiny) -> None:
     module = warm.root / "elsewhere.py"
     setup = "from elsewhere import f"
     for constant in (1, 2):
-        module.write_text(f"from tiny.jit import jit\n@jit\ndef f(x):\n    return x + {constant}\n")
+        module.write_text(
+            f"from tiny.compile.jit import jit\n@jit\ndef f(x):\n    return x + {constant}\n"
+        )
         assert warm.run("f(1.0)", setup).value == 1.0 + constant
 
 
@@ -321,7 +323,7 @@ def test_processes_that_fill_an_empty_cache_together(empty: Tiny, expressions: l
     meeting.mkdir()
     setup = f"""
 import os, pathlib, time
-from tiny.jit import KernelCache
+from tiny.compile.kernel_cache import KernelCache
 save, meeting = KernelCache.save_overload, pathlib.Path({str(meeting)!r})
 def save_together(*args):
     (meeting / str(os.getpid())).touch()

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapegpt.kernels.jit import jit
-from tapegpt.kernels.lanes import (
+from tapegpt.kernels.compile.jit import jit
+from tapegpt.kernels.ops.product.lane_batching import (
     LANE_COLUMNS,
     LANE_ROWS,
     copy_lane,

@@ -5,8 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapegpt.kernels.amx import SIDE, UNIT_LEAST, large_matmul, unit_matmul, unit_room
-from tapegpt.kernels.matmul import (
+from tapegpt.kernels.compile.cpu import MATRIX_UNIT
+from tapegpt.kernels.ops.product.amx import (
+    SIDE,
+    UNIT_LEAST,
+    large_matmul,
+    unit_matmul,
+    unit_room,
+)
+from tapegpt.kernels.ops.product.matmul import (
     IDENTITY,
     PACKED_BYTES,
     PACKED_ROWS,
@@ -14,8 +21,13 @@ from tapegpt.kernels.matmul import (
     RELU,
     matmul,
 )
-from tapegpt.kernels.simd import PAIR_TILE, SINGLE_TILE, TAIL_ROWS, VECTOR_BYTES, WIDE_TILE
-from tapegpt.kernels.vector_width import MATRIX_UNIT
+from tapegpt.kernels.simd import (
+    PAIR_TILE,
+    SINGLE_TILE,
+    TAIL_ROWS,
+    VECTOR_BYTES,
+    WIDE_TILE,
+)
 
 unit = pytest.param(
     unit_matmul,

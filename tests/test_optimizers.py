@@ -9,7 +9,7 @@ from gradients import team
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapegpt.kernels.optimizers import (
+from tapegpt.kernels.loops.optimizers import (
     ADAM,
     SGD,
     STEPS_PER_AVERAGE,
@@ -83,7 +83,7 @@ def test_adam_and_adamw_are_those_of_the_papers(dtype, beta1, beta2, epsilon, we
 
 def test_adam_in_float32_is_a_few_roundings_off():
     rng = np.random.default_rng(0)
-    eps, tiny, count = np.finfo("float32").eps, 1e-30, 4096  # TINY in kernels/simd.py
+    eps, tiny, count = np.finfo("float32").eps, 1e-30, 4096  # TINY in kernels/simd/
     values, grads, m, v = (aligned_zeros(count, np.dtype("float32")) for _ in range(4))
     values[:] = rng.normal(size=count)
     for step in range(1, 20):

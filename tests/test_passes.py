@@ -8,11 +8,12 @@ from gradients import loss_and_gradients
 
 from tapegpt import program
 from tapegpt.corpus import Tokenizer, tokenize
-from tapegpt.kernels import records as op
-from tapegpt.kernels.amx import UNIT_LEAST
-from tapegpt.kernels.matmul import IDENTITY, RELU
-from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
-from tapegpt.kernels.vector_width import MATRIX_UNIT
+from tapegpt.kernels import op
+from tapegpt.kernels.compile.cpu import MATRIX_UNIT
+from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
+from tapegpt.kernels.layout import NONE
+from tapegpt.kernels.ops.product.amx import UNIT_LEAST
+from tapegpt.kernels.ops.product.matmul import IDENTITY, RELU
 from tapegpt.passes import (
     ACTIVATION,
     ACTIVATION_OF_X,
@@ -319,7 +320,7 @@ def test_what_is_not_one_product_stays_three():
         machine = three_linears(tape, xs, weights, plus)
         if plus is not None:  # the first alone
             for at in machine.records[machine.records[:, 0] == op.LINEAR][1:, 2]:
-                machine.operands[at + START] = op.NONE
+                machine.operands[at + START] = NONE
         assert joint_width(machine, tape.stride) == 0
         joined = join_linears(machine, tape.extents, tape.stride, 0)
         assert as_bytes(joined) == as_bytes(machine)
@@ -353,7 +354,7 @@ def test_what_is_added_to_stays_in_its_place():
     added = [
         (int(machine.operands[at + START]), out, machine.operands[back + DOUT : back + DOUT + 3])
         for opcode, out, at, back in machine.records.tolist()
-        if opcode == op.LINEAR and machine.operands[at + START] != op.NONE
+        if opcode == op.LINEAR and machine.operands[at + START] != NONE
     ]
     assert len(added) == 10
     # The first adds to what a normalisation needs again, and lm_head needs what the last gives.

@@ -16,9 +16,14 @@ from hypothesis import strategies as st
 from tapegpt import sampling
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import TapegptError, UsageError
-from tapegpt.kernels.dispatch import FORWARD
-from tapegpt.kernels.generate import choose, generate, next_token, weigh
-from tapegpt.kernels.vector_width import VECTOR_BYTES
+from tapegpt.kernels.compile.cpu import VECTOR_BYTES
+from tapegpt.kernels.compile.indirect_call import FORWARD
+from tapegpt.kernels.loops.sample import (
+    choose,
+    generate,
+    next_token,
+    weigh,
+)
 from tapegpt.program import record
 from tapegpt.sampling import (
     SAMPLES_PER_CALL,

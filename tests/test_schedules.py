@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapegpt.kernels.schedules import (
+from tapegpt.kernels.loops.schedules import (
     CONSTANT,
     COSINE,
     EXPONENTIAL,

@@ -145,7 +145,7 @@ runpy.run_module("tapegpt", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("module", ["tapegpt.cli", "numpy", "numba", "tapegpt.kernels.sweep"])
+@pytest.mark.parametrize("module", ["tapegpt.cli", "numpy", "numba", "tapegpt.kernels.interpreter"])
 def test_ctrl_c_while_modules_are_imported(tmp_path, module):
     code = INTERRUPTED_IMPORT.replace("sys.argv[1]", repr(module))
     result = Cli(tmp_path)(*FLAGS, python=("-c", code), code=130)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numba.core import config
 
-from tapegpt.kernels import vector_width
-from tapegpt.kernels.jit import jit
+from tapegpt.kernels.compile import cpu
+from tapegpt.kernels.compile.jit import jit
+from tapegpt.kernels.layout import padded, row_stride
 from tapegpt.kernels.peak import multiply_add
 from tapegpt.kernels.simd import (
     LANE_TILE,
@@ -30,12 +31,10 @@ from tapegpt.kernels.simd import (
     load_first,
     max_lanes,
     maximum,
-    padded,
     quick_root,
     relu,
     row_offsets,
     row_pointers,
-    row_stride,
     running_sums,
     splat,
     square_fma,
@@ -90,14 +89,14 @@ def cycle(dtype, *values):
 @pytest.mark.parametrize("features", FEATURES)
 def test_vectors_are_as_wide_as_the_registers(monkeypatch, features):
     monkeypatch.setattr(config, "CPU_FEATURES", features)
-    assert vector_width.host_vector_bytes() == FEATURES[features]
+    assert cpu.host_vector_bytes() == FEATURES[features]
 
 
 def test_vectors_are_narrow_where_numba_has_avx_switched_off(monkeypatch):
     monkeypatch.setattr(config, "CPU_FEATURES", None)
     monkeypatch.setattr(config, "ENABLE_AVX", 0)
-    monkeypatch.setattr(vector_width, "sve_bytes", lambda: 0)
-    assert vector_width.host_vector_bytes() == 16
+    monkeypatch.setattr(cpu, "sve_bytes", lambda: 0)
+    assert cpu.host_vector_bytes() == 16
 
 
 @pytest.mark.parametrize(
@@ -105,8 +104,8 @@ def test_vectors_are_narrow_where_numba_has_avx_switched_off(monkeypatch):
 )
 def test_vectors_are_as_wide_as_those_of_sve_if_kernels_can_be(monkeypatch, registers, vector):
     monkeypatch.setattr(config, "CPU_FEATURES", "+neon,+sve,+sve2")
-    monkeypatch.setattr(vector_width, "sve_bytes", lambda: registers)
-    assert vector_width.host_vector_bytes() == vector
+    monkeypatch.setattr(cpu, "sve_bytes", lambda: registers)
+    assert cpu.host_vector_bytes() == vector
 
 
 @pytest.mark.parametrize(
@@ -120,13 +119,13 @@ def test_the_matrix_unit_is_used_where_it_is_allowed(monkeypatch, features, answ
         return SimpleNamespace(syscall=lambda *request: asked.append(request) or answer)
 
     monkeypatch.setattr(config, "CPU_FEATURES", features)
-    monkeypatch.setattr(vector_width.ctypes, "CDLL", library)
-    monkeypatch.setattr(vector_width.sys, "platform", "linux")
+    monkeypatch.setattr(cpu.ctypes, "CDLL", library)
+    monkeypatch.setattr(cpu.sys, "platform", "linux")
     has_it = "amx-bf16" in features
-    assert vector_width.has_matrix_unit() == (has_it and answer == 0)
+    assert cpu.has_matrix_unit() == (has_it and answer == 0)
     assert asked == ([(158, 0x1023, 18)] if has_it else [])
-    monkeypatch.setattr(vector_width.sys, "platform", "win32")
-    assert not vector_width.has_matrix_unit()
+    monkeypatch.setattr(cpu.sys, "platform", "win32")
+    assert not cpu.has_matrix_unit()
 
 
 @jit

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tapegpt.kernels.jit import jit
+from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.simd import (
     VECTOR_BYTES,
     absolute,

@@ -15,9 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapegpt.errors import TapegptError, UsageError
-from tapegpt.kernels.optimizers import ADAM, SGD, Optimizer, update
+from tapegpt.kernels.loops.optimizers import (
+    ADAM,
+    SGD,
+    Optimizer,
+    update,
+)
+from tapegpt.kernels.loops.thread_group import (
+    FAULTS,
+    SQUARES,
+    part,
+    together,
+)
 from tapegpt.kernels.simd import VECTOR_BYTES
-from tapegpt.kernels.team import FAULTS, SQUARES, part, together
 from tapegpt.models.memory_estimate import bytes_needed
 from tapegpt.settings import DTYPES, GRANULARITIES, MODELS, ModelConfig, TrainConfig
 from tapegpt.tape.memory import aligned_zeros

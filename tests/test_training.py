@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tapegpt.checkpoint import RunError, load, save
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.errors import DivergedError, UsageError
-from tapegpt.kernels.amx import unit_room
-from tapegpt.kernels.matmul import PANEL_DEPTH
+from tapegpt.kernels.ops.product.amx import unit_room
+from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH
 from tapegpt.kernels.simd import VECTOR_BYTES, WIDE_TILE
 from tapegpt.models import parameter_shapes, parameter_sizes, tables
 from tapegpt.models.memory_estimate import bytes_needed, nodes_needed

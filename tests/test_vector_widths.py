@@ -60,8 +60,8 @@ every_machine = pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHIN
 COMPILE = """
 import json
 from numba import types
-from tapegpt.kernels.lanes import lane_product
-from tapegpt.kernels.matmul import PANELS
+from tapegpt.kernels.ops.product.lane_batching import lane_product
+from tapegpt.kernels.ops.product.matmul import PANELS
 from tapegpt.kernels.simd import LANE_TILE, VECTOR_BYTES
 
 kernels = []

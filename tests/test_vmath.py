@@ -5,12 +5,23 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tapegpt.kernels.jit import jit
-from tapegpt.kernels.simd import VECTOR_BYTES, lanes, load, store
-from tapegpt.kernels.vmath import EXP2_LOWEST, EXP_RANGE, exp, exp2, log
+from tapegpt.kernels.compile.jit import jit
+from tapegpt.kernels.simd import (
+    VECTOR_BYTES,
+    lanes,
+    load,
+    store,
+)
+from tapegpt.kernels.simd.math import (
+    EXP2_LOWEST,
+    EXP_RANGE,
+    exp,
+    exp2,
+    log,
+)
 
 DTYPES = ["float32", "float64"]
-# Largest relative errors, as the docstring of kernels/vmath.py states them.
+# Largest relative errors, as the docstring of kernels/simd/math.py states them.
 EXP_BOUND = {"float32": 1.15e-7, "float64": 2e-16}
 EXP2_BOUND = {"float32": 1.1e-7, "float64": 2e-16}
 LOG_BOUND = {"float32": 2.3e-7, "float64": 5e-16}

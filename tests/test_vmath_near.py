@@ -3,12 +3,25 @@
 import numpy as np
 import pytest
 
-from tapegpt.kernels.jit import jit
-from tapegpt.kernels.simd import VECTOR_BYTES, first_lane, fma, lanes, load, one_lane, store
-from tapegpt.kernels.vmath import NEAR, exp_any, exp_near, softplus_near
+from tapegpt.kernels.compile.jit import jit
+from tapegpt.kernels.simd import (
+    VECTOR_BYTES,
+    first_lane,
+    fma,
+    lanes,
+    load,
+    one_lane,
+    store,
+)
+from tapegpt.kernels.simd.math import (
+    NEAR,
+    exp_any,
+    exp_near,
+    softplus_near,
+)
 
 DTYPES = ["float32", "float64"]
-# Largest relative errors, as the docstring of kernels/vmath.py states them, and what is added to
+# Largest relative errors, as the docstring of simd/math.py states them, and what is added to
 # those for every 1 in |x|: where multiplications and additions are fused, and where they are not.
 EXP_ANY_BOUND = {"float32": 1.1e-7, "float64": 2e-16}
 EXP_NEAR_BOUND = {"float32": 1.8e-7, "float64": 4e-16}

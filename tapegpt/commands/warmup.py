@@ -3,12 +3,18 @@
 import itertools
 
 from tapegpt.host import peak_gflops
-from tapegpt.kernels.amx import UNIT_LEAST
+from tapegpt.kernels.ops.product.amx import UNIT_LEAST
 from tapegpt.sampling import sample_in_turn
 from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
 
-HEAD_WIDTHS = (1, 2, 4, 8, 16)  # attention has kernels for each, see kernels/lanes.py
+HEAD_WIDTHS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+)  # attention has kernels for each, see lane_batching.py
 
 
 def run() -> int:

@@ -6,7 +6,7 @@ from tapegpt.models import multiplications, parameter_sizes
 from tapegpt.settings import ModelConfig
 
 LANES = 16  # at most
-TILE = 4  # positions and columns of heads go in whole tiles, see kernels/lanes.py
+TILE = 4  # positions and columns of heads go in whole tiles, see lane_batching.py
 RECORD_BYTES = 40  # of a record, twice: the tape's and the program's, and what growing leaves over
 
 
@@ -79,6 +79,6 @@ def _padded_parameters(model: ModelConfig, vocab_size: int) -> int:
 
 
 def _stride(width: int) -> int:
-    """Nodes that a row takes of an array, at most: see row_stride in kernels/simd.py."""
+    """Nodes that a row takes of an array, at most: see row_stride in kernels/simd/."""
     vectors = -(-width // LANES)
     return LANES * (vectors + (vectors >= 4 and vectors % 2 == 0))

@@ -5,12 +5,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tapegpt.kernels import records as op
-from tapegpt.kernels.amx import UNIT_LEAST, unit_room
-from tapegpt.kernels.dropout import CHANCES
-from tapegpt.kernels.lanes import LANE_COLUMNS
-from tapegpt.kernels.matmul import IDENTITY, PANEL_DEPTH, WIDE
-from tapegpt.kernels.vector_width import MATRIX_UNIT
+from tapegpt.kernels import op
+from tapegpt.kernels.compile.cpu import MATRIX_UNIT
+from tapegpt.kernels.layout import BATCH, NONE
+from tapegpt.kernels.ops.dropout import CHANCES
+from tapegpt.kernels.ops.product.amx import UNIT_LEAST, unit_room
+from tapegpt.kernels.ops.product.lane_batching import LANE_COLUMNS
+from tapegpt.kernels.ops.product.matmul import IDENTITY, PANEL_DEPTH, WIDE
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.memory import all_or_nothing
 from tapegpt.tape.parts import Input, Number, TapeError
@@ -30,7 +31,7 @@ class ArrayOperations(Leaves):
                 raise TapeError(f"embed wants (table, row numbers) pairs, not {pair!r:.60}")
             table, which = pair
             shape = self._array(table)
-            if shape.rows == op.BATCH:
+            if shape.rows == BATCH:
                 raise TapeError(f"node {table} is a batch array, not a table")
             found.append((table, shape, self._as_input(which, shape.rows)))
         width, count = found[0][1].width, found[0][2].count
@@ -45,7 +46,7 @@ class ArrayOperations(Leaves):
         rows, n_in = self._array(x).rows, self._array(x).width
         weights = self._array(w)
         n_out = weights.rows
-        if n_out == op.BATCH:
+        if n_out == BATCH:
             raise TapeError(f"linear: node {w} is a batch array, not weights")
         if weights.width != n_in:
             raise TapeError(
@@ -62,7 +63,7 @@ class ArrayOperations(Leaves):
             room = max(room, *(unit_room(*product) for product in products))
         if self._panel is None or self.extents[self._panel] < room:
             self._panel = self._auxiliary(room)
-        start = op.NONE if plus is None else plus
+        start = NONE if plus is None else plus
         arguments = (rows, n_in, n_out, x, w, start, self._panel, IDENTITY, IDENTITY)
         return self._record_array(opcode, rows, n_out, arguments)
 
@@ -87,7 +88,7 @@ class ArrayOperations(Leaves):
         if shape.width % n_head:
             raise TapeError(f"attention: {shape.width} columns are not divisible by {n_head} heads")
         documents = 1
-        if shape.rows == op.BATCH:
+        if shape.rows == BATCH:
             batch = self.declared_batch
             starts, block, documents = batch.starts, batch.block, batch.documents
         else:
@@ -120,7 +121,7 @@ class ArrayOperations(Leaves):
         which = self._as_input(targets, shape.width)
         if which.count != shape.rows:
             raise TapeError(f"cross_entropy: {shape.rows} rows, but {which.count} targets")
-        if shape.rows == op.BATCH:
+        if shape.rows == BATCH:
             weights = self.declared_batch.weights
         else:
             weights = self._auxiliary(shape.rows + self.lanes)
@@ -163,7 +164,7 @@ class ArrayOperations(Leaves):
         if self._known(which).count != shape.rows or which.below > n_in:
             raise TapeError(f"gathered_linear: {which} does not choose from columns of x")
         self._check_plus("gathered_linear", plus, shape.rows, n_out)
-        start = op.NONE if plus is None else plus
+        start = NONE if plus is None else plus
         arguments = (shape.rows, n_in, n_out, x, w, which.width, which.slot, start)
         return self._record_array(op.GATHERED_LINEAR, shape.rows, n_out, arguments)
 
@@ -181,7 +182,7 @@ class ArrayOperations(Leaves):
             raise TapeError(f"dropout wants a key of one number, not {key}")
         self._check_plus("dropout", plus, shape.rows, shape.width)
         kept = max(1, CHANCES - round(CHANCES * rate))
-        start = op.NONE if plus is None else plus
+        start = NONE if plus is None else plus
         number = len(self._records) // 4
         return self._elementwise(op.DROPOUT, x, kept, key.slot, number, start)
 

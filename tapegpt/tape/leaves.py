@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tapegpt.kernels import records as op
+from tapegpt.kernels import op
+from tapegpt.kernels.layout import BATCH
 from tapegpt.tape.memory import LARGEST_TAPE, Memory, all_or_nothing
 from tapegpt.tape.parts import Batch, Floats, Ids, Input, Number, TapeError
 
@@ -124,7 +125,7 @@ class Leaves(Memory):
     def set_input(self, which: Input, values: Iterable[int]) -> None:
         """Replace the numbers of an input; `forward` then recomputes what depends on them."""
         self._known(which)
-        if which.count == op.BATCH:
+        if which.count == BATCH:
             raise TapeError(f"{which} belongs to a batch, which is packed as a whole")
         given = self._row_numbers(values, which.below)
         count = which.count * which.width
@@ -166,12 +167,11 @@ class Leaves(Memory):
             )
         weights = self._auxiliary(capacity + self.lanes)
         tokens, positions, targets = (
-            self._new_input(array("q", [0]) * capacity, op.BATCH, below)
+            self._new_input(array("q", [0]) * capacity, BATCH, below)
             for below in (vocab_size, block, vocab_size)
         )
         earlier = tuple(
-            self._new_input(array("q", [0]) * capacity, op.BATCH, vocab_size)
-            for _ in range(look_back)
+            self._new_input(array("q", [0]) * capacity, BATCH, vocab_size) for _ in range(look_back)
         )
         starts = len(self._inputs)
         self._inputs.extend(array("q", [0]) * (block + 1))

@@ -10,16 +10,16 @@ from typing import Concatenate, ParamSpec, Self, SupportsIndex, TypeVar
 
 import numpy as np
 
-from tapegpt.kernels import records as op
-from tapegpt.kernels.dispatch import BACKWARD, FORWARD
+from tapegpt.kernels import op
+from tapegpt.kernels.compile.cpu import VECTOR_BYTES
+from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
+from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
+from tapegpt.kernels.layout import BATCH, LONG_ROW
 from tapegpt.kernels.program import Machine
-from tapegpt.kernels.simd import LONG_ROW
-from tapegpt.kernels.sweep import forward_sweep, reverse_sweep
-from tapegpt.kernels.table import kernels_of, load_kernels
-from tapegpt.kernels.vector_width import VECTOR_BYTES
+from tapegpt.kernels.registry import kernels_of, load_kernels
 from tapegpt.tape.parts import Batch, Floats, Input, Mark, Shape, TapeError
 
-Window = tuple[int, int, int, int]  # see kernels/rows.py
+Window = tuple[int, int, int, int]  # see kernels/layout.py
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -135,7 +135,7 @@ class Memory:
     def machine(self) -> Machine:
         """A copy of the program, for replay on this tape's values and gradients.
 
-        Its kernels are those that the tape itself has needed so far, see kernels/table.py.
+        Its kernels are those that the tape itself has needed so far, see kernels/registry.py.
         """
         live = self._machine()
         return live._replace(
@@ -247,7 +247,7 @@ class Memory:
         return run.reshape(rows, shape.stride)[:, : shape.width]
 
     def _loaded_rows(self, shape: Shape) -> int:
-        return self._window()[3] if shape.rows == op.BATCH else shape.rows
+        return self._window()[3] if shape.rows == BATCH else shape.rows
 
     def _any(self, node: int) -> int:
         """The id of a scalar or array node, checked."""
@@ -297,12 +297,12 @@ class Memory:
 
     def _capacity(self, rows: int) -> int:
         """Rows to make room for: a batch may have any number up to its capacity."""
-        if rows != op.BATCH:
+        if rows != BATCH:
             return rows
         return self.declared_batch.documents * self.declared_batch.block
 
     def stride(self, width: int) -> int:
-        """Nodes from one row of `width` numbers to the next: as row_stride in kernels/simd.py."""
+        """Nodes from one row of `width` numbers to the next: as row_stride in kernels/simd/."""
         vectors = -(-self._count(width, "columns") // self.lanes)
         if vectors >= LONG_ROW and vectors % 2 == 0:
             vectors += 1

@@ -20,7 +20,7 @@ class Input:
     """A run of row numbers that a program reads: token ids, positions, targets."""
 
     slot: int
-    count: int  # or op.BATCH
+    count: int  # or BATCH
     below: int  # every number is from 0 to below - 1
     width: int = 1  # numbers of a row
 
@@ -28,7 +28,7 @@ class Input:
 class Shape(NamedTuple):
     """Rows and columns of an array node, and the nodes from one row to the next."""
 
-    rows: int  # or op.BATCH
+    rows: int  # or BATCH
     width: int
     stride: int
 

@@ -1,6 +1,7 @@
 """The vocabulary for rows that go on from the position before."""
 
-from tapegpt.kernels import records as op
+from tapegpt.kernels import op
+from tapegpt.kernels.layout import BATCH, NONE
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.memory import all_or_nothing
 from tapegpt.tape.parts import TapeError
@@ -34,7 +35,7 @@ class Recurrence(Leaves):
             raise TapeError("previous: carry the rows of the recurrence before first")
         starts, width = self.declared_batch.starts, self._count(width, "columns")
         record = len(self._records) // 4
-        out = self._record_array(op.PREVIOUS, op.BATCH, width, (op.BATCH, width, op.NONE, starts))
+        out = self._record_array(op.PREVIOUS, BATCH, width, (BATCH, width, NONE, starts))
         self._recurrence = record
         self._go_on_from(record, out)  # rows of zeros, as long as nothing is carried
         return out
@@ -53,7 +54,7 @@ class Recurrence(Leaves):
             raise TapeError(f"carry: previous has the shape {self.shape(state)}, x {self.shape(x)}")
         for i in range(4 * (record + 1), len(self._records), 4):
             opcode, _, arguments, _ = self._records[i : i + 4]
-            if opcode not in ROW_BY_ROW or self._operands[arguments] != op.BATCH:
+            if opcode not in ROW_BY_ROW or self._operands[arguments] != BATCH:
                 raise TapeError(
                     "between previous and carry every operation is one on batch arrays, row by row"
                 )

@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tapegpt.kernels import records as op
-from tapegpt.kernels.reduction import SOFTMAX_LANES
+from tapegpt.kernels import op
+from tapegpt.kernels.ops.scalar.reduce import SOFTMAX_LANES
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.memory import all_or_nothing
 from tapegpt.tape.parts import Ids, Input, Number, TapeError

@@ -14,8 +14,8 @@ from tapegpt.checkpoint import Run, RunError, state_names
 from tapegpt.corpus import Tokenizer, digest_of, remarks_on, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.host import bytes_available
-from tapegpt.kernels.steps import train_steps
-from tapegpt.kernels.validation import held_out_loss
+from tapegpt.kernels.loops.train import train_steps
+from tapegpt.kernels.loops.validation import held_out_loss
 from tapegpt.models import multiplications, tables
 from tapegpt.models.memory_estimate import bytes_needed, nodes_needed
 from tapegpt.optimizers import kernel_optimizer, kernel_schedule

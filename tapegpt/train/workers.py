@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tapegpt.errors import TapegptError
+from tapegpt.kernels.loops.thread_group import NOBODY_COMES, Team
 from tapegpt.kernels.program import Program
-from tapegpt.kernels.team import NOBODY_COMES, Team
 from tapegpt.program import Floats, Recording
 from tapegpt.tape.memory import ALIGNMENT, aligned_zeros
 

@@ -1,0 +1,1 @@
+"""From Python functions to machine code: decorators, their cache, calls by address."""

@@ -1,0 +1,167 @@
+"""Calling an operation's kernel through a table of addresses.
+
+Linked into the sweeps, every kernel would be compiled again for each of them, whether a program
+uses it or not. Called by address it is compiled and cached once, when a program first needs it.
+
+Kernels get pointers to the first elements of the tape's arrays. An array is seven numbers, which a
+call would have to pass on one by one, and indexing it allows for negative indices. Where bounds are
+to be checked they do get arrays, for which negative indices are wrong too.
+"""
+
+import operator
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils, config
+from numba.core.imputils import lower_getattr
+from numba.core.typing.templates import AttributeTemplate, infer_getattr
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from tapegpt.kernels.simd.memory import element_pointer
+
+FORWARD, BACKWARD = 0, 1
+
+
+class Bounded(types.Array):
+    """An array without negative indices."""
+
+    def __init__(self, array):
+        super().__init__(array.dtype, array.ndim, array.layout, name=f"Bounded({array})")
+
+
+register_model(Bounded)(models.ArrayModel)
+
+
+@lower_builtin(operator.getitem, Bounded, types.Integer)
+def bounded_get(context, builder, sig, args):
+    index = context.cast(builder, args[1], sig.args[1], types.intp)
+    return builder.load(element_pointer(context, builder, sig.args[0], args[0], index))
+
+
+@lower_builtin(operator.setitem, Bounded, types.Integer, types.Any)
+def bounded_set(context, builder, sig, args):
+    index = context.cast(builder, args[1], sig.args[1], types.intp)
+    value = context.cast(builder, args[2], sig.args[2], sig.args[0].dtype)
+    builder.store(value, element_pointer(context, builder, sig.args[0], args[0], index))
+
+
+def handed(array):
+    """The type as which kernels get an array."""
+    return Bounded(array) if config.BOUNDSCHECK else types.CPointer(array.dtype)
+
+
+@infer_getattr
+class PointerAttributes(AttributeTemplate):
+    """pointer.dtype and pointer.itemsize, as arrays have them."""
+
+    key = types.CPointer
+
+    def resolve_dtype(self, pointer):
+        return types.DType(pointer.dtype)
+
+    def resolve_itemsize(self, pointer):
+        return types.intp
+
+
+@lower_getattr(types.CPointer, "dtype")
+def pointer_dtype(context, builder, pointer, value):
+    return context.get_dummy_value()
+
+
+@lower_getattr(types.CPointer, "itemsize")
+def pointer_itemsize(context, builder, pointer, value):
+    return ir.Constant(ir.IntType(64), pointer.dtype.bitwidth // 8)
+
+
+@intrinsic
+def hand(typing_context, array):
+    """An array as kernels get it."""
+
+    def codegen(context, builder, sig, args):
+        if isinstance(sig.return_type, Bounded):
+            return args[0]
+        return context.make_array(array)(context, builder, args[0]).data
+
+    return handed(array)(array), codegen
+
+
+INTEGERS = handed(types.Array(types.int64, 1, "C"))
+RECORDS = handed(types.Array(types.uint32, 2, "C"))
+WINDOW = types.UniTuple(types.int64, 4)
+
+
+def forward_signature(floats):
+    """What a forward kernel returns and takes, for values of the type `floats`."""
+    return types.none(floats, INTEGERS, INTEGERS, types.int64, types.int64, WINDOW)
+
+
+def backward_signature(floats):
+    """What a backward kernel returns and takes."""
+    integers = (types.int64, types.int64, types.int64)
+    return types.none(floats, floats, INTEGERS, INTEGERS, *integers, WINDOW)
+
+
+def scalars_signature(floats):
+    """What a sweep over a stretch of scalar records returns and takes."""
+    return types.int64(floats, floats, RECORDS, INTEGERS, INTEGERS, types.int64, types.int64)
+
+
+def call_address(context, builder, signature, address, arguments):
+    """Call the compiled kernel at `address`; an exception in it goes on to the caller."""
+    convention = context.call_conv
+    function_type = convention.get_function_type(signature.return_type, signature.args)
+    kernel = builder.inttoptr(address, function_type.as_pointer())
+    status, result = convention.call_function(
+        builder, kernel, signature.return_type, signature.args, arguments
+    )
+    with cgutils.if_unlikely(builder, status.is_error):
+        convention.return_status_propagate(builder, status)
+    return result
+
+
+@intrinsic
+def read_record(typing_context, records, i):
+    """(opcode, out, a, b) of record i, without the arithmetic for negative indices."""
+
+    def codegen(context, builder, sig, args):
+        start = builder.mul(args[1], ir.Constant(ir.IntType(64), 4))
+        first = element_pointer(context, builder, records, args[0], start, 4)
+        fields = [
+            builder.load(builder.gep(first, [ir.Constant(ir.IntType(64), k)])) for k in range(4)
+        ]
+        return context.make_tuple(builder, sig.return_type, fields)
+
+    return types.UniTuple(types.uint32, 4)(records, types.intp), codegen
+
+
+@intrinsic
+def call_forward(typing_context, address, values, operands, inputs, out, at, window):
+    """kernel(values, operands, inputs, out, at, window), the kernel's address given."""
+    signature = forward_signature(values)
+
+    def codegen(context, builder, sig, args):
+        return call_address(context, builder, signature, args[0], args[1:])
+
+    return signature.return_type(types.int64, *signature.args), codegen
+
+
+@intrinsic
+def call_backward(typing_context, address, values, grads, operands, inputs, out, at, back, window):
+    """kernel(values, grads, operands, inputs, out, at, back, window), likewise."""
+    signature = backward_signature(values)
+
+    def codegen(context, builder, sig, args):
+        return call_address(context, builder, signature, args[0], args[1:])
+
+    return signature.return_type(types.int64, *signature.args), codegen
+
+
+@intrinsic
+def call_scalars(typing_context, address, values, grads, records, operands, inputs, i, end):
+    """kernel(values, grads, records, operands, inputs, i, end), likewise."""
+    signature = scalars_signature(values)
+
+    def codegen(context, builder, sig, args):
+        return call_address(context, builder, signature, args[0], args[1:])
+
+    return signature.return_type(types.int64, *signature.args), codegen

@@ -1,0 +1,56 @@
+"""The decorators that every kernel wears."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba import types
+from numba.core.dispatcher import Dispatcher
+
+# Relative, so that a copy of this folder is a package with a cache of its own.
+from .kernel_cache import SOURCES, KernelCache
+
+# contract lets LLVM form fused multiply-adds; reassoc, nsz and arcp let it reorder sums, ignore
+# the sign of zero and multiply by reciprocals. nnan and ninf are left out: they would silently
+# remove the checks for NaN. error_model: division by zero gives infinity, as in NumPy.
+# Bounds are checked where NUMBA_BOUNDSCHECK=1.
+FLAGS = {
+    "fastmath": {"contract", "reassoc", "nsz", "arcp"},
+    "error_model": "numpy",
+    "nogil": True,
+    "_nrt": False,
+}
+
+
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `function` at its first call with new argument types, or take it from the cache.
+
+    Only kernels of this package are cached; its digest says nothing about functions elsewhere. A
+    kernel may depend on the sources, the CPU and what it closes over, never on anything else that
+    may differ between processes, such as an environment variable.
+    """
+    kernel: Callable[..., Any] = numba.njit(**FLAGS)(function)
+    # With NUMBA_DISABLE_JIT the kernel is the Python function itself.
+    if isinstance(kernel, Dispatcher):
+        _take_no_literals(kernel)
+        if Path(function.__code__.co_filename) in SOURCES:
+            kernel._cache = KernelCache(function)
+    return kernel
+
+
+def _take_no_literals(kernel: Dispatcher) -> None:
+    """Numba would compile a kernel once more for every constant that another one passes to it."""
+    template = kernel.get_call_template
+
+    def get_call_template(args: Iterable[Any], kws: dict[str, Any]) -> Any:
+        plain = {name: types.unliteral(kind) for name, kind in kws.items()}
+        return template(tuple(types.unliteral(kind) for kind in args), plain)
+
+    kernel.get_call_template = get_call_template
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `jit`, but Numba pastes the body into the kernels that call it: never compiled alone."""
+    kernel: Callable[..., Any] = numba.njit(inline="always", **FLAGS)(function)
+    return kernel

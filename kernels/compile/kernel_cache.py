@@ -1,0 +1,236 @@
+"""The cache that keeps the machine code of kernels.
+
+Numba's own cache looks at one file at a time, so it keeps using the old code of a kernel after a
+kernel it calls, in another file, was edited. Here the cache belongs to the package as a whole:
+
+    $NUMBA_CACHE_DIR, or the user's cache directory
+        tapegpt/
+            1f3a...     digest of every source file of the package, and of the versions of Python,
+                        numba, llvmlite and NumPy
+                matmul-90b1....nbc      one compiled signature of one kernel
+
+The name of a file, and the key stored in it, come from the kernel, what it closes over, the
+argument types, the CPU and Numba's settings. So no file is ever shared between two answers, an
+index that processes could overwrite for each other is not needed, and a damaged file costs one
+compilation. Whatever goes wrong with the cache is said once; the kernels then work without it.
+
+Like .pyc files, cache files are trusted: the directory is created for its owner alone.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import pickle
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from numba.core import config
+from numba.core.caching import _Cache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+from tapegpt.kernels.compile.cpu import MATRIX_UNIT, VECTOR_BYTES
+
+# The settings in numba.config that change the machine code.
+SETTINGS = [
+    "BOUNDSCHECK",
+    "DEBUGINFO_DEFAULT",
+    "DEBUG_JIT",
+    "DEBUG_NRT",
+    "EXTEND_VARIABLE_LIFETIMES",
+    "FULL_TRACEBACKS",
+    "LLVM_REFPRUNE_FLAGS",
+    "LLVM_REFPRUNE_PASS",
+    "LOOP_VECTORIZE",
+    "OPT",
+    "SLP_VECTORIZE",
+    "USING_SVML",
+]
+
+UNUSED_DAYS = 30
+
+_said: set[str] = set()
+
+
+def _say_once(level: int, message: str, *details: object) -> None:
+    if message not in _said:
+        _said.add(message)
+        logging.getLogger("tapegpt").log(level, message, *details)
+
+
+def source_digest(package: Path, sources: Iterable[Path]) -> str:
+    """Hexadecimal digest of the source files below a package, and of what compiles them."""
+    versions = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
+    files = [
+        (source.relative_to(package).as_posix(), source.read_bytes()) for source in sorted(sources)
+    ]
+    return hashlib.sha256(repr((versions, files)).encode()).hexdigest()
+
+
+PACKAGE = Path(__file__).parent.parent
+SOURCES = frozenset(PACKAGE.rglob("*.py"))
+DIGEST = source_digest(PACKAGE, SOURCES)
+
+
+def _user_cache_directory() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def cache_directory() -> Path:
+    """Where the compiled kernels of this package lie.
+
+    Raises RuntimeError where the user has no home directory and NUMBA_CACHE_DIR is not set.
+    """
+    return Path(config.CACHE_DIR or _user_cache_directory()) / "tapegpt" / DIGEST[:16]
+
+
+def _make(directory: Path) -> None:
+    """Create the cache directory, and remove those of other versions that nobody uses."""
+    directory.parent.parent.mkdir(parents=True, exist_ok=True)
+    directory.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    oldest = time.time() - UNUSED_DAYS * 24 * 60 * 60
+    for other in directory.parent.glob("[0-9a-f]" * len(directory.name)):
+        with contextlib.suppress(OSError):
+            if other.stat().st_mtime < oldest:
+                shutil.rmtree(other)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write the file in one step: other processes see all of it or nothing."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _identity(function: Callable[..., Any]) -> tuple[object, ...]:
+    """What tells a kernel from all others of one DIGEST: its place and what it closes over.
+
+    A jitted function or an intrinsic that is closed over stands for its own identity, because its
+    pickled form differs from process to process.
+    """
+    closure = []
+    for cell in function.__closure__ or ():
+        value = cell.cell_contents
+        inner = getattr(value, "py_func", getattr(value, "_defn", None))
+        closure.append(value if inner is None else _identity(inner))
+    place = (function.__module__, function.__qualname__, function.__code__.co_firstlineno)
+    return (*place, tuple(closure))
+
+
+class KernelCache(_Cache):
+    """The cache as Numba sees it, for one kernel."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    @property
+    def cache_path(self) -> str:
+        return str(cache_directory())
+
+    def load_overload(self, signature: Any, target_context: Any) -> CompileResult | None:
+        # Numba's cache would refresh the context first, which imports what only compiling needs,
+        # and compiling does that itself: half the time of a start from the cache.
+        with self._guarded():
+            result = self._load(signature, target_context)
+            if result is not None:
+                return result
+        _say_once(logging.INFO, "compiling kernels (first run only)")
+        return None
+
+    def save_overload(self, signature: Any, result: CompileResult) -> None:
+        with self._guarded():
+            self._save(signature, result)
+
+    def enable(self) -> None:
+        """Always on."""
+
+    def disable(self) -> None:
+        """Always on."""
+
+    def flush(self) -> None:
+        """Nothing to do: a file is replaced when its kernel is compiled again."""
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        # Damaged pickles raise almost anything, and no failure here may stop a run.
+        try:
+            yield
+        except Exception as error:
+            try:
+                directory = self.cache_path
+            except RuntimeError:
+                directory = "(no home directory)"
+            _say_once(
+                logging.WARNING,
+                "cannot use the kernel cache %s: %s: %s; compiling without it. If this comes back,"
+                " delete that directory or set NUMBA_CACHE_DIR to one that is writable",
+                directory,
+                type(error).__name__,
+                error,
+            )
+
+    def _path_and_key(self, signature: Any, target_context: Any) -> tuple[Path, tuple[Any, ...]]:
+        settings = [repr(getattr(config, name, None)) for name in SETTINGS]
+        cpu = (*target_context.codegen().magic_tuple(), VECTOR_BYTES, MATRIX_UNIT)
+        key = (_identity(self._function), signature, cpu, settings)
+        digest = hashlib.sha256(repr(key).encode()).hexdigest()
+        return cache_directory() / f"{self._function.__name__}-{digest[:16]}.nbc", key
+
+    def _load(self, signature: Any, target_context: Any) -> CompileResult | None:
+        path, key = self._path_and_key(signature, target_context)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        checksum, pickled = data[:32], data[32:]
+        # Unchecked, a flipped bit in the machine code would crash every run from now on.
+        if hashlib.sha256(pickled).digest() != checksum:
+            raise ValueError(f"{path.name} is damaged")
+        stored_key, reduced = pickle.loads(pickled)
+        if stored_key != key:
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path.parent)
+        return CompileResult._rebuild(target_context, *reduced)
+
+    def _save(self, signature: Any, result: CompileResult) -> None:
+        if result.library.has_dynamic_globals:
+            raise ValueError(f"{self._function.__qualname__} holds addresses of this process")
+        path, key = self._path_and_key(signature, result.target_context)
+        pickled = dumps((key, result._reduce()))
+        _make(path.parent)
+        _write(path, hashlib.sha256(pickled).digest() + pickled)
+
+
+def is_missing(kernel: Any) -> bool:
+    """Whether the cache holds no signature of a kernel, and can take one."""
+    try:
+        directory = cache_directory()
+        _make(directory)
+        with TemporaryFile(dir=directory):
+            return not any(directory.glob(f"{kernel.__name__}-*.nbc"))
+    except (OSError, RuntimeError):
+        return False

@@ -1,0 +1,1 @@
+"""What a jitted call repeats: training steps, validation, sampling."""

@@ -1,0 +1,155 @@
+"""Parameter updates, over the whole prefix of parameters at once."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tapegpt.kernels.compile.indirect_call import hand
+from tapegpt.kernels.compile.jit import jit
+from tapegpt.kernels.loops.thread_group import (
+    FAULTS,
+    SQUARES,
+    add_gradients,
+    part,
+    together,
+)
+from tapegpt.kernels.simd import (
+    clear_tiny,
+    fma,
+    lanes,
+    load,
+    quick_root,
+    splat,
+    store,
+    sum_lanes,
+    tiny,
+)
+
+ADAM, SGD = 0, 1
+STEPS_PER_AVERAGE = 8  # neighbours hardly differ
+
+
+class Optimizer(NamedTuple):
+    """What makes an update of a gradient. AdamW is Adam with weight_decay above 0."""
+
+    kind: int
+    # (arrays, num_params): Adam's m and v, or SGD's velocity; then, if any, the averaged weights
+    state: NDArray[np.floating]
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    momentum: float
+    clip_norm: float  # infinite where gradients of any length will do
+    averaging: float  # share of the steps that the averaged weights look back on, 0 for none
+
+
+@jit
+def update(team, thread, count, optimizer, step, learning_rate):
+    """Move parameters 0 to count - 1 against their gradients, which become 0.
+
+    All threads of the team call it, and each moves a part of them. step counts from 1; count is a
+    whole number of vectors. Returns whether all parameters are finite now, which they are not after
+    a gradient that is not.
+    """
+    values, grads, state = hand(team.values), hand(team.grads), optimizer.state
+    begin, end = part(count // lanes(values), thread, len(team.reports))
+    begin, end = begin * lanes(values), end * lanes(values)
+    add_gradients(team, begin, end)
+    if optimizer.clip_norm < math.inf:
+        clip_gradient(team, thread, begin, end, optimizer.clip_norm)
+    first = hand(state[0])
+    if optimizer.kind == SGD:
+        finite = sgd(values, grads, first, begin, end, learning_rate, optimizer.momentum)
+    else:
+        finite = adam(
+            values, grads, first, hand(state[1]), begin, end, step, learning_rate,
+            optimizer.beta1, optimizer.beta2, optimizer.epsilon, optimizer.weight_decay,
+        )  # fmt: skip
+    if optimizer.averaging > 0 and step % STEPS_PER_AVERAGE == 0:
+        n = step // STEPS_PER_AVERAGE
+        average(values, hand(state[-1]), begin, end, n, optimizer.averaging)
+    return together(team, thread, FAULTS, 0.0 if finite else 1.0) == 0
+
+
+@jit
+def clip_gradient(team, thread, begin, end, longest):
+    """Shorten the gradient of all parameters together, if its norm is above `longest`, to that.
+
+    begin, end: a thread's part of it. One whose norm is not finite stays as it is, for the
+    optimizer to notice.
+    """
+    grads = hand(team.grads)
+    squares = 0.0  # float64: those of large float32 gradients overflow
+    for i in range(begin, end):
+        squares += np.float64(grads[i]) ** 2
+    norm = math.sqrt(together(team, thread, SQUARES, squares))
+    if longest < norm < math.inf:
+        for i in range(begin, end):
+            grads[i] *= longest / norm
+
+
+# m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2,
+# w = (1 - rate weight_decay) w - rate m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon)
+@jit
+def adam(
+    values, grads, m, v, begin, end, step, learning_rate, beta1, beta2, epsilon, weight_decay
+):  # fmt: skip
+    """Adam (Kingma and Ba 2015), with decoupled weight decay AdamW (Loshchilov and Hutter 2019).
+
+    begin and end are whole vectors. All parameters decay, the embeddings too: there are none but
+    matrices. Returns whether they are finite. (In float64 they may be where a square is not.)
+    """
+    # sqrt(v / scale^2) = sqrt(v) / scale: a product less for every vector.
+    scale = math.sqrt(1 - beta2**step)
+    rate = learning_rate * scale / (1 - beta1**step)
+    old, new = splat(values, beta2), splat(values, 1 - beta2)
+    kept = splat(values, 1 - learning_rate * weight_decay)
+    zero = total = splat(values, 0)
+    for i in range(begin, end, lanes(values)):
+        g = load(grads, i)
+        # Without a gradient the moments decay, but not into the subnormal numbers.
+        mean = clear_tiny(load(m, i) * beta1 + g * (1 - beta1))
+        square = fma(g * new, g, fma(load(v, i), old, tiny(values)))
+        store(m, i, mean)
+        store(v, i, square)
+        root = quick_root(square) + epsilon * scale
+        moved = fma(load(values, i), kept, mean * -rate / root)
+        store(values, i, moved)
+        store(grads, i, zero)
+        total = total + moved
+    return math.isfinite(sum_lanes(total))
+
+
+# velocity = momentum velocity + g, w = w - rate velocity
+@jit
+def sgd(values, grads, velocity, begin, end, learning_rate, momentum):
+    """Stochastic gradient descent with momentum (Polyak 1964).
+
+    Returns whether the parameters are finite.
+    """
+    kept, step = splat(values, momentum), splat(values, -learning_rate)
+    zero = total = splat(values, 0)
+    for i in range(begin, end, lanes(values)):
+        speed = clear_tiny(fma(load(velocity, i), kept, load(grads, i)))
+        store(velocity, i, speed)
+        moved = fma(speed, step, load(values, i))
+        store(values, i, moved)
+        store(grads, i, zero)
+        total = total + moved
+    return math.isfinite(sum_lanes(total))
+
+
+# mean = mean + (w - mean) / (1 + share (n - 1))
+@jit
+def average(values, mean, begin, end, n, share):
+    """Polynomial-decay averaging (Shamir and Zhang 2013): the n-th of the weights join the mean.
+
+    It looks back on about a share of all that it has seen, whenever one looks at it.
+    """
+    weight = 1 / (1 + share * (n - 1))
+    for i in range(begin, end, lanes(values)):
+        before = load(mean, i)
+        store(mean, i, before + (load(values, i) - before) * weight)

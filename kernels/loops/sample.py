@@ -1,0 +1,188 @@
+"""Sampling: the tape is the KV cache, so every position is one sweep over the new rows."""
+
+import math
+
+from tapegpt.kernels import op
+from tapegpt.kernels.compile.indirect_call import read_record
+from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.interpreter import forward_sweep
+from tapegpt.kernels.layout import padded
+from tapegpt.kernels.ops.attention import move_document
+from tapegpt.kernels.ops.recurrence import move_state
+from tapegpt.kernels.simd import (
+    count_at_most,
+    keep_first,
+    lanes,
+    load,
+    max_lanes,
+    maximum,
+    relu,
+    running_sums,
+    splat,
+    store,
+    sum_lanes,
+)
+from tapegpt.kernels.simd.math import exp
+
+
+@inlined
+def largest(array, first, count):
+    """The largest of `count` elements from `first` on."""
+    lowest = array.dtype.type(-math.inf)
+    maxima = splat(array, lowest)
+    for i in range(0, count, lanes(array)):
+        maxima = maximum(maxima, keep_first(load(array, first + i), count - i, lowest))
+    return max_lanes(maxima)
+
+
+@jit
+def weigh(logits, first, row, rows, count, inverse_temperature, weights):
+    """weights = e^((logit - largest) / temperature), row by row, and 0 in the padding.
+
+    Rows of `count` logits begin at `first` and every `row` elements after that; those of weights
+    follow each other, in whole vectors.
+    """
+    width, zero = padded(weights, count), weights.dtype.type(0)
+    for r in range(rows):
+        x = first + r * row
+        top = largest(logits, x, count)
+        for i in range(0, count, lanes(weights)):
+            weight = exp((load(logits, x + i) - top) * inverse_temperature)
+            store(weights, r * width + i, keep_first(weight, count - i, zero))
+
+
+@inlined
+def keep_likeliest(weights, first, count, top_k, top_p):
+    """Zero all but the top_k largest, and all that the likeliest of share top_p do not need."""
+    total = splat(weights, 0)
+    for i in range(0, count, lanes(weights)):
+        total = total + load(weights, first + i)
+    needed = top_p * sum_lanes(total)
+    # A weight that stays is marked by its sign while the next largest is looked for.
+    kept, mass = 0, 0.0
+    while kept < top_k and mass < needed:
+        top = largest(weights, first, count)
+        best = first
+        while weights[best] < top:
+            best += 1
+        mass += top
+        weights[best] = -top
+        kept += 1
+    for i in range(0, count, lanes(weights)):
+        store(weights, first + i, relu(load(weights, first + i) * -1.0))
+
+
+@inlined
+def choose(weights, first, count, uniform, totals):
+    """The first index whose cumulative share exceeds `uniform`, as Python's random.choices.
+
+    Leaves running totals at weights[totals], and after that.
+    """
+    total = weights.dtype.type(0)
+    for i in range(0, count, lanes(weights)):
+        store(weights, totals + i, running_sums(load(weights, first + i)) + total)
+        total = weights[totals + i + lanes(weights) - 1]
+    limit = weights.dtype.type(uniform * total)
+    index = 0
+    for i in range(0, count, lanes(weights)):
+        index += count_at_most(load(weights, totals + i), limit)
+    # Rounding can lift the limit to the total, and a total where nothing is added to it.
+    index = min(index, count - 1)
+    while index > 0 and weights[first + index] == 0:
+        index -= 1
+    return index
+
+
+@jit
+def next_token(weights, first, count, top_k, top_p, uniform, totals):
+    """Draw one of `count` tokens, whose weights begin at `first`, whole vectors.
+
+    totals: where in weights as many numbers find room.
+    """
+    if top_k < count or top_p < 1:
+        keep_likeliest(weights, first, count, top_k, top_p)
+    return choose(weights, first, count, uniform, totals)
+
+
+@inlined
+def close_gaps(program, begin, p, alive, samples):
+    """Move documents into the places of those that end at position p; returns how many go on."""
+    machine, documents = program.machine, program.documents
+    i = 0
+    while i < alive:
+        if samples[documents[i], p] != program.vocab_size - 1:
+            i += 1
+            continue
+        alive -= 1
+        if i < alive:
+            documents[i] = documents[alive]
+            for r in range(begin, program.logit_ends[p]):
+                code, _, at, _ = read_record(machine.records, r)
+                if op.ATTENTION <= code < op.CROSS_ENTROPY:
+                    power = code - op.ATTENTION
+                    move_document(machine.values, machine.operands, at, power, alive, i, p + 1)
+                elif code == op.PREVIOUS:
+                    move_state(machine.values, machine.operands, at, alive, i)
+    return alive
+
+
+@inlined
+def token_before(program, samples, text, p):
+    """What comes before position p of the samples: the delimiter at the start and before that."""
+    return program.vocab_size - 1 if p <= 0 else samples[text, p - 1]
+
+
+@jit
+def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_turn, samples):
+    """Continue `prompt` once for each row of samples, as many together as a sweep can hold.
+
+    uniforms: float64 (count * block,) in [0, 1). Text i takes those from i * block on, one for
+    every token; in_turn texts are drawn one by one, and each takes what the one before left.
+    samples: int64 (count, block), filled with token ids, the last one (the delimiter) included;
+    what comes after it stays as it is. The delimiter also starts every text.
+    Returns how many tokens were drawn.
+    """
+    count, block = samples.shape
+    inputs, documents = program.machine.inputs, program.documents
+    drawn = 0
+    together = 1 if in_turn else len(documents)
+    for first_text in range(0, count, together):
+        alive = min(together, count - first_text)
+        for i in range(alive):
+            documents[i] = first_text + i
+        p = 0
+        while alive > 0 and p < block:
+            begin, end = program.ends[p if program.unrolled else 0], program.logit_ends[p]
+            # Attention keeps what it looks back at, and a state is read before it is overwritten:
+            # rows can make room for the next ones.
+            row = p if program.unrolled else 0
+            inputs[program.starts + p] = row
+            inputs[program.starts + p + 1] = row + alive
+            for i in range(alive):
+                inputs[program.tokens + row + i] = token_before(program, samples, documents[i], p)
+                inputs[program.positions + row + i] = p
+                for k in range(program.look_back):
+                    earlier = token_before(program, samples, documents[i], p - 1 - k)
+                    inputs[program.earlier + k * program.capacity + row + i] = earlier
+            forward_sweep(program.machine, begin, end, (p, p + 1, row, row + alive))
+            if p < len(prompt):
+                for i in range(alive):
+                    samples[documents[i], p] = prompt[p]
+            else:
+                # The weights of all texts, then their tokens: what a text waits for, others do not.
+                weigh(
+                    program.machine.values, program.logits[p], program.logits_row, alive,
+                    program.vocab_size, inverse_temperature, program.likelihoods,
+                )  # fmt: skip
+                width = padded(program.likelihoods, program.vocab_size)
+                for i in range(alive):
+                    text = documents[i]
+                    samples[text, p] = next_token(
+                        program.likelihoods, i * width, program.vocab_size, top_k, top_p,
+                        uniforms[drawn if in_turn else text * block + p - len(prompt)],
+                        alive * width,
+                    )  # fmt: skip
+                    drawn += 1
+            alive = close_gaps(program, begin, p, alive, samples)
+            p += 1
+    return drawn

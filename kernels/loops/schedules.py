@@ -1,0 +1,41 @@
+"""The learning rate from step to step."""
+
+import math
+from typing import NamedTuple
+
+from tapegpt.kernels.compile.jit import jit
+
+CONSTANT, LINEAR, EXPONENTIAL, COSINE = 0, 1, 2, 3
+
+
+class Schedule(NamedTuple):
+    """How the learning rate goes, over a training of `span` steps that begins with step `origin`.
+
+    Both are as they look at the present pace where training ends after so many seconds.
+    """
+
+    kind: int
+    learning_rate: float  # the largest
+    decay: float  # exponential: from one step to the next
+    warmup: float  # cosine: share of the training in which the rate rises
+    origin: float
+    span: float
+
+
+# linear: rate (1 - steps / span). exponential: rate decay^steps. cosine, once it has risen: rate
+# (1 + cos(pi share)) / 2, share from 0 to 1 over the rest (Loshchilov and Hutter 2017).
+@jit
+def scheduled_rate(schedule, step):
+    """The learning rate of a step, counted from 0."""
+    steps = step - schedule.origin
+    if schedule.kind == CONSTANT:
+        return schedule.learning_rate
+    if schedule.kind == LINEAR:
+        return max(0.0, schedule.learning_rate * (1 - steps / schedule.span))
+    if schedule.kind == EXPONENTIAL:
+        return schedule.learning_rate * schedule.decay**steps
+    risen = (steps + 1) / (schedule.warmup * schedule.span)
+    if risen < 1:
+        return schedule.learning_rate * risen
+    done = (steps / schedule.span - schedule.warmup) / (1 - schedule.warmup)
+    return schedule.learning_rate * (1 + math.cos(math.pi * min(1.0, max(0.0, done)))) / 2

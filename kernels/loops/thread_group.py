@@ -1,0 +1,121 @@
+"""Threads that train one model together.
+
+Every thread has a copy of the program to run its part of a batch on:
+
+    thread     values                 grads
+    0          parameters | ...       gradient of its part of the batch | ...
+    1          copy       | ...       gradient of its part              | ...
+
+Then each thread adds up one part of these gradients, in those of thread 0, and updates that part of
+the parameters, which all others copy for the next step. Sums go by the numbers of the threads, so
+equal runs of as many threads give equal bits.
+"""
+
+import sys
+from typing import NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from tapegpt.kernels.compile.indirect_call import hand
+from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.simd import (
+    lanes,
+    load,
+    splat,
+    store,
+)
+from tapegpt.kernels.simd.memory import element_pointer
+
+# What a thread reports to the others, a column each.
+LOSS, SQUARES, FAULTS = 0, 1, 2
+
+NOBODY_COMES = 2**62  # arrivals, of which no thread waits for more
+
+LOOKS = 1000  # at who has arrived, before the processor is left to somebody else
+
+yield_processor = types.ExternalFunction(
+    "SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32()
+)
+
+
+class Team(NamedTuple):
+    """What the threads of a training share."""
+
+    values: NDArray[np.floating]  # (nodes,), of thread 0
+    grads: NDArray[np.floating]  # (nodes,), of thread 0
+    other_grads: NDArray[np.floating]  # (threads - 1, nodes)
+    reports: NDArray[np.float64]  # (threads, 8): a cache line each
+    arrivals: NDArray[np.int64]  # (1,): how often a thread has come to a meeting
+
+
+@intrinsic
+def arrive(typing_context, arrivals):
+    """Count one arrival more; returns how many there are now."""
+
+    def codegen(context, builder, sig, args):
+        one = ir.Constant(ir.IntType(64), 1)
+        at = element_pointer(context, builder, sig.args[0], args[0], one.type(0))
+        return builder.add(builder.atomic_rmw("add", at, one, "acq_rel"), one)
+
+    return types.int64(arrivals), codegen
+
+
+@intrinsic
+def arrived(typing_context, arrivals):
+    """How many arrivals there are by now, of whichever thread."""
+
+    def codegen(context, builder, sig, args):
+        at = element_pointer(context, builder, sig.args[0], args[0], ir.IntType(64)(0))
+        return builder.load_atomic(at, "acquire", 8)
+
+    return types.int64(arrivals), codegen
+
+
+@jit
+def together(team, thread, column, number):
+    """The sum of every thread's number, for which it waits until every thread has come here.
+
+    What a thread wrote before, all can read then. Between two sums in one column is one in another.
+    """
+    threads, reports = len(team.reports), team.reports
+    reports[thread, column] = number
+    mine = arrive(team.arrivals)
+    last = min((mine + threads - 1) // threads * threads, NOBODY_COMES)
+    looks = 0
+    while arrived(team.arrivals) < last:
+        looks += 1
+        if looks % LOOKS == 0:
+            yield_processor()
+    total = 0.0
+    for i in range(threads):
+        total += reports[i, column]
+    return total
+
+
+@inlined
+def part(count, thread, threads):
+    """Of 0 to count - 1 those that are a thread's: the first, and one past the last."""
+    return count * thread // threads, count * (thread + 1) // threads
+
+
+@inlined
+def take_parameters(program, team, thread):
+    """Copy the parameters into the program of a thread."""
+    values, parameters = hand(program.machine.values), hand(team.values)
+    if thread > 0:
+        for i in range(0, program.num_params, lanes(values)):
+            store(values, i, load(parameters, i))
+
+
+@inlined
+def add_gradients(team, begin, end):
+    """Add the gradients of the other threads to those of the first, and clear them."""
+    total, grads, (others, nodes) = hand(team.grads), hand(team.other_grads), team.other_grads.shape
+    for first in range(0, others * nodes, nodes):
+        for i in range(begin, end, lanes(grads)):
+            store(total, i, load(total, i) + load(grads, first + i))
+            store(grads, first + i, splat(grads, 0))

@@ -1,0 +1,67 @@
+"""Training steps without Python between them."""
+
+import math
+
+from tapegpt.kernels.compile.jit import jit
+from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
+from tapegpt.kernels.loops.batch import pack_batch
+from tapegpt.kernels.loops.optimizers import update
+from tapegpt.kernels.loops.schedules import scheduled_rate
+from tapegpt.kernels.loops.thread_group import (
+    LOSS,
+    part,
+    take_parameters,
+    together,
+)
+from tapegpt.kernels.ops.dropout import dropout_key
+
+
+@jit
+def loss_and_gradient(program, window):
+    """The loss of the packed batch; its gradient is added to the parameters' gradients."""
+    values, grads = program.machine.values, program.machine.grads
+    end = program.ends[window[1]]
+    root, top = program.roots[window[1]], program.tops[window[1]]
+    forward_sweep(program.machine, 0, end, window)
+    for i in range(len(program.clear)):
+        grads[program.clear[i, 0] : min(top, program.clear[i, 1])] = 0
+    grads[root] = 1
+    reverse_sweep(program.machine, 0, end, window)
+    return values[root]
+
+
+@jit
+def train_steps(
+    program, team, thread, tokens, offsets, batch_size, documents_per_sweep, shares, optimizer,
+    schedule, seed, first, losses,
+):  # fmt: skip
+    """Do training steps first, first + 1, ..., one for each column of losses.
+
+    All threads of the team call it, each with its own number and program. A step takes the next
+    batch_size documents of the corpus and writes the sum of their losses, weighted by the shares of
+    a document and of a token, to losses, a row for each thread. Returns the number of steps done:
+    fewer than asked for where training diverged, with the loss of the next step in losses. Is that
+    not finite, the parameters are as they were before it; else the update was not finite, see
+    `update`. seed: of what dropout leaves out, uint64.
+    """
+    inputs = program.machine.inputs
+    begin, end = part(batch_size, thread, len(team.reports))
+    for i in range(losses.shape[1]):
+        step = first + i
+        take_parameters(program, team, thread)
+        loss = 0.0
+        for at in range(begin, end, documents_per_sweep):
+            document, count = step * batch_size + at, min(documents_per_sweep, end - at)
+            window = pack_batch(program, tokens, offsets, document, count, shares[0], shares[1])
+            inputs[program.key] = dropout_key(seed, document)
+            loss += loss_and_gradient(program, window)
+        inputs[program.key] = 0  # whoever replays the program now wants all of it
+        loss = together(team, thread, LOSS, loss)
+        losses[thread, i] = loss
+        if not math.isfinite(loss):
+            return i
+        if not update(
+            team, thread, program.num_params, optimizer, step + 1, scheduled_rate(schedule, step)
+        ):
+            return i
+    return losses.shape[1]

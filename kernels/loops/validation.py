@@ -1,0 +1,23 @@
+"""How good a model is on documents that it was not trained on."""
+
+from tapegpt.kernels.compile.jit import jit
+from tapegpt.kernels.interpreter import forward_sweep
+from tapegpt.kernels.loops.batch import pack_batch
+from tapegpt.kernels.loops.thread_group import part, take_parameters
+
+
+@jit
+def held_out_loss(program, team, thread, tokens, offsets, documents_per_sweep, losses):
+    """Write a thread's part of the loss of held-out documents, in nats, to its row of losses.
+
+    A row is the sum over the tokens that the documents have within the block, and their number.
+    """
+    values = program.machine.values
+    begin, end = part(len(offsets) - 1, thread, len(team.reports))
+    take_parameters(program, team, thread)
+    for first in range(begin, end, documents_per_sweep):
+        together = min(documents_per_sweep, end - first)
+        window = pack_batch(program, tokens, offsets, first, together, 0.0, 1.0)
+        forward_sweep(program.machine, 0, program.ends[window[1]], window)
+        losses[thread, 0] += values[program.common_roots[window[1]]]
+        losses[thread, 1] += window[3]

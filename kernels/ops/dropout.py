@@ -1,0 +1,101 @@
+"""out = plus + x, of which a random part is left out while training."""
+
+import numpy as np
+
+from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.layout import NONE, row_range, row_stride
+from tapegpt.kernels.ops.elementwise import add_to, pass_gradient
+from tapegpt.kernels.simd import (
+    keep_chosen,
+    lanes,
+    load,
+    store,
+)
+
+# Two words of 64 bits give each of 16 elements 8 bits; no vector has more elements.
+GROUP = 16
+CHANCES = 256  # so many equally likely numbers an element can draw
+
+ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
+
+
+@inlined
+def mixed(x):
+    """64 bits, on each of which every bit of x has a say (SplitMix64, Steele et al. 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@jit
+def dropout_key(seed, document):
+    """What a sweep that begins with this document of the training draws its numbers from."""
+    key = mixed(mixed(np.uint64(seed)) + np.uint64(document) * ODD)
+    return np.int64((key >> np.uint64(1)) | np.uint64(1))  # 0 would leave nothing out
+
+
+@inlined
+def chosen(key, piece, column, kept):
+    """A bit for each element of a vector from `column` on, set with a chance of kept / CHANCES.
+
+    Bit by bit of `kept`, from the lowest: a chance of one half is added to, or halved with, what
+    the bits so far have given.
+    """
+    low = mixed(key + np.uint64(piece) * ODD)
+    high = mixed(low + ODD)
+    bits = np.uint64(0)
+    for k in range(4):
+        draw = low >> np.uint64(GROUP * k)
+        bits = (bits | draw) if (kept >> k) & 1 else (bits & draw)
+    for k in range(4):
+        draw = high >> np.uint64(GROUP * k)
+        bits = (bits | draw) if (kept >> (k + 4)) & 1 else (bits & draw)
+    return np.int64((bits & np.uint64(0xFFFF)) >> np.uint64(column % GROUP))
+
+
+@inlined
+def masked(x, key, piece, column, kept):
+    """x m CHANCES / kept, where m is 1 with a chance of kept / CHANCES, else 0."""
+    return keep_chosen(x, chosen(key, piece, column, kept)) * (CHANCES / kept)
+
+
+# out = plus + x m CHANCES / kept; or, where the key is 0, out = plus + x. What is left out does
+# not depend on the element type or the width of vectors.
+# operands: rows, width, x, kept, slot of the key, number of the record, plus or NONE
+# differentiable: x, plus
+@jit
+def dropout_forward(values, operands, inputs, out, at, window):
+    x, kept, plus = operands[at + 2], operands[at + 3], operands[at + 6]
+    row, pieces = row_stride(values, operands[at + 1]), -(-operands[at + 1] // GROUP)
+    seed = inputs[operands[at + 4]]
+    key = mixed(np.uint64(seed) + np.uint64(operands[at + 5]) * ODD)
+    first, last = row_range(operands[at], window)
+    for r in range(first, last):
+        for c in range(0, row, lanes(values)):
+            i = r * row + c
+            number = load(values, x + i)
+            if seed != 0 and kept < CHANCES:
+                number = masked(number, key, r * pieces + c // GROUP, c, kept)
+            store(values, out + i, number if plus == NONE else load(values, plus + i) + number)
+
+
+@jit
+def dropout_backward(values, grads, operands, inputs, out, at, back, window):
+    kept = operands[at + 3]
+    fresh, dout, dx, dplus = (
+        operands[back], operands[back + 1], operands[back + 2], operands[back + 3],
+    )  # fmt: skip
+    row, pieces = row_stride(values, operands[at + 1]), -(-operands[at + 1] // GROUP)
+    seed = inputs[operands[at + 4]]
+    key = mixed(np.uint64(seed) + np.uint64(operands[at + 5]) * ODD)
+    first, last = row_range(operands[at], window)
+    for r in range(first, last):
+        for c in range(0, row, lanes(values)):
+            i = r * row + c
+            passed = load(grads, dout + i)
+            if seed != 0 and kept < CHANCES:
+                passed = masked(passed, key, r * pieces + c // GROUP, c, kept)
+            add_to(grads, dx + i, passed, fresh & 1)
+    if dplus != NONE:
+        begin, count = first * row, (last - first) * row
+        pass_gradient(grads, dplus + begin, dout + begin, count, fresh & 2)

@@ -1,0 +1,1 @@
+"""Matrix products: the general kernel, the matrix unit's, and those across lanes."""

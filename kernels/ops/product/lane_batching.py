@@ -1,0 +1,182 @@
+"""Many small problems side by side: a problem a lane.
+
+Where heads are narrow and documents short, no product of attention fills a vector. So a vector
+holds one number of as many problems as it has lanes, and every step is done for all of them at
+once, without a sum across lanes. Vectors form matrices, the columns of a row next to each other.
+
+Problems come out of rows, and go back, by transposing squares of `size` columns:
+
+    one problem's row:     a0 a1 a2 a3         vector of column 0:     a0 b0 c0 d0 | e0 f0 g0 h0
+    the next one's:        b0 b1 b2 b3         vector of column 1:     a1 b1 c1 d1 | e1 f1 g1 h1
+    ...                    (size 4)            ...                     (8 lanes)
+
+(In which lanes they end up is another order, the same for all; see tile_keep_pieces.)
+"""
+
+import numpy as np
+
+from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.simd import (
+    LANE_TILE,
+    advance,
+    lanes,
+    listed_offsets,
+    row_offsets,
+    row_pointers,
+    store,
+    tile_add,
+    tile_keep_pieces,
+    tile_load,
+    tile_outer,
+    tile_store,
+    tile_store_pieces,
+    tile_transpose,
+    tile_zeros,
+    zeros,
+)
+
+LANE_ROWS, LANE_COLUMNS = LANE_TILE
+
+
+@inlined
+def whole_tiles(count):
+    """Rows, columns or steps that so many take: all products are of whole tiles."""
+    return (count + LANE_COLUMNS - 1) // LANE_COLUMNS * LANE_COLUMNS
+
+
+def make_lane_product(tile_rows):
+    """The product whose tiles have so many rows."""
+
+    @jit
+    def lane_product(
+        a, a0, a_row, a_step, b, b0, b_column, b_step, out, out0, out_row, rows, columns, depth
+    ):  # fmt: skip
+        """out[i, j] = sum over k of a[i, k] b[k, j], in every lane.
+
+        The vector a[i, k] lies at a0 + i * a_row + k * a_step, b[k, j] at b0 + k * b_step +
+        j * b_column. Rows and columns are computed up to whole tiles.
+        """
+        offsets = row_offsets(0, tile_rows, out_row, tile_rows)
+        for i in range(0, rows, tile_rows):
+            for j in range(0, columns, LANE_COLUMNS):
+                tile = tile_zeros(out, tile_rows, LANE_COLUMNS)
+                left = row_pointers(a, a0 + i * a_row, a_row, tile_rows)
+                right = row_pointers(b, b0 + j * b_column, b_column, LANE_COLUMNS)
+                for _ in range(depth):
+                    tile = tile_outer(tile, left, right)
+                    left, right = advance(left, a_step), advance(right, b_step)
+                tile_store(out, out0 + i * out_row + j * lanes(out), offsets, tile, tile_rows)
+
+    return lane_product
+
+
+lane_product, lane_row_product = make_lane_product(LANE_ROWS), make_lane_product(1)
+
+
+@inlined
+def lane_place(array, problem, power, group):
+    """Where a problem's lane begins, its columns moved in squares of 2 ** power.
+
+    group: elements from one lanes' worth of problems to the next. See tile_keep_pieces.
+    """
+    i, pieces = problem % lanes(array), lanes(array) >> power
+    return (
+        problem // lanes(array) * group + ((i & pieces - 1) << power) + (i << power) // lanes(array)
+    )
+
+
+@inlined
+def copy_lane(vectors, x, out, span):
+    """Copy the lane that begins at x, of vectors that span so many elements, to that at `out`."""
+    # Unsigned numbers: Numba would ask of every other index whether it is negative.
+    x, out = np.uint64(x), np.uint64(out)
+    for i in range(np.uint64(0), np.uint64(span), np.uint64(lanes(vectors))):
+        vectors[out + i] = vectors[x + i]
+
+
+@inlined
+def move_in(rows, begin, places, count, size, columns, vectors, out):
+    """Turn `columns` columns of the `count` problems at rows[begin + places] into vectors."""
+    tile = tile_load(tile_zeros(rows, size, 1), rows, begin, places)
+    tile = tile_keep_pieces(tile_transpose(tile), count)
+    tile_store(vectors, out, row_offsets(0, size, lanes(rows), size), tile, columns)
+
+
+@inlined
+def move_out(vectors, x, columns, size, rows, begin, places, fresh):
+    """The way back: the tile that goes to rows[begin + places]."""
+    tile = tile_zeros(rows, size, 1)
+    tile = tile_load(tile, vectors, x, row_offsets(0, columns, lanes(rows), size))
+    tile = tile_transpose(tile)
+    if not fresh:
+        tile = tile_add(tile, tile_load(tile, rows, begin, places))
+    return tile
+
+
+def make_moves(size):
+    """rows_to_lanes and lanes_to_rows for squares of `size` columns.
+
+    Both move the lanes' worth of problems from `problem` on, at positions first to last - 1. Of
+    the tuple `heads`: the rows of position p begin at row inputs[starts + p]; the columns of
+    problem i begin offsets[table + i] elements after them; `whole` says that vectors of a row hold
+    nothing but whole squares. Position p's vectors begin p * stride elements after those of outs
+    or xs, arrays that move alike. Columns and positions that only whole tiles have become 0.
+    """
+
+    @jit
+    def rows_to_lanes(rows, xs, heads, problem, first, last, vectors, outs):
+        inputs, starts, offsets, table, n_head, head_dim, row, stride, whole = heads
+        every, end, zero = lanes(rows) // size, whole_tiles(head_dim), zeros(vectors)
+        for p in range(first, last):
+            limit = (inputs[starts + p + 1] - inputs[starts + p]) * n_head
+            count = limit - problem
+            begin, target = inputs[starts + p] * row, p * stride
+            if whole:
+                places = listed_offsets(offsets, table, problem, limit, every, size)
+                for j in range(len(xs)):
+                    for c in range(0, head_dim, size):
+                        at = outs[j] + target + c * lanes(rows)
+                        move_in(rows, xs[j] + begin + c, places, count, size, size, vectors, at)
+            else:
+                places = listed_offsets(offsets, table, problem, limit, 1, lanes(rows))
+                for j in range(len(xs)):
+                    for c in range(0, head_dim, size):
+                        at = outs[j] + target + c * lanes(rows)
+                        move_in(
+                            rows, xs[j] + begin + c, places, count, size, head_dim - c, vectors, at
+                        )
+            for j in range(len(outs)):
+                for c in range(head_dim, end):
+                    store(vectors, outs[j] + target + c * lanes(rows), zero)
+        for p in range(last, whole_tiles(last)):
+            for j in range(len(outs)):
+                for c in range(end):
+                    store(vectors, outs[j] + p * stride + c * lanes(rows), zero)
+
+    @jit
+    def lanes_to_rows(vectors, xs, heads, problem, first, last, rows, outs, fresh):
+        inputs, starts, offsets, table, n_head, head_dim, row, stride, whole = heads
+        every = lanes(rows) // size
+        for p in range(first, last):
+            limit = (inputs[starts + p + 1] - inputs[starts + p]) * n_head
+            count = limit - problem
+            begin, source = inputs[starts + p] * row, p * stride
+            if whole:
+                places = listed_offsets(offsets, table, problem, limit, every, size)
+                pieces = (count + every - 1) // every
+                for j in range(len(xs)):
+                    for c in range(0, head_dim, size):
+                        x, out = xs[j] + source + c * lanes(rows), outs[j] + begin + c
+                        tile = move_out(vectors, x, size, size, rows, out, places, fresh >> j & 1)
+                        tile_store(rows, out, places, tile, pieces)
+            else:
+                places = listed_offsets(offsets, table, problem, limit, 1, lanes(rows))
+                for j in range(len(xs)):
+                    for c in range(0, head_dim, size):
+                        x, out = xs[j] + source + c * lanes(rows), outs[j] + begin + c
+                        tile = move_out(
+                            vectors, x, head_dim - c, size, rows, out, places, fresh >> j & 1
+                        )
+                        tile_store_pieces(rows, out, places, tile, count, head_dim - c)
+
+    return rows_to_lanes, lanes_to_rows

@@ -1,0 +1,140 @@
+"""Dot products of scalar nodes: one at a time, and a vector's with all rows of a matrix."""
+
+from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.simd import (
+    fma,
+    keep_first,
+    lanes,
+    load,
+    splat,
+    store,
+    store_part,
+    sum_lanes,
+    tile_fma_rows,
+    tile_row_sums,
+    tile_zeros,
+    where_nonzero,
+)
+
+
+# out = a_0 b_0 + a_1 b_1 + ... ; operands: count, a_0, a_1, ..., b_0, b_1, ...
+@jit
+def dot_forward(values, operands, out, at):
+    count = operands[at]
+    total = values.dtype.type(0)
+    for i in range(at + 1, at + 1 + count):
+        total += values[operands[i]] * values[operands[i + count]]
+    values[out] = total
+
+
+@jit
+def dot_backward(values, grads, operands, dout, at):
+    count = operands[at]
+    for i in range(at + 1, at + 1 + count):
+        a, b = operands[i], operands[i + count]
+        grads[a] += values[b] * dout
+        grads[b] += values[a] * dout
+
+
+# The same for two runs of consecutive nodes; operands: count, first a, first b
+@jit
+def dot_run_forward(values, operands, out, at):
+    count, a, b = operands[at], operands[at + 1], operands[at + 2]
+    width = lanes(values)
+    whole = count - count % width
+    sums = splat(values, 0)
+    for i in range(0, whole, width):
+        sums = fma(load(values, a + i), load(values, b + i), sums)
+    total = sum_lanes(sums)
+    for i in range(whole, count):
+        total += values[a + i] * values[b + i]
+    values[out] = total
+
+
+@jit
+def dot_run_backward(values, grads, operands, dout, at):
+    count, a, b = operands[at], operands[at + 1], operands[at + 2]
+    width = lanes(values)
+    whole = count - count % width
+    douts = splat(values, dout)
+    for i in range(0, whole, width):
+        store(grads, a + i, fma(load(values, b + i), douts, load(grads, a + i)))
+        store(grads, b + i, fma(load(values, a + i), douts, load(grads, b + i)))
+    for i in range(whole, count):
+        grads[a + i] += values[b + i] * dout
+        grads[b + i] += values[a + i] * dout
+
+
+# The products of one run, b, with many: out_i = a_i b, a matrix of the rows a_i times a vector.
+# operands: rows, count, first b, first a_0, first a_1, ..., the last of them again and again up to
+# a whole vector of rows
+@jit
+def dot_rows_forward(values, operands, inputs, out, at, window):
+    rows, count, b = operands[at], operands[at + 1], operands[at + 2]
+    width = lanes(values)
+    for i in range(0, rows, width):
+        sums = tile_zeros(values, width, 1)
+        for j in range(0, count, width):
+            exist = keep_first(splat(values, 1), count - j, 0)
+            x = keep_first(load(values, b + j), count - j, 0)
+            sums = tile_fma_rows(sums, values, operands, at + 3 + i, j, x, exist)
+        store_part(values, out + i, tile_row_sums(sums), rows - i)
+
+
+@inlined
+def row_backward(values, grads, dout_node, a, x, dx, count):
+    """Add to the gradient of one row of the matrix; dx plus what the row adds to it."""
+    dout = splat(values, grads[dout_node])
+    # What the root does not depend on passes nothing on, see vanishes.
+    da = fma(where_nonzero(dout, x), dout, load(grads, a))
+    dx = fma(where_nonzero(dout, load(values, a)), dout, dx)
+    store_part(grads, a, da, count)
+    return dx
+
+
+@jit
+def dot_rows_backward(values, grads, operands, inputs, out, at, back, window):
+    rows, count, b = operands[at], operands[at + 1], operands[at + 2]
+    first = at + 3
+    for j in range(0, count, lanes(values)):
+        x = load(values, b + j)
+        # Two sums, of every other row: a single one would wait for itself.
+        even, odd = splat(values, 0), splat(values, 0)
+        for i in range(0, rows - 1, 2):
+            a, next_a = operands[first + i] + j, operands[first + i + 1] + j
+            even = row_backward(values, grads, out + i, a, x, even, count - j)
+            odd = row_backward(values, grads, out + i + 1, next_a, x, odd, count - j)
+        if rows % 2 == 1:
+            a = operands[first + rows - 1] + j
+            even = row_backward(values, grads, out + rows - 1, a, x, even, count - j)
+        store_part(grads, b + j, load(grads, b + j) + even + odd, count - j)
+
+
+# The products of one run, a, with columns: out_j = a_0 b_0j + a_1 b_1j + ..., a vector times a
+# matrix of the rows b_i. operands: columns, count, first a, first b_0, first b_1, ..., likewise
+@jit
+def dot_columns_forward(values, operands, inputs, out, at, window):
+    columns, count, a = operands[at], operands[at + 1], operands[at + 2]
+    for j in range(0, columns, lanes(values)):
+        sums = splat(values, 0)
+        for i in range(count):
+            row = load(values, operands[at + 3 + i] + j)
+            sums = fma(row, splat(values, values[a + i]), sums)
+        store_part(values, out + j, sums, columns - j)
+
+
+@jit
+def dot_columns_backward(values, grads, operands, inputs, out, at, back, window):
+    columns, count, a = operands[at], operands[at + 1], operands[at + 2]
+    width = lanes(values)
+    for j in range(0, columns, width):
+        dout = keep_first(load(grads, out + j), columns - j, 0)
+        for i in range(0, count, width):
+            sums = tile_zeros(values, width, 1)
+            sums = tile_fma_rows(sums, values, operands, at + 3 + i, j, dout, dout)
+            da = load(grads, a + i) + tile_row_sums(sums)
+            store_part(grads, a + i, da, count - i)
+        for i in range(count):
+            b = operands[at + 3 + i] + j
+            db = where_nonzero(dout, dout * values[a + i])
+            store_part(grads, b, load(grads, b) + db, columns - j)

@@ -1,0 +1,116 @@
+"""Scalar operations with any number of operands, in no order: sum, max and softmax."""
+
+from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.simd import (
+    add_listed,
+    keep_first,
+    load_lanes,
+    load_listed,
+    smallest_normal,
+    store_part,
+    totals,
+    within,
+)
+from tapegpt.kernels.simd.math import NEAR, exp_any, exp_near
+
+# Softmax works on so many nodes at a time, and wants its list to be a multiple as long.
+SOFTMAX_LANES = 4
+
+
+# out = a_0 + a_1 + ... ; operands: count, a_0, a_1, ...
+@jit
+def sum_forward(values, operands, out, at):
+    total = values.dtype.type(0)
+    for i in range(at + 1, at + 1 + operands[at]):
+        total += values[operands[i]]
+    values[out] = total
+
+
+@jit
+def sum_backward(grads, operands, dout, at):
+    for i in range(at + 1, at + 1 + operands[at]):
+        grads[operands[i]] += dout
+
+
+# out_i = e ** a_i / (e ** a_0 + e ** a_1 + ...); operands: count, a_0, a_1, ..., the last of them
+# again and again up to a multiple of SOFTMAX_LANES
+@inlined
+def softmax_forward(values, operands, out, at):
+    count = operands[at]
+    x = load_listed(values, operands, at + 1, SOFTMAX_LANES)
+    # Few numbers, and near ones: their exponentials stay in a register.
+    if count <= SOFTMAX_LANES and within(x, values.dtype.type(NEAR)):
+        e = exp_near(x)
+        if count < SOFTMAX_LANES:
+            e = keep_first(e, count, 0)
+        store_part(values, out, e / totals(e), count)
+    else:
+        long_softmax_forward(values, operands, out, at)
+
+
+@jit
+def long_softmax_forward(values, operands, out, at):
+    count = operands[at]
+    largest = values[largest_of(values, operands, at)]
+    total = keep_first(load_listed(values, operands, at + 1, SOFTMAX_LANES), 0, 0)
+    for i in range(0, count, SOFTMAX_LANES):
+        x = load_listed(values, operands, at + 1 + i, SOFTMAX_LANES)
+        e = keep_first(exp_any(x - largest), count - i, 0)
+        total = total + e
+        store_part(values, out + i, e, count - i)
+    total = totals(total)
+    for i in range(0, count, SOFTMAX_LANES):
+        e = load_lanes(values, out + i, SOFTMAX_LANES)
+        store_part(values, out + i, e / total, count - i)
+
+
+@inlined
+def softmax_backward(values, grads, operands, out, at):
+    count = operands[at]
+    if count <= SOFTMAX_LANES:
+        dout, y = load_lanes(grads, out, SOFTMAX_LANES), load_lanes(values, out, SOFTMAX_LANES)
+        if count < SOFTMAX_LANES:
+            dout, y = keep_first(dout, count, 0), keep_first(y, count, 0)
+        if not within(dout, smallest_normal(grads)):
+            add_listed(grads, operands, at + 1, y * (dout - totals(y * dout)))
+    else:
+        long_softmax_backward(values, grads, operands, out, at)
+
+
+@jit
+def long_softmax_backward(values, grads, operands, out, at):
+    count = operands[at]
+    mean = keep_first(load_lanes(grads, out, SOFTMAX_LANES), 0, 0)
+    nothing = True
+    for i in range(0, count, SOFTMAX_LANES):
+        dout = keep_first(load_lanes(grads, out + i, SOFTMAX_LANES), count - i, 0)
+        nothing = nothing and within(dout, smallest_normal(grads))
+        mean = mean + dout * load_lanes(values, out + i, SOFTMAX_LANES)
+    if nothing:
+        return
+    mean = totals(mean)
+    for i in range(0, count, SOFTMAX_LANES):
+        dout = load_lanes(grads, out + i, SOFTMAX_LANES)
+        da = load_lanes(values, out + i, SOFTMAX_LANES) * (dout - mean)
+        add_listed(grads, operands, at + 1 + i, keep_first(da, count - i, 0))
+
+
+# out = the largest of a_0, a_1, ... (the first of equals); operands: count, a_0, a_1, ...
+@jit
+def largest_of(values, operands, at):
+    best = operands[at + 1]
+    for i in range(at + 2, at + 1 + operands[at]):
+        if values[operands[i]] > values[best]:
+            best = operands[i]
+    return best
+
+
+@jit
+def max_forward(values, operands, inputs, out, at, window):
+    values[out] = values[largest_of(values, operands, at)]
+
+
+@jit
+def max_backward(values, grads, operands, inputs, out, at, back, window):
+    if grads[out] != 0:
+        grads[largest_of(values, operands, at)] += grads[out]

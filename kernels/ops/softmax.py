@@ -1,0 +1,79 @@
+"""out = e^x / sum(e^x), row by row."""
+
+import math
+
+from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.layout import padded, row_range, row_stride
+from tapegpt.kernels.ops.elementwise import add_to
+from tapegpt.kernels.simd import (
+    fma,
+    keep_first,
+    lanes,
+    load,
+    max_lanes,
+    maximum,
+    splat,
+    store,
+    sum_lanes,
+)
+from tapegpt.kernels.simd.math import LOG2_E, exp2
+
+
+@inlined
+def padding(values, width):
+    """Where the last vector of a row begins; -inf in its lanes that are padding, 0 in others."""
+    last = (width - 1) // lanes(values) * lanes(values)
+    return last, keep_first(splat(values, 0), width - last, values.dtype.type(-math.inf))
+
+
+@inlined
+def row_maximum(values, x, last, outside):
+    """The largest number of one row."""
+    maxima = load(values, x + last) + outside
+    for i in range(0, last, lanes(values)):
+        maxima = maximum(maxima, load(values, x + i))
+    return max_lanes(maxima)
+
+
+@inlined
+def row_exponentials(values, x, out, last, outside, largest):
+    """Write e^(x - largest) of one row to out, 0 into its padding; return their sum."""
+    total = exp2((load(values, x + last) + outside - largest) * LOG2_E)
+    store(values, out + last, total)
+    for i in range(0, last, lanes(values)):
+        e = exp2((load(values, x + i) - largest) * LOG2_E)
+        store(values, out + i, e)
+        total = total + e
+    return sum_lanes(total)
+
+
+# operands: rows, width, x
+@jit
+def array_softmax_forward(values, operands, inputs, out, at, window):
+    width, x = operands[at + 1], operands[at + 2]
+    row, columns = row_stride(values, width), padded(values, width)
+    first, last = row_range(operands[at], window)
+    end, outside = padding(values, width)
+    for r in range(first, last):
+        largest = row_maximum(values, x + r * row, end, outside)
+        total = row_exponentials(values, x + r * row, out + r * row, end, outside, largest)
+        for i in range(r * row, r * row + columns, lanes(values)):
+            store(values, out + i, load(values, out + i) / total)
+
+
+# dx = out (dout - sum(out dout))
+@jit
+def array_softmax_backward(values, grads, operands, inputs, out, at, back, window):
+    width = operands[at + 1]
+    fresh, dout, dx = operands[back], operands[back + 1], operands[back + 2]
+    row, columns = row_stride(values, width), padded(values, width)
+    first, last = row_range(operands[at], window)
+    for r in range(first, last):
+        out_r, dout_r, dx_r = out + r * row, dout + r * row, dx + r * row
+        products = splat(values, 0)
+        for i in range(0, columns, lanes(values)):
+            products = fma(load(values, out_r + i), load(grads, dout_r + i), products)
+        total = sum_lanes(products)
+        for i in range(0, columns, lanes(values)):
+            passed = load(values, out_r + i) * (load(grads, dout_r + i) - total)
+            add_to(grads, dx_r + i, passed, fresh & 1)
