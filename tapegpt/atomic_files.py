@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -22,11 +22,12 @@ READ_FLAGS = os.O_RDONLY | sum(
 )
 
 
-def write(folder: Path, contents: Mapping[str, bytes]) -> None:
+def write(folder: Path, contents: Mapping[str, Iterable[bytes | memoryview]]) -> None:
     """Replace files of `folder`, which is made if need be, each at one stroke and in this order.
 
-    Whenever the process dies, each file is the old one or the new one, and on the disk before the
-    next is replaced. On `OSError` the files that were not yet replaced are as they were.
+    contents: by name, the pieces of a file, which are written one after the other. Whenever the
+    process dies, each file is the old one or the new one, and on the disk before the next is
+    replaced. On `OSError` the files that were not yet replaced are as they were.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder, contents)
@@ -37,7 +38,7 @@ def write_one(path: Path, data: bytes) -> None:
     if path.is_symlink() or (path.exists() and not path.is_file()):
         path.write_bytes(data)
     else:
-        _replace(path.parent, {path.name: data})
+        _replace(path.parent, {path.name: [data]})
 
 
 def check_writable(path: Path) -> None:
@@ -67,20 +68,23 @@ def locked(folder: Path) -> Iterator[None]:
             raise
         except OSError:
             pass
+        if not os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+            # Whoever held the lock has just moved the folder away.
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
         yield
     finally:
         os.close(descriptor)
 
 
-def _replace(folder: Path, contents: Mapping[str, bytes]) -> None:
+def _replace(folder: Path, contents: Mapping[str, Iterable[bytes | memoryview]]) -> None:
     # Not as a Path, which interns its parts: names that come and go make Python's table grow.
     paths = {name: os.path.join(folder, name) for name in contents}
     try:
-        for name, data in contents.items():
-            _stage(paths[name] + NEW, data)
+        for name, pieces in contents.items():
+            _stage(paths[name] + NEW, pieces)
         for path in paths.values():
             os.replace(path + NEW, path)
-            _sync(folder)
+            sync(folder)
     except BaseException:
         for path in paths.values():
             with suppress(OSError):
@@ -115,16 +119,18 @@ def read(path: Path | str, limit: int, least: int = 0) -> bytes:
         return file.read(status.st_size)
 
 
-def _stage(path: str, data: bytes) -> None:
+def _stage(path: str, pieces: Iterable[bytes | memoryview]) -> None:
     with suppress(FileNotFoundError):
         os.unlink(path)  # left by a process that was killed, or a link to elsewhere
     with open(path, "xb") as file:
-        file.write(data)
+        for piece in pieces:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Have what was renamed in the folder on the disk."""
     if os.name == "nt":  # where a folder cannot be opened
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -19,7 +19,7 @@ import math
 import os
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -48,6 +48,8 @@ MANIFEST_LIMIT = 8 << 20  # bytes: a vocabulary of all of Unicode needs half of 
 # Of what settings, states and brackets need 700; of characters, there is one of each.
 PUNCTUATION_LIMIT = 2000  # commas and opening brackets of a manifest
 HEADER_LEAST, HEADER_LIMIT = 50, 256  # bytes of safetensors header for each tensor
+HEADER_ALIGNMENT = 8  # bytes
+PIECE = 1 << 20  # bytes of a tensor that are copied at a time when it is saved
 DIGEST = "[0-9a-f]{64}"  # SHA-256
 OURS = r"(tensors-[0-9a-f]{16}\.safetensors|run\.json)(\.new)?"  # files that saves make
 DAMAGE = (ValueError, LookupError, RecursionError, SafetensorError, UsageError)
@@ -91,19 +93,22 @@ def state_names(training: TrainConfig) -> tuple[str, ...]:
 def save(run: Run, folder: Path) -> None:
     """Make `run` the run in `folder`, or raise `RunError` and leave the one that is there."""
     try:
-        tensors = {name: np.ascontiguousarray(array) for name, array in run.tensors.items()}
+        tensors = dict(run.tensors)
         for slot, arrays in run.optimizer.items():
-            tensors |= {f"{slot}/{name}": np.ascontiguousarray(a) for name, a in arrays.items()}
+            tensors |= {f"{slot}/{name}": array for name, array in arrays.items()}
         _check_tensors(tensors, run)
-        blob = safetensors.numpy.save(tensors)
-        digest = hashlib.sha256(blob).hexdigest()
-        text = _render(run, digest)
+        digest = hashlib.sha256()
+        for piece in _pieces(tensors):
+            digest.update(piece)
+        target = _tensors_name(digest.hexdigest())
+        text = _render(run, digest.hexdigest())
         _parse(text)  # what could not be read again is not written
     except DAMAGE as error:
         raise RunError(f"cannot save the run: {error}") from error
-    target = _tensors_name(digest)
     try:
-        write(folder, {target: blob, MANIFEST: text})  # run.json never names what is not there
+        write(
+            folder, {target: _pieces(tensors), MANIFEST: [text]}
+        )  # run.json never names what is not there
     except OSError as error:
         raise RunError(
             f"cannot save the run in {str(folder)!r}: {error.strerror or error}: "
@@ -158,12 +163,20 @@ def _load(folder: Path, text: bytes) -> Run:
     return replace(run, tensors={name: tensors[name] for name in weights}, optimizer=optimizer)
 
 
-def _render(run: Run, digest: str) -> bytes:
-    """The text of run.json, one setting a line; `digest` is that of the tensors' file."""
+def _render(run: Run, digest: str, named: Container[str] | None = None) -> bytes:
+    """The text of run.json, one setting a line; `digest` is that of the tensors' file.
+
+    named: the settings of the model and of the training that it names, if not all of them.
+    """
+
+    def settings_of(config: ModelConfig | TrainConfig) -> dict[str, Any]:
+        values = asdict(config)
+        return {name: values[name] for name in values if named is None or name in named}
+
     settings = {
         "format": FORMAT,
-        "model": asdict(run.model),
-        "training": asdict(run.training),
+        "model": settings_of(run.model),
+        "training": settings_of(run.training),
         "characters": run.characters,
         "step": run.step,
         "elapsed": run.elapsed,
@@ -230,9 +243,37 @@ def _parse(text: bytes) -> tuple[Run, str]:
         documents,
         corpus_digest,
     )
-    if _render(run, digest) != text:  # a key too many or twice, true for 1, 1 for 1.0, spaces, …
+    # An older version may not have known all settings.
+    named = {*data["model"], *data["training"]}
+    if (
+        _render(run, digest, named) != text
+    ):  # a key too many or twice, true for 1, 1 for 1.0, spaces, …
         raise ValueError("it is not written as tapegpt writes it")
     return run, digest
+
+
+def _pieces(tensors: Mapping[str, Array]) -> Iterator[bytes | memoryview]:
+    """The tensors' file as safetensors writes it, some rows at a time: it is never in memory whole.
+
+    tensors: (rows, columns) each, all of one dtype.
+    """
+    layout, end = {}, 0
+    for name, array in sorted(tensors.items()):
+        kind, begin, end = f"F{8 * array.itemsize}", end, end + array.nbytes
+        layout[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (begin, end)}
+    header = json.dumps(layout, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % HEADER_ALIGNMENT)
+    yield len(header).to_bytes(8, "little") + header
+    for _, array in sorted(tensors.items()):
+        for rows in _some_rows(array):
+            yield np.ascontiguousarray(rows).data.cast("B")
+
+
+def _some_rows(array: Array) -> Iterator[Array]:
+    """All rows of a matrix, so many at a time that they are about `PIECE` bytes."""
+    count = max(1, PIECE // max(1, array[:1].nbytes))
+    for first in range(0, len(array), count):
+        yield array[first : first + count]
 
 
 def _shapes(run: Run) -> dict[str, tuple[int, int]]:
@@ -251,7 +292,7 @@ def _check_tensors(tensors: Mapping[str, Array], run: Run) -> None:
             raise ValueError(
                 f"tensor {name!r} is {array.dtype} {array.shape}, not {dtype} {shapes[name]}"
             )
-        if not np.isfinite(array).all():
+        if not all(np.isfinite(rows).all() for rows in _some_rows(array)):
             raise ValueError(f"tensor {name!r} holds a value that is not finite")
 
 

@@ -366,13 +366,13 @@ def _check_all(config: Any) -> None:
 
 
 def from_dict(kind: type[Config], values: object) -> Config:
-    """Undo `dataclasses.asdict`: exactly the settings of `kind`, else `UsageError`."""
+    """Undo `dataclasses.asdict`; a setting that is not named has its default.
+
+    Raises `UsageError` for one that there is not, or that cannot be right.
+    """
     if not isinstance(values, dict):
         raise UsageError(f"{kind.__name__} is not a table of settings: {show(values)}")
     names = [field.name for field in fields(kind)]
-    for name in names:
-        if name not in values:
-            raise UsageError(f"{kind.__name__} lacks the setting {name!r}")
     for name in values:
         if name not in names:
             raise UsageError(f"{kind.__name__} has no setting {show(name)}")

@@ -24,6 +24,7 @@ from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
 from tapegpt.train import stopping
 from tapegpt.train.trainer import Trainer
 
+SAVED_RUNS = Path(__file__).parent / "saved_runs"
 COMPILING = "compiling kernels"
 
 
@@ -459,6 +460,26 @@ def test_resume_refusals(call, refused):
     refused(*resume, *kept, "--out", "missing", code=1, names="'missing/run.json'")
     assert saved(Path("out")) == before
     call(*resume, *kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "texts"),
+    [
+        ("gpt", ["--steps", "700"], {"gpt": "cana", "gpt/best": "cala"}),
+        ("rnn-att", ["--seconds", "0.05"], {"rnn-att": "cas"}),
+    ],
+)
+def test_a_run_of_the_first_release(call, name, flags, texts):
+    """It was saved before any later setting was known."""
+    shutil.copytree(SAVED_RUNS / name, name)
+    for folder, text in texts.items():
+        sample = ["sample", "--run", folder, "--temperature", "0", "--num-samples", "1"]
+        assert call(*sample, "--prompt", "c")[0].startswith(text)
+    before = load(Path(name))
+    call("train", "--resume", "--data", SKY, "--out", name, *flags)
+    after = load(Path(name))
+    assert before.step in (600, 9501) and after.step > before.step
+    assert after.model == before.model
 
 
 def test_a_damaged_run_is_not_resumed(call, refused):
