@@ -278,6 +278,52 @@ def test_top_p_keeps_just_enough():
     assert reached(logits, top_p=0.31, top_k=3) == {1, 3}
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("equals", [1, 2, 5, 40])
+def test_top_p_at_an_exact_tie(dtype, equals):
+    """A share that is reached exactly is enough; of equals the first ones stay."""
+    weights = [0.25, *[1.0] * equals, 0.5, *[1.0] * equals, 0.25]
+    total = sum(weights)
+    for needed in range(1, 2 * equals + 1):
+        left = kept(weights, len(weights), needed / total, dtype)
+        assert left == [i for i, weight in enumerate(weights) if weight == 1.0][:needed]
+    everything_large = [i for i, weight in enumerate(weights) if weight > 0.25]
+    assert kept(weights, len(weights), (total - 0.5) / total, dtype) == everything_large
+    assert kept(weights, len(weights), (total - 0.25) / total, dtype) == [0, *everything_large]
+
+
+def kept(weights, top_k, top_p, dtype="float64"):
+    """The tokens that a draw leaves in the running."""
+    room = room_for(len(weights), dtype)
+    room[: len(weights)] = weights
+    next_token(room, 0, len(weights), top_k, top_p, 0.5, whole(len(weights), dtype))
+    left = room[: len(weights)]
+    assert set(left) <= {0, *np.array(weights, dtype)}
+    return np.flatnonzero(left).tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(
+    st.lists(st.sampled_from([0.0, 2**-9, 0.125, 0.25, 0.375, 1.0]), min_size=2, max_size=300),
+    st.data(),
+)
+def test_the_likeliest_are_those_of_a_sorted_list(dtype, weights, data):
+    """Sums of these are exact, so that ties are, too."""
+    weights[data.draw(st.integers(0, len(weights) - 1))] = 1.0
+    order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
+    shares = list(itertools.accumulate(weights[i] for i in order))
+    # Shares of a power of two are exact; half of the draws stop at a sum itself.
+    total = 2.0 ** math.ceil(math.log2(shares[-1]))
+    weights.append(total - shares[-1])
+    order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
+    shares = list(itertools.accumulate(weights[i] for i in order))
+    top_p = data.draw(st.sampled_from(shares) | st.floats(2**-9, total)) / total
+    top_k = data.draw(st.integers(1, len(weights) - 1))
+    needed = bisect.bisect_left(shares, top_p * total) + 1
+    expected = [i for i in order[: min(top_k, needed)] if weights[i] > 0]
+    assert kept(weights, top_k, top_p, dtype) == sorted(expected)
+
+
 def test_all_of_the_probability_is_every_token():
     """Even one that vanishes in the sum."""
     assert next_of([-40.0, 0.0], uniform=0.0) == 0
@@ -353,6 +399,20 @@ def test_choose_never_takes_what_is_left_out(dtype, weights, data):
     edges = [*shares[shares < 1].tolist(), 0.0, 1 - 2**-53]
     uniform = data.draw(st.sampled_from(edges))
     assert weights[choice(weights, uniform, dtype)] > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", range(1, 35))
+def test_choose_stays_inside_at_both_ends(dtype, count):
+    """Whole vectors too, where what follows the weights is not 0."""
+    highest, share = 1 - 2**-53, 1 / count
+    assert choice([1.0] * count, 0.0, dtype) == 0
+    assert choice([1.0] * count, highest, dtype) == count - 1
+    assert choice([1.0] * count, 1 - share / 2, dtype) == count - 1
+    assert choice([0.0] * (count - 1) + [1.0], 0.0, dtype) == count - 1
+    assert choice([1.0] + [0.0] * (count - 1), highest, dtype) == 0
+    if count > 1:
+        assert choice([1.0] * count, 1 - 1.5 * share, dtype) == count - 2
 
 
 def in_turn(granularity="vector", seed=5, dtype="float64", **options):

@@ -16,7 +16,6 @@ from tapegpt.kernels.simd import (
     load,
     max_lanes,
     maximum,
-    relu,
     running_sums,
     splat,
     store,
@@ -52,24 +51,54 @@ def weigh(logits, first, row, rows, count, inverse_temperature, weights):
 
 
 @inlined
-def keep_likeliest(weights, first, count, top_k, top_p):
-    """Zero all but the top_k largest, and all that the likeliest of share top_p do not need."""
+def median(a, b, c):
+    return max(min(a, b), min(max(a, b), c))
+
+
+@inlined
+def keep_likeliest(weights, first, count, top_k, top_p, copy):
+    """Zero all but the top_k largest, and all that the likeliest of share top_p do not need.
+
+    Of equal weights the first ones stay. As quickselect: what is in question are elements `low` to
+    `high` of a copy, whose place is weights[copy] and after it, and a pivot halves them.
+    """
     total = splat(weights, 0)
     for i in range(0, count, lanes(weights)):
-        total = total + load(weights, first + i)
+        weight = load(weights, first + i)
+        store(weights, copy + i, weight)
+        total = total + weight
     needed = top_p * sum_lanes(total)
-    # A weight that stays is marked by its sign while the next largest is looked for.
+    least, of_least = weights.dtype.type(math.inf), 0  # what stays: all above, and so many equal
     kept, mass = 0, 0.0
-    while kept < top_k and mass < needed:
-        top = largest(weights, first, count)
-        best = first
-        while weights[best] < top:
-            best += 1
-        mass += top
-        weights[best] = -top
-        kept += 1
-    for i in range(0, count, lanes(weights)):
-        store(weights, first + i, relu(load(weights, first + i) * -1.0))
+    low, high = copy, copy + count
+    while low < high and kept < top_k and mass < needed:
+        pivot = median(weights[low], weights[(low + high) // 2], weights[high - 1])
+        # Larger ones to the front, without a branch, which nobody could predict.
+        larger, larger_mass = low, 0.0
+        for i in range(low, high):
+            weight = weights[i]
+            weights[i], weights[larger] = weights[larger], weight
+            larger += weight > pivot
+        for i in range(low, larger):
+            larger_mass += weights[i]
+        count_larger = larger - low
+        if count_larger > 0 and (kept + count_larger >= top_k or mass + larger_mass >= needed):
+            high = larger
+            continue
+        kept, mass, least, of_least = kept + count_larger, mass + larger_mass, pivot, 0
+        # Then its equals.
+        low = larger
+        for i in range(larger, high):
+            if weights[i] == pivot:
+                weights[i], weights[low] = weights[low], pivot
+                low += 1
+                if kept < top_k and mass < needed:
+                    kept, mass, of_least = kept + 1, mass + pivot, of_least + 1
+    for i in range(first, first + count):
+        if weights[i] == least and of_least > 0:
+            of_least -= 1
+        elif weights[i] <= least:
+            weights[i] = 0
 
 
 @inlined
@@ -100,7 +129,7 @@ def next_token(weights, first, count, top_k, top_p, uniform, totals):
     totals: where in weights as many numbers find room.
     """
     if top_k < count or top_p < 1:
-        keep_likeliest(weights, first, count, top_k, top_p)
+        keep_likeliest(weights, first, count, top_k, top_p, totals)
     return choose(weights, first, count, uniform, totals)
 
 
