@@ -32,15 +32,11 @@ from safetensors import SafetensorError
 
 from tapegpt.atomic_files import delete, read, write
 from tapegpt.errors import TapegptError, UsageError
-from tapegpt.models import parameter_shapes, parameter_sizes
+from tapegpt.models.registry import parameter_shapes, parameter_totals
 from tapegpt.settings import LARGEST_STEPS, ModelConfig, TrainConfig, from_dict
+from tapegpt.train.optimizers import OPTIMIZERS
 
 FORMAT = 2
-OPTIMIZER_STATE = {
-    "adam": ("adam.m", "adam.v"),
-    "adamw": ("adam.m", "adam.v"),
-    "sgd": ("sgd.velocity",),
-}
 AVERAGE = "average"  # of the weights, where the training wants one
 
 MANIFEST = "run.json"
@@ -87,7 +83,7 @@ class Run:
 def state_names(training: TrainConfig) -> tuple[str, ...]:
     """What there is of every parameter beside its value."""
     averages = (AVERAGE,) if training.averaging > 0 else ()
-    return (*OPTIMIZER_STATE[training.optimizer], *averages)
+    return (*OPTIMIZERS[training.optimizer].state, *averages)
 
 
 def save(run: Run, folder: Path) -> None:
@@ -143,12 +139,12 @@ def _load(folder: Path, text: bytes) -> Run:
         run, digest = _parse(text)
     # A Path would intern the name, see atomic_files.py.
     path = os.path.join(folder, _tensors_name(digest))
-    sizes = parameter_sizes(run.model, len(run.characters) + 1)
-    sizes = sizes.times(1 + len(state_names(run.training)))
-    data = 8 + sizes.numbers * np.dtype(run.training.dtype).itemsize
+    names, numbers = parameter_totals(run.model, len(run.characters) + 1)
+    arrays = 1 + len(state_names(run.training))
+    data = 8 + arrays * numbers * np.dtype(run.training.dtype).itemsize
     with _refusing(path):
         # Before weights are named one by one, the file's size bears out how many there are.
-        least, most = (data + header * sizes.weights for header in (HEADER_LEAST, HEADER_LIMIT))
+        least, most = (data + header * arrays * names for header in (HEADER_LEAST, HEADER_LIMIT))
         blob = read(path, most, least)
         if hashlib.sha256(blob).hexdigest() != digest:
             raise ValueError("its bytes do not match their digest")

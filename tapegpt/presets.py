@@ -5,14 +5,15 @@ from typing import Any
 
 from tapegpt.bounds import Choice, did_you_mean, show
 from tapegpt.errors import UsageError
+from tapegpt.models.registry import MODELS
 from tapegpt.settings import (
-    LEARNING_RATES,
     ModelConfig,
     TrainConfig,
     check_used,
     settings_of,
     unmet,
 )
+from tapegpt.train.optimizers import OPTIMIZERS
 
 # What microgpt's NumPy port has in all its models.
 NUMPY_PORT: Mapping[str, object] = {
@@ -147,7 +148,6 @@ def configure(
 
 def default_learning_rate(model: ModelConfig, training: TrainConfig) -> float:
     """The learning rate of a training that has none of its own."""
-    rates = LEARNING_RATES[model.model]
-    if training.optimizer == "sgd":
-        return rates.sgd * (1 - training.momentum)
-    return rates.adam if training.optimizer == "adam" else rates.adamw
+    optimizer = OPTIMIZERS[training.optimizer]
+    rate = optimizer.rate_for(MODELS[model.model])
+    return rate if optimizer.memory is None else rate * (1 - getattr(training, optimizer.memory))

@@ -11,7 +11,7 @@ from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.layout import NONE
 from tapegpt.kernels.program import Program
 from tapegpt.kernels.registry import kernels_of, load_kernels
-from tapegpt.models import networks, parameter_shapes
+from tapegpt.models.registry import networks, parameter_shapes
 from tapegpt.passes import (
     fuse_relu,
     join_linears,

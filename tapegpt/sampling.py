@@ -7,15 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.bounds import flag
 from tapegpt.checkpoint import Run
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.host import bytes_available
 from tapegpt.kernels.compile.indirect_call import FORWARD
 from tapegpt.kernels.loops.sample import generate
-from tapegpt.models.memory_estimate import bytes_needed, nodes_needed
 from tapegpt.program import Recording, record
+from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed, sizes_to_shrink
 from tapegpt.settings import SampleConfig
 from tapegpt.tape.memory import LARGEST_TAPE
 
@@ -61,8 +60,7 @@ def _fitting(run: Run, vocab_size: int, count: int) -> int:
 
 
 def _too_large(run: Run) -> TapegptError:
-    names = ["n_embd", "n_layer" if run.model.model == "gpt" else "n_state", "block_size"]
-    sizes = ", ".join(f"{flag(name)} {getattr(run.model, name)}" for name in names)
+    sizes = ", ".join(sizes_to_shrink(run.model))
     return TapegptError(
         f"the run ({sizes}) is too large for this machine's memory: sample it on a larger one,"
         " or train a smaller model"

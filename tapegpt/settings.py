@@ -7,23 +7,25 @@ names the flag, the value and the remedy.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import inf
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from tapegpt.bounds import Bound, Choice, Number, Text, Whole, flag, show
 from tapegpt.errors import UsageError
+from tapegpt.models import registry as models
+from tapegpt.train import optimizers, schedules
 
-MODELS = ("gpt", "rnn", "rnn-att")
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("linear", "exponential", "cosine", "constant")
+MODELS = tuple(models.MODELS)
+OPTIMIZERS = tuple(optimizers.OPTIMIZERS)
+SCHEDULES = tuple(schedules.SCHEDULES)
 GRANULARITIES = ("scalar", "dot", "vector")
 DTYPES = ("float32", "float64")
 WEIGHTINGS = ("document", "token")
 INITIALIZATIONS = ("by-output", "by-input")
 
 LARGEST_SIZE = 2**31 - 1  # extents on the tape are 32-bit
-LARGEST_LAYERS = 1024  # each layer adds names and records: bounds both before any is made
+LARGEST_LAYERS = 1024  # or tables: each adds names and records, few enough to be counted
 LARGEST_STEPS = 2**53  # step numbers stay exact in the schedule's float64
 LARGEST_SEED = 2**64 - 1
 
@@ -49,10 +51,29 @@ class Only:
     values: tuple[str, ...]
 
 
-GPT = Only("model", ("gpt",))
-RECURRENT = Only("model", ("rnn", "rnn-att"))
 VECTOR = Only("granularity", ("vector",))
-ADAM = Only("optimizer", ("adam", "adamw"))
+
+
+class _Kind(Protocol):
+    """A model, an optimizer or a schedule: they say themselves what they use."""
+
+    @property
+    def settings(self) -> tuple[str, ...]: ...
+
+
+def _users(other: str, kinds: Mapping[str, _Kind]) -> dict[str, Only]:
+    used = {name for kind in kinds.values() for name in kind.settings}
+    return {
+        name: Only(other, tuple(user for user, kind in kinds.items() if name in kind.settings))
+        for name in used
+    }
+
+
+USERS = {
+    **_users("model", models.MODELS),
+    **_users("optimizer", optimizers.OPTIMIZERS),
+    **_users("schedule", schedules.SCHEDULES),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,37 +105,32 @@ class ModelConfig:
 
     model: str = setting("gpt", Choice(MODELS), "model", "what kind of network learns")
     n_layer: int = setting(
-        1, Whole(1, LARGEST_LAYERS), "model", "how many layers of attention follow each other", GPT
+        1, Whole(1, LARGEST_LAYERS), "model", "how many layers of attention follow each other"
     )
     n_embd: int = setting(16, SIZE, "model", "how many numbers stand for a character")
-    n_head: int = setting(4, SIZE, "model", "how many heads share the attention of a layer", GPT)
+    n_head: int = setting(4, SIZE, "model", "how many heads share the attention of a layer")
     block_size: int = setting(
         16, SIZE, "model", "how many characters of a document the network reads"
     )
-    n_state: int = setting(32, SIZE, "model", "how many numbers the state holds", RECURRENT)
-    n_att: int = setting(
-        16, SIZE, "model", "how many numbers of the state fire", Only("model", ("rnn-att",))
-    )
+    n_state: int = setting(32, SIZE, "model", "how many numbers the state holds")
+    n_att: int = setting(16, SIZE, "model", "how many numbers of the state fire")
     look_back: int = setting(
         0,
-        Whole(0, LARGEST_SIZE),
+        Whole(0, LARGEST_LAYERS),
         "model",
         "how many earlier characters a position embeds beside its own",
-        GPT,
     )
     ensemble: int = setting(
         1,
         Whole(1, LARGEST_LAYERS),
         "model",
         "how many networks are trained side by side and predict together",
-        GPT,
     )
     dropout: float = setting(
         0.0,
         SHARE,
         "model",
         "the share of what a layer adds that is left out in training",
-        GPT,
         VECTOR,
     )
 
@@ -128,42 +144,17 @@ class ModelConfig:
         for name, without in (("look_back", 0), ("ensemble", 1), ("dropout", 0)):
             if getattr(self, name) != without:
                 check_used([name], self)
-        if self.model == "rnn-att" and self.n_att > self.n_state:
-            raise UsageError(
-                f"--n-att {self.n_att} is more than --n-state {self.n_state}: "
-                f"choose at most {self.n_state}"
-            )
-        if self.model == "gpt" and self.n_embd % self.n_head:
-            raise UsageError(
-                f"--n-embd {self.n_embd} is not divisible by --n-head {self.n_head}: "
-                f"choose a multiple of {self.n_head}"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class LearningRates:
-    """What trains a model well, by optimizer: the largest rates of their schedules."""
-
-    adam: float
-    adamw: float
-    sgd: float  # times 1 - momentum, which makes up for the steps that a gradient is remembered
-
-
-LEARNING_RATES: Mapping[str, LearningRates] = {
-    "gpt": LearningRates(adam=0.01, adamw=0.01, sgd=0.1),
-    "rnn": LearningRates(adam=0.01, adamw=0.01, sgd=0.5),
-    "rnn-att": LearningRates(adam=0.01, adamw=0.01, sgd=0.3),
-}
+        models.MODELS[self.model].check(self)
 
 
 def _default_rates() -> str:
     """By optimizer, and by model where those differ."""
     shown = []
-    for optimizer in OPTIMIZERS:
-        rates = [f"{getattr(LEARNING_RATES[model], optimizer):g}" for model in MODELS]
-        factor = "(1 - momentum) " if optimizer == "sgd" else ""
+    for name, optimizer in optimizers.OPTIMIZERS.items():
+        rates = [f"{optimizer.rate_for(model):g}" for model in models.MODELS.values()]
+        factor = f"(1 - {optimizer.memory}) " if optimizer.memory else ""
         values = " / ".join(rates if len(set(rates)) > 1 else rates[:1])
-        shown.append(f"{factor}{values} for {optimizer}")
+        shown.append(f"{factor}{values} for {name}")
     return f"{', '.join(shown)} ({' / '.join(MODELS)})"
 
 
@@ -182,31 +173,29 @@ class TrainConfig:
     )
     batch_size: int = setting(1, SIZE, "length", "how many documents a step learns from")
     optimizer: str = setting("adam", Choice(OPTIMIZERS), "optimizer", "what changes the weights")
-    learning_rate: float | None = setting(  # None: that of LEARNING_RATES
+    learning_rate: float | None = setting(  # None: as the model and the optimizer say
         None, ABOVE_ZERO, "optimizer", "the largest rate of the schedule", default=_default_rates()
     )
     beta1: float = setting(
-        0.85, SHARE, "optimizer", "the share that the mean gradient keeps at a step", ADAM
+        0.85, SHARE, "optimizer", "the share that the mean gradient keeps at a step"
     )
     beta2: float = setting(
-        0.99, SHARE, "optimizer", "the share that the mean squared gradient keeps at a step", ADAM
+        0.99, SHARE, "optimizer", "the share that the mean squared gradient keeps at a step"
     )
     epsilon: float = setting(
-        1e-8, ABOVE_ZERO, "optimizer", "what is added to the root of that mean", ADAM
+        1e-8, ABOVE_ZERO, "optimizer", "what is added to the root of that mean"
     )
     weight_decay: float = setting(
         0.01,
         FROM_ZERO,
         "optimizer",
         "how much all weights shrink, embeddings included",
-        Only("optimizer", ("adamw",)),
     )
     momentum: float = setting(
         0.9,
         SHARE,
         "optimizer",
         "the share that the velocity keeps at a step",
-        Only("optimizer", ("sgd",)),
     )
     clip_norm: float | None = setting(
         None, ABOVE_ZERO, "optimizer", "shorten a gradient of all weights that is longer than this"
@@ -219,14 +208,12 @@ class TrainConfig:
         TO_ONE,
         "optimizer",
         "the factor of the rate at a step, or in a thousandth of --seconds",
-        Only("schedule", ("exponential",)),
     )
     warmup: float = setting(
         0.05,
         SHARE,
         "optimizer",
         "the share of the training in which the rate rises",
-        Only("schedule", ("cosine",)),
     )
     averaging: float = setting(
         0.0,
@@ -335,7 +322,14 @@ Config = TypeVar("Config", ModelConfig, TrainConfig, SampleConfig)
 
 def settings_of(config: Any) -> dict[str, tuple[Setting, Any]]:
     """What is known of each field of a configuration, or of its type, and its default."""
-    return {field.name: (field.metadata["setting"], field.default) for field in fields(config)}
+    return {
+        field.name: (_with_users(field.name, field.metadata["setting"]), field.default)
+        for field in fields(config)
+    }
+
+
+def _with_users(name: str, known: Setting) -> Setting:
+    return replace(known, only=(USERS[name], *known.only)) if name in USERS else known
 
 
 def unmet(known: Setting, values: Mapping[str, object]) -> Only | None:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from tapegpt import atomic_files, checkpoint
 from tapegpt.checkpoint import Run, RunError, discard, load, save, state_names
 from tapegpt.errors import TapegptError
-from tapegpt.models import parameter_shapes
+from tapegpt.models.registry import parameter_shapes
 from tapegpt.settings import MODELS, OPTIMIZERS, ModelConfig, TrainConfig
 
 SMALL = ModelConfig(n_embd=4, n_head=2, block_size=3)
@@ -637,7 +637,7 @@ def test_what_is_not_a_file_is_refused(folder, name):
     "sizes",
     [
         {"n_layer": 1024, "ensemble": 1024},
-        {"block_size": 2**31 - 1, "look_back": 2**31 - 2},
+        {"block_size": 2**31 - 1, "look_back": 1024, "ensemble": 1024},
         {"block_size": 10**9},
         {"n_embd": 10**9},
         {"model": "rnn", "n_state": 10**9},

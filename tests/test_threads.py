@@ -28,7 +28,7 @@ from tapegpt.kernels.loops.thread_group import (
     together,
 )
 from tapegpt.kernels.simd import VECTOR_BYTES
-from tapegpt.models.memory_estimate import bytes_needed
+from tapegpt.recorders.memory_estimate import bytes_needed
 from tapegpt.settings import DTYPES, GRANULARITIES, MODELS, ModelConfig, TrainConfig
 from tapegpt.tape.memory import aligned_zeros
 from tapegpt.train import workers

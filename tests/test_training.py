@@ -19,10 +19,10 @@ from tapegpt.errors import DivergedError, UsageError
 from tapegpt.kernels.ops.product.amx import unit_room
 from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH
 from tapegpt.kernels.simd import VECTOR_BYTES, WIDE_TILE
-from tapegpt.models import parameter_shapes, parameter_sizes, tables
-from tapegpt.models.memory_estimate import bytes_needed, nodes_needed
+from tapegpt.models.registry import parameter_shapes, parameter_totals
 from tapegpt.presets import configure, default_learning_rate
 from tapegpt.program import record
+from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed
 from tapegpt.sampling import sample_in_turn
 from tapegpt.settings import (
     DTYPES,
@@ -480,21 +480,16 @@ def test_memory_is_wanted_for_an_evaluation_and_for_the_optimizer(monkeypatch):
     ],
     ids=str,
 )
-def test_sizes_count_what_shapes_name(model):
-    shapes, sizes = parameter_shapes(model, 11), parameter_sizes(model, 11)
-    for groups, named in (
-        (sizes.tables, [shapes[name] for name in tables(model)]),
-        (sizes.matrices, [shapes[name] for name in shapes.keys() - tables(model)]),
-    ):
-        listed = [group[1:] for group in groups for _ in range(group.number)]
-        assert sorted(listed) == sorted(named)
-    assert sizes.weights == len(shapes)
-    assert sizes.numbers == sum(map(math.prod, shapes.values()))
+def test_totals_count_what_shapes_name(model):
+    shapes = parameter_shapes(model, 11)
+    numbers = sum(map(math.prod, shapes.values()))
+    assert parameter_totals(model, 11) == (len(shapes), numbers)
 
 
-@pytest.mark.parametrize("sizes", [(1024, 1024, 0, 16), (1, 1, 2**31 - 2, 2**31 - 1)], ids=str)
+@pytest.mark.parametrize("sizes", [(1024, 1024, 0, 16), (1, 1024, 1024, 2**31 - 1)], ids=str)
 def test_memory_is_estimated_before_weights_are_named(monkeypatch, sizes):
-    monkeypatch.setattr("tapegpt.models.gpt_shapes", None)
+    """Those of one network are; there may be as many networks."""
+    monkeypatch.setattr("tapegpt.models.registry.prefixes", None)
     layers, networks, back, block = sizes
     model = ModelConfig(n_layer=layers, ensemble=networks, look_back=back, block_size=block)
     with pytest.raises(UsageError, match="the model needs about"):

@@ -1,9 +1,11 @@
 """tapegpt warmup: compile and cache what the other commands use."""
 
 import itertools
+from dataclasses import replace
 
 from tapegpt.host import peak_gflops
 from tapegpt.kernels.ops.product.amx import UNIT_LEAST
+from tapegpt.models.registry import MODELS
 from tapegpt.sampling import sample_in_turn
 from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
@@ -25,8 +27,8 @@ def run() -> int:
         models = [ModelConfig(n_embd=2 * width, n_head=2, block_size=2) for width in widths]
         if granularity == "vector":
             models.append(ModelConfig(n_embd=UNIT_LEAST, block_size=UNIT_LEAST))
-        # What the dense recurrent net needs is among this.
-        models.append(ModelConfig(model="rnn-att", n_embd=2, n_state=2, n_att=1, block_size=2))
+        tiny = ModelConfig(n_embd=2, n_head=2, n_state=2, n_att=1, block_size=2)
+        models += [replace(tiny, model=name) for name in MODELS]
         for model in models:
             trainer = Trainer(model, training, ["ab", "ba"])
             trainer.advance(1)

@@ -1,9 +1,6 @@
 """The layers that a network is made of; the recorder of a granularity says what each records."""
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
-
-if TYPE_CHECKING:
-    from tapegpt.tape import Input
+from typing import Protocol, TypeVar
 
 X = TypeVar("X")
 
@@ -49,8 +46,8 @@ class LayerBuilder(Protocol[X]):
     def carry(self, x: X) -> X:
         """x, which the next position will find in `previous`."""
 
-    def topk(self, x: X, k: int) -> "Input":
-        """Which k coordinates of x are the largest, of equals the first."""
+    def sparse_linear(self, x: X, weights: str, k: int, plus: X) -> X:
+        """plus + the sum of x[i] W[i] over the k largest coordinates of x, of equals the first.
 
-    def gathered_linear(self, x: X, which: "Input", weights: str, plus: X) -> X:
-        """plus + the sum of x[i] W[i] over the chosen coordinates; W has a row for every input."""
+        W has a row for every coordinate.
+        """

@@ -86,13 +86,10 @@ class Scalar:
         self._carried = x
         return x
 
-    def topk(self, x: Row, k: int) -> Input:
-        return self._tape.largest(x, k)
-
-    def gathered_linear(self, x: Row, which: Input, weights: str, plus: Row) -> Row:
-        w = self._weight(weights)
-        chosen = np.concatenate([self._tape.lookup(x[:1], which, j, 1) for j in range(which.width)])
-        rows = np.stack([self._tape.lookup(w[0], which, j, w.shape[1]) for j in range(which.width)])
+    def sparse_linear(self, x: Row, weights: str, k: int, plus: Row) -> Row:
+        w, which = self._weight(weights), self._tape.largest(x, k)
+        chosen = np.concatenate([self._tape.lookup(x[:1], which, j, 1) for j in range(k)])
+        rows = np.stack([self._tape.lookup(w[0], which, j, w.shape[1]) for j in range(k)])
         products = self.dot(rows.T, np.broadcast_to(chosen, rows.T.shape))
         return self.add(products, plus)
 

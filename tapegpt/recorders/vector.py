@@ -3,7 +3,7 @@
 from functools import reduce
 
 from tapegpt.recorders import EPSILON
-from tapegpt.tape import Batch, Input, Tape
+from tapegpt.tape import Batch, Tape
 
 
 class Vector:
@@ -52,11 +52,8 @@ class Vector:
     def carry(self, x: int) -> int:
         return self._tape.carry(x)
 
-    def topk(self, x: int, k: int) -> Input:
-        return self._tape.topk(x, k)
-
-    def gathered_linear(self, x: int, which: Input, weights: str, plus: int) -> int:
-        return self._tape.gathered_linear(x, which, self._weight(weights), plus)
+    def sparse_linear(self, x: int, weights: str, k: int, plus: int) -> int:
+        return self._tape.gathered_linear(x, self._tape.topk(x, k), self._weight(weights), plus)
 
     def average(self, rows: list[int]) -> int:
         """The mean of arrays."""

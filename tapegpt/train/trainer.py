@@ -16,13 +16,14 @@ from tapegpt.errors import DivergedError, UsageError
 from tapegpt.host import bytes_available
 from tapegpt.kernels.loops.train import train_steps
 from tapegpt.kernels.loops.validation import held_out_loss
-from tapegpt.models import multiplications, tables
-from tapegpt.models.memory_estimate import bytes_needed, nodes_needed
-from tapegpt.optimizers import kernel_optimizer, kernel_schedule
 from tapegpt.presets import default_learning_rate
 from tapegpt.program import Recording, record
+from tapegpt.recorders.counter import flops, tables
+from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed, sizes_to_shrink
 from tapegpt.settings import ModelConfig, TrainConfig
 from tapegpt.tape.memory import LARGEST_TAPE, aligned_zeros
+from tapegpt.train.optimizers import kernel_optimizer
+from tapegpt.train.schedules import kernel_schedule
 from tapegpt.train.stopping import StepBudget, TimeBudget, budget_of
 from tapegpt.train.workers import Threads
 
@@ -94,8 +95,9 @@ class Trainer:
 
     def _draw_weights(self) -> None:
         by_input = self.training.initialization == "by-input"
+        looked_up = tables(self.model)
         for name, weights in self.recording.weights.items():
-            transposed = by_input and name not in tables(self.model)
+            transposed = by_input and name not in looked_up
             for row in weights.T if transposed else weights:
                 row[:] = [self.rng.gauss(0, INITIAL_DEVIATION) for _ in row]
 
@@ -236,12 +238,7 @@ class Trainer:
         }
 
     def flops(self, count: int) -> int:
-        """Floating-point operations of the next `count` steps that the model itself needs.
-
-        For every position 6 (2 forward, 4 backward) a weight that it is multiplied with; for
-        every pair of a position with itself or an earlier one 12 n_embd a layer of attention. No
-        padding, no copies, nothing of the norms, the loss or the optimizer.
-        """
+        """Floating-point operations of the next `count` steps that the model itself needs."""
         config = self.training
         documents = np.arange(
             self.step * config.batch_size, (self.step + count) * config.batch_size
@@ -250,9 +247,8 @@ class Trainer:
         lengths = np.diff(self._offsets)[documents] - 1
         lengths = np.minimum(lengths, self.model.block_size)
         pairs = (lengths * (lengths + 1) // 2).sum()
-        products = 6 * multiplications(self.model, self.tokenizer.vocab_size) * lengths.sum()
-        layers = self.model.ensemble * self.model.n_layer if self.model.model == "gpt" else 0
-        return int(products + 12 * self.model.n_embd * layers * pairs)
+        position, pair = flops(self.model, self.tokenizer.vocab_size)
+        return int(position * lengths.sum() + pair * pairs)
 
     def _diverged(self, step: int, loss: float) -> DivergedError:
         """What is said of a step, counted from 1, that had this loss."""
@@ -326,9 +322,7 @@ def check_memory(model: ModelConfig, training: TrainConfig, vocab_size: int) -> 
         problem = f"about {nodes:.1e} nodes, a tape holds {LARGEST_TAPE:.1e}"
     else:
         return
-    names = ["n_embd", "n_layer" if model.model == "gpt" else "n_state", "block_size"]
-    names += ["ensemble"] if model.ensemble > 1 else []
-    sizes = [f"{flag(name)} {getattr(model, name)}" for name in names]
+    sizes = sizes_to_shrink(model)
     sizes += [f"--threads {training.threads}"] if training.threads > 1 else []
     raise UsageError(
         f"the model needs {problem} (--granularity {training.granularity}): make"

@@ -1,0 +1,57 @@
+"""All models, by name: those that the modules of this folder list."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, TypeVar
+
+from tapegpt.models import __path__ as folder
+from tapegpt.models.model import Model, Shapes
+
+if TYPE_CHECKING:
+    from tapegpt.models.layer_builder import LayerBuilder
+    from tapegpt.settings import ModelConfig
+
+X = TypeVar("X")
+
+
+def _models() -> Iterator[Model]:
+    for name in sorted(module.name for module in iter_modules(folder)):
+        if not __name__.endswith(f".{name}"):
+            yield from getattr(import_module(f"tapegpt.models.{name}"), "MODELS", ())
+
+
+MODELS: Mapping[str, Model] = {model.name: model for model in _models()}
+
+
+def network_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
+    """Name and shape of every weight of one network, without its prefix: see `Model.shapes`."""
+    return MODELS[config.model].shapes(config, vocab_size)
+
+
+def parameter_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
+    """Name and shape of every weight, in the order of initialisation: see `Model.shapes`."""
+    shapes = network_shapes(config, vocab_size)
+    return {prefix + name: shape for prefix in prefixes(config) for name, shape in shapes.items()}
+
+
+def parameter_totals(config: ModelConfig, vocab_size: int) -> tuple[int, int]:
+    """How many weights there are, and how many numbers they hold: without naming every one."""
+    shapes = network_shapes(config, vocab_size).values()
+    return config.ensemble * len(shapes), config.ensemble * sum(map(math.prod, shapes))
+
+
+def prefixes(config: ModelConfig) -> list[str]:
+    """What the names of every network's weights begin with."""
+    return [""] if config.ensemble == 1 else [f"net{i}." for i in range(config.ensemble)]
+
+
+def networks(net: LayerBuilder[X], config: ModelConfig) -> list[X]:
+    """Build every network's logits of the next token, for the positions that `net` stands at."""
+    logits = []
+    for net.prefix in prefixes(config):
+        logits.append(MODELS[config.model].logits(net, config))
+    return logits

@@ -1,0 +1,46 @@
+"""The schedules: a row for each, whose formula is in kernels/loops/schedules.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tapegpt.kernels.loops.schedules import Schedule as KernelSchedule
+    from tapegpt.settings import TrainConfig
+
+TIMED_STEPS = 1000  # decays of a training that has seconds as its budget
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What is known of a schedule before Numba is imported."""
+
+    kernel: str  # the name of its kind among the kernels
+    settings: tuple[str, ...] = ()  # those of TrainConfig that it uses, and not every schedule
+
+
+SCHEDULES: Mapping[str, Schedule] = {
+    "linear": Schedule("LINEAR"),
+    "exponential": Schedule("EXPONENTIAL", ("decay",)),
+    "cosine": Schedule("COSINE", ("warmup",)),
+    "constant": Schedule("CONSTANT"),
+}
+
+
+def kernel_schedule(
+    config: TrainConfig, learning_rate: float, origin: float, span: float
+) -> KernelSchedule:
+    """The schedule of a training that begins with step `origin` and has `span` steps."""
+    from tapegpt.kernels.loops import schedules
+
+    timed = config.seconds is not None
+    return schedules.Schedule(
+        kind=getattr(schedules, SCHEDULES[config.schedule].kernel),
+        learning_rate=learning_rate,
+        decay=config.decay ** (TIMED_STEPS / span) if timed else config.decay,
+        warmup=config.warmup,
+        origin=origin,
+        span=span,
+    )
