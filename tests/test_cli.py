@@ -204,7 +204,7 @@ def test_prompts_that_begin_with_a_dash(call):
 
 
 def test_warmup_says_that_it_compiles(warm, tapegpt):
-    assert warm == ("", f"tapegpt: {COMPILING} (first run only)\n")
+    assert warm == ("", f"tapegpt: {COMPILING} that the cache does not have yet\n")
     assert tapegpt("warmup").stderr == ""
 
 
@@ -217,6 +217,10 @@ def test_warmup_compiles_what_training_and_sampling_use(tapegpt, granularity, dt
     assert COMPILING not in result.stderr
     if granularity == "vector":
         assert COMPILING not in tapegpt("sample", "--num-samples", "3").stderr
+        added = ["--ensemble", "2", "--look-back", "2", "--dropout", "0.25", "--weighting", "token"]
+        assert COMPILING not in tapegpt("train", "--steps", "3", *sizes, *kind, *added).stderr
+        threads = ["--threads", "2", "--clip-norm", "1", "--averaging", "0.1", "--optimizer", "sgd"]
+        assert COMPILING not in tapegpt("train", "--steps", "3", *sizes, *kind, *threads).stderr
     sparse = ["--model", "rnn-att", "--n-state", "20", "--n-att", "3"]
     assert COMPILING not in tapegpt("train", "--steps", "3", *sparse, *kind).stderr
 

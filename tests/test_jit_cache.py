@@ -66,7 +66,7 @@ value = eval(sys.argv[1])
 print(json.dumps({"value": value, "log": records}))
 """
 
-COMPILING = ["INFO", "compiling kernels (first run only)"]
+COMPILING = ["INFO", "compiling kernels that the cache does not have yet"]
 
 
 @dataclass(frozen=True)

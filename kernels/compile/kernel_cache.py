@@ -157,7 +157,7 @@ class KernelCache(_Cache):
             result = self._load(signature, target_context)
             if result is not None:
                 return result
-        _say_once(logging.INFO, "compiling kernels (first run only)")
+        _say_once(logging.INFO, "compiling kernels that the cache does not have yet")
         return None
 
     def save_overload(self, signature: Any, result: CompileResult) -> None:

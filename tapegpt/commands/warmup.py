@@ -1,38 +1,30 @@
 """tapegpt warmup: compile and cache what the other commands use."""
 
-import itertools
-from dataclasses import replace
+import numpy as np
 
 from tapegpt.host import peak_gflops
-from tapegpt.kernels.ops.product.amx import UNIT_LEAST
-from tapegpt.models.registry import MODELS
+from tapegpt.kernels import op
+from tapegpt.kernels.compile.cpu import MATRIX_UNIT
+from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
+from tapegpt.kernels.registry import KERNELS, load_kernels
 from tapegpt.sampling import sample_in_turn
-from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.settings import DTYPES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
-
-HEAD_WIDTHS = (
-    1,
-    2,
-    4,
-    8,
-    16,
-)  # attention has kernels for each, see lane_batching.py
 
 
 def run() -> int:
-    """Train, evaluate and sample tiny models of every kind. Returns the exit code."""
-    for granularity, dtype in itertools.product(GRANULARITIES, DTYPES):
-        training = TrainConfig(val_fraction=0.5, granularity=granularity, dtype=dtype)
-        widths = HEAD_WIDTHS if granularity == "vector" else HEAD_WIDTHS[:1]
-        models = [ModelConfig(n_embd=2 * width, n_head=2, block_size=2) for width in widths]
-        if granularity == "vector":
-            models.append(ModelConfig(n_embd=UNIT_LEAST, block_size=UNIT_LEAST))
-        tiny = ModelConfig(n_embd=2, n_head=2, n_state=2, n_att=1, block_size=2)
-        models += [replace(tiny, model=name) for name in MODELS]
-        for model in models:
-            trainer = Trainer(model, training, ["ab", "ba"])
-            trainer.advance(1)
-            trainer.evaluate()
-            list(sample_in_turn(trainer.recording, trainer.tokenizer, SampleConfig(), trainer.rng))
+    """Compile every operation, and what trains, evaluates and samples. Returns the exit code."""
+    # Without a matrix unit no tape records a product for it.
+    operations = [row for row in KERNELS if MATRIX_UNIT or row != op.UNIT_LINEAR]
+    for dtype in DTYPES:
+        addresses = np.zeros((op.COUNT, 2), np.int64)
+        for direction in (FORWARD, BACKWARD):
+            load_kernels(addresses, np.dtype(dtype), operations, direction)
+        # What calls the operations is the same code for all models.
+        training = TrainConfig(val_fraction=0.5, dtype=dtype)
+        trainer = Trainer(ModelConfig(n_embd=4, block_size=2), training, ["ab", "ba"])
+        trainer.advance(1)
+        trainer.evaluate()
+        list(sample_in_turn(trainer.recording, trainer.tokenizer, SampleConfig(), trainer.rng))
     peak_gflops()
     return 0
