@@ -13,12 +13,24 @@ ONE_THREAD = {
     "MKL_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
-if "numpy" in sys.modules and any(name not in os.environ for name in ONE_THREAD):
+# Some machines set these, for another processor than theirs: products then take twice the time.
+SLOWER = (
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_L2_SIZE",
+    "NPY_DISABLE_CPU_FEATURES",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ATEN_CPU_CAPABILITY",
+)
+missing = [f"{name}={value!r}" for name, value in ONE_THREAD.items() if name not in os.environ]
+slowing = [f"-u {name}" for name in SLOWER if name in os.environ]
+if "numpy" in sys.modules and (missing or slowing):
     raise pytest.UsageError(
-        f"a plugin imported NumPy before the benchmarks could limit it to one thread: "
-        f"set {' '.join(f'{name}={value!r}' for name, value in ONE_THREAD.items())}"
+        "a plugin imported NumPy before the benchmarks could set its environment: start them with"
+        f" env {' '.join(slowing + missing)}"
     )
 os.environ.update(ONE_THREAD)
+for name in SLOWER:
+    os.environ.pop(name, None)
 # XLA runs operations side by side in spite of all settings; on one core they take turns.
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

@@ -34,6 +34,23 @@ def test_a_benchmark_describes_itself(tmp_path):
     assert both[-1].endswith(": 1.00 |")
 
 
+def test_peers_run_as_fast_as_the_processor_lets_them():
+    """Whatever the machine tells their libraries to take it for."""
+    code = "import os; os.environ.update(OPENBLAS_CORETYPE='Prescott', OPENBLAS_L2_SIZE='1')\n"
+    code += (
+        "import conftest, numpy; print(sorted(name for name in os.environ if 'OPENBLAS' in name))"
+    )
+    assert run("-c", f"import sys; sys.path.insert(0, 'bench')\n{code}") == (
+        "['OPENBLAS_NUM_THREADS']\n"
+    )
+    late = code.replace("import conftest, numpy", "import numpy, conftest")
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, 'bench')\n{late}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "start them with env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE" in result.stderr
+
+
 def test_a_recipe_with_two_seeds(tmp_path):
     flags = ["--preset", "1s", "--steps", "9", "--data", str(ROOT / "tests/golden/sky_names.txt")]
     title, *rows = run("bench/learning.py", "--seeds", "2", *flags).splitlines()

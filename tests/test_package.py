@@ -1,6 +1,8 @@
 """What installs, and under which names."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,9 +13,28 @@ from zipfile import ZipFile
 import pytest
 
 import tapegpt
+from tapegpt import cli
 from tapegpt.corpus import default_corpus, read_documents
+from tapegpt.flags import given
+from tapegpt.presets import configure
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 
 ROOT = Path(__file__).parent.parent
+
+
+def test_commands_of_the_readme_are_understood() -> None:
+    """In a checkout, as they stand."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"python -m tapegpt (.+?)(?:`|$)", text, re.M)
+    assert len(commands) > 5
+    for line in commands:
+        command, *arguments = shlex.split(line)
+        options = cli.parser_of(command).parse(arguments)
+        if command == "train":
+            configure(options.preset, given(options, ModelConfig, TrainConfig))
+            assert options.data is None or (ROOT / options.data).is_file()
+        elif command == "sample":
+            SampleConfig(**given(options, SampleConfig))
 
 
 def modules(directory: str, package: str) -> set[str]:
@@ -78,6 +99,9 @@ sys.path.insert(0, sys.argv[1])
 import tapegpt
 assert tapegpt.__file__.startswith(sys.argv[1])
 from tapegpt.corpus import default_corpus, read_documents
+from tapegpt.flags import given
+from tapegpt.presets import configure
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 import tapegpt.kernels
 print(len(read_documents(default_corpus())))
 """

@@ -14,9 +14,10 @@ from tapegpt.train.trainer import Trainer
 
 def run() -> int:
     """Compile every operation, and what trains, evaluates and samples. Returns the exit code."""
-    # Without a matrix unit no tape records a product for it.
-    operations = [row for row in KERNELS if MATRIX_UNIT or row != op.UNIT_LINEAR]
     for dtype in DTYPES:
+        # Tapes record products for a matrix unit where there is one, in float32.
+        has_unit = MATRIX_UNIT and dtype == "float32"
+        operations = [row for row in KERNELS if has_unit or row != op.UNIT_LINEAR]
         addresses = np.zeros((op.COUNT, 2), np.int64)
         for direction in (FORWARD, BACKWARD):
             load_kernels(addresses, np.dtype(dtype), operations, direction)
