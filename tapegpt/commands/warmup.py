@@ -4,7 +4,7 @@ import numpy as np
 
 from tapegpt.host import peak_gflops
 from tapegpt.kernels import op
-from tapegpt.kernels.compile.cpu import MATRIX_UNIT
+from tapegpt.kernels.compile.cpu import MATRIX_UNIT, VECTOR_BYTES
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.registry import KERNELS, load_kernels
 from tapegpt.sampling import sample_in_turn
@@ -15,12 +15,9 @@ from tapegpt.train.trainer import Trainer
 def run() -> int:
     """Compile every operation, and what trains, evaluates and samples. Returns the exit code."""
     for dtype in DTYPES:
-        # Tapes record products for a matrix unit where there is one, in float32.
-        has_unit = MATRIX_UNIT and dtype == "float32"
-        operations = [row for row in KERNELS if has_unit or row != op.UNIT_LINEAR]
         addresses = np.zeros((op.COUNT, 2), np.int64)
         for direction in (FORWARD, BACKWARD):
-            load_kernels(addresses, np.dtype(dtype), operations, direction)
+            load_kernels(addresses, np.dtype(dtype), _recorded(dtype), direction)
         # What calls the operations is the same code for all models.
         training = TrainConfig(val_fraction=0.5, dtype=dtype)
         trainer = Trainer(ModelConfig(n_embd=4, block_size=2), training, ["ab", "ba"])
@@ -29,3 +26,14 @@ def run() -> int:
         list(sample_in_turn(trainer.recording, trainer.tokenizer, SampleConfig(), trainer.rng))
     peak_gflops()
     return 0
+
+
+def _recorded(dtype: str) -> set[int]:
+    """The operations that tapes of this type record on this machine, as `load_kernels` takes them.
+
+    A square of attention is no wider than a vector, and a matrix unit multiplies float32 alone.
+    """
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
+    wider = {op.ATTENTION + i for i in range(lanes.bit_length(), 5)}
+    has_unit = MATRIX_UNIT and dtype == "float32"
+    return KERNELS.keys() - wider - (set() if has_unit else {op.UNIT_LINEAR})
