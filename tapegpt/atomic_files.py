@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from tapegpt.host import bytes_available
+from tapegpt.ownership import check_file
 
 if sys.platform != "win32":
     import fcntl
@@ -100,16 +101,19 @@ def delete(folder: Path, pattern: str, keep: Container[str]) -> None:
                 entry.unlink()
 
 
-def read(path: Path | str, limit: int, least: int = 0) -> bytes:
+def read(path: Path | str, limit: int, least: int = 0, private: bool = False) -> bytes:
     """The bytes of a regular file.
 
     `ValueError` if it is none, or holds more than `limit` bytes or fewer than `least`;
-    `MemoryError` if memory has no room for it. Either comes before anything is read.
+    `MemoryError` if memory has no room for it; `PermissionError` if it is to be private and others
+    can write to it. Any of them comes before anything is read.
     """
     with open(path, "rb", opener=lambda name, _: os.open(name, READ_FLAGS)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a regular file")
+        if private:
+            check_file(status, os.fspath(path))
         if status.st_size > limit:
             raise ValueError(f"it holds {status.st_size} bytes, more than the {limit} it can need")
         if status.st_size < least:

@@ -3,18 +3,26 @@
 The package holds a copy of kernels/compile/ and two small kernels files, one calling the other.
 """
 
+import compileall
+import hashlib
 import json
 import os
+import pickle
 import random
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tapegpt import ownership
+
+posix = pytest.mark.skipif(os.name != "posix", reason="owners and modes")
 COMPILE = Path(__file__).parent.parent / "kernels" / "compile"
 
 INNER = """
@@ -249,7 +257,15 @@ def home():
 pathlib.Path.home = home
 """
     run = empty.run(setup=setup, NUMBA_CACHE_DIR="", LOCALAPPDATA="")
-    assert_compiled_with_one_warning(run, "no home directory")
+    assert_compiled_with_one_warning(run, "Could not determine home directory")
+
+
+@posix
+def test_a_folder_that_is_gone(empty: Tiny) -> None:
+    (empty.root / "gone").mkdir()
+    setup = f"import os; os.chdir({str(empty.root / 'gone')!r}); os.rmdir(os.getcwd())"
+    run = empty.run(setup=setup, NUMBA_CACHE_DIR="cache")
+    assert_compiled_with_one_warning(run, "No such file or directory")
 
 
 def test_cache_that_cannot_be_written_still_serves(warm: Tiny) -> None:
@@ -374,6 +390,165 @@ def test_kernels_that_close_over_kernels(empty: Tiny) -> None:
     assert empty.run(expression) == Run([11, 16], [])
 
 
-def test_without_jit(empty: Tiny) -> None:
-    assert empty.run(NUMBA_DISABLE_JIT="1") == Run(20.0, [])
-    assert empty.files() == []
+as_root = pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0, reason="only root can give files away"
+)
+NOBODY = 65534
+
+
+class Attack:
+    """What a pickle does when it is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return Path.touch, (self.path,)
+
+
+def poison(tiny: Tiny) -> Path:
+    """Have the file of `outer`, its checksum right, leave a trace when it is unpickled."""
+    trace = tiny.root / "executed"
+    pickled = pickle.dumps(Attack(trace))
+    levels(tiny)[-1].write_bytes(hashlib.sha256(pickled).digest() + pickled)
+    return trace
+
+
+def levels(tiny: Tiny) -> list[Path]:
+    """The folders of the cache, the outermost first, and its file."""
+    (file,) = (file for file in tiny.files() if file.name.startswith("outer"))
+    return [*reversed(file.parents[:3]), file]
+
+
+@posix
+def test_poison_works(warm: Tiny) -> None:
+    trace = poison(warm)
+    warm.run()
+    assert trace.exists()
+
+
+@posix
+@pytest.mark.parametrize("level", range(4))
+def test_what_others_can_write_is_not_executed(warm: Tiny, level: int) -> None:
+    trace = poison(warm)
+    levels(warm)[level].chmod(0o777)
+    assert_compiled_with_one_warning(warm.run(), f"everybody can write to '{levels(warm)[level]}'")
+    assert not trace.exists()
+
+
+@as_root
+@pytest.mark.parametrize("level", range(4))
+def test_what_belongs_to_others_is_not_executed(warm: Tiny, level: int) -> None:
+    trace = poison(warm)
+    os.chown(levels(warm)[level], NOBODY, NOBODY)
+    message = f"'{levels(warm)[level]}' belongs to somebody else (user {NOBODY})"
+    assert_compiled_with_one_warning(warm.run(), message)
+    assert not trace.exists()
+
+
+@as_root
+def test_a_link_of_somebody_else_is_not_followed(warm: Tiny) -> None:
+    """Not even to files of this user."""
+    shared = warm.root / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    link = shared / "tapegpt"
+    link.symlink_to(warm.cache / "tapegpt")
+    assert warm.run(NUMBA_CACHE_DIR=str(shared)) == Run(20.0, [])
+    os.lchown(link, NOBODY, NOBODY)
+    run = warm.run(NUMBA_CACHE_DIR=str(shared))
+    assert_compiled_with_one_warning(run, f"'{link}' belongs to somebody else")
+
+
+@posix
+def test_a_shared_folder_with_a_sticky_bit_will_do(empty: Tiny) -> None:
+    """As /tmp: others cannot replace what is in it."""
+    empty.cache.mkdir()
+    empty.cache.chmod(0o1777)
+    assert empty.run() == Run(20.0, [COMPILING])
+    assert empty.run() == Run(20.0, [])
+
+
+@posix
+def test_files_are_private_whatever_the_umask(empty: Tiny) -> None:
+    assert empty.run(setup="import os; os.umask(0)").value == 20.0
+    assert [path.stat().st_mode & 0o777 for path in levels(empty)[1:]] == [0o700, 0o700, 0o600]
+
+
+@posix
+def test_a_group_of_ones_own_is_nobody_else(tmp_path: Path, monkeypatch) -> None:
+    tmp_path.chmod(0o770)
+    name = ownership.pwd.getpwuid(os.geteuid()).pw_name
+    for group, members, safe in [
+        (name, [], True),
+        ("root", ["root"], True),
+        (name, [name, "eve"], False),
+        ("users", [], False),
+    ]:
+        entry = SimpleNamespace(gr_name=group, gr_mem=members)
+        monkeypatch.setattr(ownership.grp, "getgrgid", lambda number, entry=entry: entry)
+        with nullcontext() if safe else pytest.raises(PermissionError, match="others can write"):
+            ownership.check_folder(tmp_path)
+
+
+@posix
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "around").symlink_to("around")
+    (tmp_path / "file").touch()
+    for name, problem in [("around", OSError), ("file", NotADirectoryError)]:
+        with pytest.raises(problem):
+            ownership.check_folder(tmp_path / name / "more")
+    (tmp_path / "up").symlink_to("../" + tmp_path.name)
+    ownership.check_folder(tmp_path / "up" / ".." / tmp_path.name)
+
+
+def put_hole(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+@posix
+@pytest.mark.parametrize(
+    "put",
+    [
+        os.mkfifo,
+        os.mkdir,
+        Path.touch,
+        put_hole,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.symlink_to(path),
+    ],
+    ids=["pipe", "folder", "empty", "hole", "zeros", "loop"],
+)
+def test_what_is_no_file_of_the_cache(warm: Tiny, put) -> None:
+    """It neither hangs nor fills memory."""
+    for file in warm.files():
+        file.unlink()
+        put(file)
+    assert_compiled_with_one_warning(warm.run(), str(warm.cache))
+
+
+@posix
+def test_a_relative_cache_home_is_ignored(empty: Tiny) -> None:
+    home = empty.root / "home"
+    setup = f"import os; os.chdir({str(empty.root)!r})"
+    run = empty.run(setup=setup, NUMBA_CACHE_DIR="", XDG_CACHE_HOME="relative", HOME=str(home))
+    assert run == Run(20.0, [COMPILING])
+    assert not (empty.root / "relative").exists()
+    if sys.platform == "linux":
+        assert len(list(home.glob(".cache/tapegpt/*/outer*"))) == 1
+
+
+def test_a_package_in_a_zip_file_has_a_cache(empty: Tiny) -> None:
+    path = shutil.make_archive(str(empty.root / "package"), "zip", empty.root, "tiny")
+    shutil.rmtree(empty.package)
+    assert empty.run(PYTHONPATH=path) == Run(20.0, [COMPILING])
+    assert empty.run(PYTHONPATH=path) == Run(20.0, [])
+
+
+def test_a_package_without_sources_has_a_cache(empty: Tiny) -> None:
+    compileall.compile_dir(empty.package, legacy=True, quiet=2)
+    for source in empty.package.rglob("*.py"):
+        source.unlink()
+    assert empty.run() == Run(20.0, [COMPILING])
+    assert empty.run() == Run(20.0, [])

@@ -1,15 +1,13 @@
 """The decorators that every kernel wears."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numba
 from numba import types
-from numba.core.dispatcher import Dispatcher
 
 # Relative, so that a copy of this folder is a package with a cache of its own.
-from .kernel_cache import SOURCES, KernelCache
+from .kernel_cache import KernelCache, belongs_here
 
 # contract lets LLVM form fused multiply-adds; reassoc, nsz and arcp let it reorder sums, ignore
 # the sign of zero and multiply by reciprocals. nnan and ninf are left out: they would silently
@@ -30,16 +28,14 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     kernel may depend on the sources, the CPU and what it closes over, never on anything else that
     may differ between processes, such as an environment variable.
     """
-    kernel: Callable[..., Any] = numba.njit(**FLAGS)(function)
-    # With NUMBA_DISABLE_JIT the kernel is the Python function itself.
-    if isinstance(kernel, Dispatcher):
-        _take_no_literals(kernel)
-        if Path(function.__code__.co_filename) in SOURCES:
-            kernel._cache = KernelCache(function)
-    return kernel
+    kernel: Any = numba.njit(**FLAGS)(function)
+    _take_no_literals(kernel)
+    if belongs_here(function):
+        kernel._cache = KernelCache(function)
+    return kernel  # type: ignore[no-any-return]
 
 
-def _take_no_literals(kernel: Dispatcher) -> None:
+def _take_no_literals(kernel: Any) -> None:
     """Numba would compile a kernel once more for every constant that another one passes to it."""
     template = kernel.get_call_template
 

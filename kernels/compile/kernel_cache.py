@@ -14,7 +14,8 @@ argument types, the CPU and Numba's settings. So no file is ever shared between 
 index that processes could overwrite for each other is not needed, and a damaged file costs one
 compilation. Whatever goes wrong with the cache is said once; the kernels then work without it.
 
-Like .pyc files, cache files are trusted: the directory is created for its owner alone.
+A cache file is code, so it is used only if nobody but this user and root can have written it: the
+directories are made for their owner alone, and every level's owner and mode are checked.
 """
 
 import contextlib
@@ -26,7 +27,9 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -39,7 +42,9 @@ from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
+from tapegpt.atomic_files import read
 from tapegpt.kernels.compile.cpu import MATRIX_UNIT, VECTOR_BYTES
+from tapegpt.ownership import check_folder
 
 # The settings in numba.config that change the machine code.
 SETTINGS = [
@@ -58,6 +63,7 @@ SETTINGS = [
 ]
 
 UNUSED_DAYS = 30
+LARGEST = 1 << 28  # bytes of a file; kernels have less than a hundredth
 
 _said: set[str] = set()
 
@@ -68,18 +74,32 @@ def _say_once(level: int, message: str, *details: object) -> None:
         logging.getLogger("tapegpt").log(level, message, *details)
 
 
-def source_digest(package: Path, sources: Iterable[Path]) -> str:
-    """Hexadecimal digest of the source files below a package, and of what compiles them."""
+def source_files(folder: Traversable, above: str = "") -> dict[str, bytes]:
+    """The modules below a folder, by name: in a zip file too, compiled ones without sources too."""
+    found = {}
+    for entry in folder.iterdir():
+        name = above + entry.name
+        if name.endswith((".py", ".pyc")):
+            found[name] = entry.read_bytes()
+        elif entry.is_dir() and entry.name != "__pycache__":
+            found |= source_files(entry, name + "/")
+    return found
+
+
+def source_digest(sources: Mapping[str, bytes]) -> str:
+    """Hexadecimal digest of modules, and of what compiles them."""
     versions = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
-    files = [
-        (source.relative_to(package).as_posix(), source.read_bytes()) for source in sorted(sources)
-    ]
-    return hashlib.sha256(repr((versions, files)).encode()).hexdigest()
+    return hashlib.sha256(repr((versions, sorted(sources.items()))).encode()).hexdigest()
 
 
-PACKAGE = Path(__file__).parent.parent
-SOURCES = frozenset(PACKAGE.rglob("*.py"))
-DIGEST = source_digest(PACKAGE, SOURCES)
+PACKAGE = __name__.rsplit(".", 2)[0]
+SOURCES = source_files(files(PACKAGE))
+DIGEST = source_digest(SOURCES)
+
+
+def belongs_here(function: Callable[..., Any]) -> bool:
+    """Whether the digest covers this function."""
+    return bool(SOURCES) and function.__module__.startswith(f"{PACKAGE}.")
 
 
 def _user_cache_directory() -> Path:
@@ -87,24 +107,38 @@ def _user_cache_directory() -> Path:
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
     if sys.platform == "darwin":
         return Path.home() / "Library/Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # As its specification has it, a relative one is ignored.
+    return directory if directory.is_absolute() else Path.home() / ".cache"
 
 
 def cache_directory() -> Path:
     """Where the compiled kernels of this package lie.
 
-    Raises RuntimeError where the user has no home directory and NUMBA_CACHE_DIR is not set.
+    Raises RuntimeError where the user has no home directory and NUMBA_CACHE_DIR is not set, and
+    OSError where it is relative to a folder that is gone.
     """
-    return Path(config.CACHE_DIR or _user_cache_directory()) / "tapegpt" / DIGEST[:16]
+    return Path(config.CACHE_DIR or _user_cache_directory()).absolute() / "tapegpt" / DIGEST[:16]
+
+
+def _make_private(folder: Path) -> None:
+    """Create a folder, and what of those above is missing, for this user alone."""
+    if not folder.parent.exists():
+        _make_private(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _make(directory: Path) -> None:
-    """Create the cache directory, and remove those of other versions that nobody uses."""
-    directory.parent.parent.mkdir(parents=True, exist_ok=True)
-    directory.parent.mkdir(mode=0o700, exist_ok=True)
+    """Create the cache directory, and remove those of other versions that nobody uses.
+
+    Raises PermissionError where others can write.
+    """
+    _make_private(directory.parent)
+    check_folder(directory.parent)
     try:
         directory.mkdir(mode=0o700)
     except FileExistsError:
+        check_folder(directory)
         return
     oldest = time.time() - UNUSED_DAYS * 24 * 60 * 60
     for other in directory.parent.glob("[0-9a-f]" * len(directory.name)):
@@ -117,6 +151,7 @@ def _write(path: Path, data: bytes) -> None:
     """Write the file in one step: other processes see all of it or nothing."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
+        temporary.touch(mode=0o600, exist_ok=False)
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except BaseException:
@@ -181,12 +216,12 @@ class KernelCache(_Cache):
         except Exception as error:
             try:
                 directory = self.cache_path
-            except RuntimeError:
-                directory = "(no home directory)"
+            except (RuntimeError, OSError):
+                directory = "(no directory for it)"
             _say_once(
                 logging.WARNING,
                 "cannot use the kernel cache %s: %s: %s; compiling without it. If this comes back,"
-                " delete that directory or set NUMBA_CACHE_DIR to one that is writable",
+                " delete that directory or set NUMBA_CACHE_DIR to one that you alone can write to",
                 directory,
                 type(error).__name__,
                 error,
@@ -202,7 +237,8 @@ class KernelCache(_Cache):
     def _load(self, signature: Any, target_context: Any) -> CompileResult | None:
         path, key = self._path_and_key(signature, target_context)
         try:
-            data = path.read_bytes()
+            check_folder(path.parent)
+            data = read(path, LARGEST, private=True)
         except FileNotFoundError:
             return None
         checksum, pickled = data[:32], data[32:]
