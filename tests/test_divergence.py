@@ -10,6 +10,7 @@ import pytest
 from gradients import team
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops.catalogue import NO_RESULT, RESULT_WIDTHS
 
 from tapegpt.cli import main
 from tapegpt.errors import DivergedError
@@ -41,29 +42,13 @@ MODELS = {
 DOCUMENTS = ["ab", "b", "ba", "a", "zab", "ba", "ab"]  # one begins with a z
 CONFIG = TrainConfig(steps=4, batch_size=2, dtype="float64")
 
-# Places in the argument list whose product is the width of a result, and those of no result.
-WIDTHS = {
-    op.EMBED: (1,),
-    op.LINEAR: (2,),
-    op.RMSNORM: (1,),
-    **{op.ATTENTION + i: (1, 2) for i in range(5)},
-    op.ARRAY_RELU: (1,),
-    op.ARRAY_ADD: (1,),
-    op.GATHERED_LINEAR: (2,),
-    op.DROPOUT: (1,),
-    op.ARRAY_SCALE: (1,),
-    op.PREVIOUS: (1,),
-    **dict.fromkeys(op.SEVERAL, (0,)),
-}
-NO_RESULT = {op.TOPK, op.CARRY}
-
 
 def results(machine, i, direction):
     """Where what record i computes lies, or its gradient: of an array the first row."""
     code, out, at, back = machine.records[i].tolist()
     if direction == BACKWARD and code in op.DIFFERENTIABLE:
         out = int(machine.operands[back + DOUT])
-    width = math.prod(int(machine.operands[at + place]) for place in WIDTHS.get(code, ()))
+    width = math.prod(int(machine.operands[at + place]) for place in RESULT_WIDTHS.get(code, ()))
     return range(out, out + width)
 
 

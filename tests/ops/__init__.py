@@ -1,0 +1,1 @@
+"""One case for every operation, and the tests that read them."""
