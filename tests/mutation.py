@@ -40,6 +40,12 @@ import pytest  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
+SIMD = [
+    "test_simd.py test_simd_lists.py",
+    "test_matmul.py test_lanes.py",
+    "test_array_operations.py",
+]
+
 # For each kernel what pytest is called with, one call after the other, the most telling first.
 TESTS = {
     "amx": ["test_matmul.py", "test_array_operations.py test_passes.py -k linear or wide"],
@@ -109,6 +115,13 @@ TESTS = {
     "thread_group": ["test_threads.py"],
     "topk": ["test_topk.py", "test_array_operations.py test_gradients.py -k gathered"],
     "validation": ["test_validation.py", "test_threads.py"],
+    "simd/lanewise": SIMD,
+    "simd/memory": SIMD,
+    "simd/reduce": SIMD,
+    "simd/tile": SIMD,
+    "simd/tile_products": SIMD,
+    "simd/tile_rows": SIMD,
+    "simd/types": SIMD,
     "simd/math": [
         "test_vmath.py test_vmath_near.py",
         "test_scalar_operations.py -k edges or float32",
