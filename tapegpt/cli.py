@@ -10,8 +10,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tapegpt import __version__
 from tapegpt.errors import TapegptError
@@ -192,8 +192,7 @@ def _warmup(options: argparse.Namespace) -> int:
     return warmup.run()
 
 
-@dataclass(frozen=True, slots=True)
-class _Command:
+class _Command(NamedTuple):
     """A command: what it does, its flags, and the function that runs it and returns a code."""
 
     does: str

@@ -7,9 +7,9 @@ names the flag, the value and the remedy.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from math import inf
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from tapegpt.bounds import Bound, Choice, Number, Text, Whole, flag, show
 from tapegpt.errors import UsageError
@@ -43,8 +43,7 @@ COUNT = Whole(1, LARGEST_STEPS)
 SEED = Whole(0, LARGEST_SEED)
 
 
-@dataclass(frozen=True, slots=True)
-class Only:
+class Only(NamedTuple):
     """The setting does nothing unless another one has one of these values."""
 
     other: str
@@ -76,8 +75,7 @@ USERS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """What is known of a field beside its name, type and default."""
 
     bound: Bound
@@ -329,7 +327,7 @@ def settings_of(config: Any) -> dict[str, tuple[Setting, Any]]:
 
 
 def _with_users(name: str, known: Setting) -> Setting:
-    return replace(known, only=(USERS[name], *known.only)) if name in USERS else known
+    return known._replace(only=(USERS[name], *known.only)) if name in USERS else known
 
 
 def unmet(known: Setting, values: Mapping[str, object]) -> Only | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from tapegpt.kernels.loops.schedules import Schedule as KernelSchedule
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
 TIMED_STEPS = 1000  # decays of a training that has seconds as its budget
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(NamedTuple):
     """What is known of a schedule before Numba is imported."""
 
     kernel: str  # the name of its kind among the kernels
