@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from workloads import step_workloads
 
-from tapegpt.kernels.compile.indirect_call import FORWARD
 from tapegpt.program import record
 from tapegpt.sampling import SAMPLES_PER_SWEEP, draw, sample, sample_in_turn
 from tapegpt.settings import SampleConfig, TrainConfig
@@ -42,7 +41,7 @@ def test_kernel(measure_tokens, workload, together):
     """The random numbers are there before, the texts stay token ids."""
     trainer, model = trained(workload), workload.model
     vocab_size = trainer.tokenizer.vocab_size
-    recording = record(model, vocab_size, "vector", "float32", together, [FORWARD])
+    recording = record(model, vocab_size, "vector", "float32", together)
     for name, weights in recording.weights.items():
         weights[:] = trainer.recording.weights[name]
     uniforms = np.random.default_rng(0).random((4096, model.block_size))

@@ -1,7 +1,7 @@
 """A model recorded and made ready for replay: from a configuration to a `Program`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import reduce
 
 import numpy as np
@@ -35,6 +35,7 @@ class Recording:
     program: Program
     documents_per_sweep: int
     weights: dict[str, Floats]  # views into program.values, (outputs, inputs)
+    _loaded: set[int] = field(default_factory=set, init=False)  # directions
 
     @property
     def kernels(self) -> list[int]:
@@ -42,10 +43,15 @@ class Recording:
         return kernels_of(self.program.machine.records)
 
     def load(self, directions: Sequence[int] = (FORWARD, BACKWARD)) -> None:
-        """Have the kernels of these sweeps ready, compiled where they never were before."""
+        """Have the kernels of these sweeps ready, compiled where they never were before.
+
+        Whoever runs the program calls it first; but for the first time it does nothing.
+        """
         machine = self.program.machine
         for direction in directions:
-            load_kernels(machine.kernels, machine.values.dtype, self.kernels, direction)
+            if direction not in self._loaded:
+                load_kernels(machine.kernels, machine.values.dtype, self.kernels, direction)
+                self._loaded.add(direction)
 
     def by_name(self, prefix: Floats) -> dict[str, Floats]:
         """Views into an array like the parameters, by name."""
@@ -68,24 +74,15 @@ def record(
     granularity: str,
     dtype: str,
     documents_per_sweep: int,
-    directions: Sequence[int] = (FORWARD, BACKWARD),
-    load: bool = True,
 ) -> Recording:
     """Record a model for batches of documents; its parameters are zero at first.
 
-    scalar and dot take one document at a time, whatever documents_per_sweep says. directions:
-    the sweeps that will be made, whose kernels are loaded or compiled here, unless `load` is False.
+    scalar and dot take one document at a time, whatever documents_per_sweep says.
     """
-    if BACKWARD not in directions:  # nobody trains
-        model = replace(model, dropout=0.0)
     if granularity == "vector":
-        recording = _record_vector(model, vocab_size, dtype, documents_per_sweep)
-    else:
-        kind = {"scalar": Scalar, "dot": Dot}[granularity]
-        recording = _record_unrolled(kind, model, vocab_size, dtype)
-    if load:
-        recording.load(directions)
-    return recording
+        return _record_vector(model, vocab_size, dtype, documents_per_sweep)
+    kind = {"scalar": Scalar, "dot": Dot}[granularity]
+    return _record_unrolled(kind, model, vocab_size, dtype)
 
 
 def _record_vector(model: ModelConfig, vocab_size: int, dtype: str, documents: int) -> Recording:

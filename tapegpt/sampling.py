@@ -3,6 +3,7 @@
 import random
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +33,8 @@ def sample(run: Run, config: SampleConfig) -> Iterator[str]:
     prompt = encode_prompt(config.prompt, tokenizer, block)
     together = _fitting(run, tokenizer.vocab_size, min(config.num_samples, SAMPLES_PER_SWEEP))
     try:
-        recording = record(
-            run.model, tokenizer.vocab_size, "vector", run.training.dtype, together, [FORWARD]
-        )
+        model = replace(run.model, dropout=0.0)  # of nothing that is drawn
+        recording = record(model, tokenizer.vocab_size, "vector", run.training.dtype, together)
     except MemoryError as error:
         raise _too_large(run) from error
     for name, weights in recording.weights.items():
@@ -120,9 +120,12 @@ def draw(
     """Token ids of as many texts as uniforms has rows, int64 like it, and how many were drawn.
 
     A row is the prompt, what follows, the delimiter if there is room, and then -1. A text uses
-    its row of uniforms from the start, or in_turn what the texts before left of all of them.
+    its row of uniforms from the start, or in_turn what the texts before left of all of them. To
+    draw none still compiles what drawing needs, but for the kernels of the model.
     """
     program = recording.program
+    if len(uniforms) > 0:
+        recording.load([FORWARD])
     samples = np.full(uniforms.shape, -1, np.int64)
     limits = kernel_limits(config, program.vocab_size, program.likelihoods.dtype)
     drawn = generate(program, prompt, *limits, uniforms.ravel(), in_turn, samples)

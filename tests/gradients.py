@@ -17,6 +17,7 @@ def loss_and_gradients(
     recording: Recording, corpus: TokenizedCorpus, first: int, count: int
 ) -> tuple[float, Arrays]:
     """The mean over documents first to first + count - 1, and its gradients by parameter."""
+    recording.load()
     program, most = recording.program, recording.documents_per_sweep
     loss = 0.0
     for begin in range(first, first + count, most):

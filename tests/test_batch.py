@@ -32,7 +32,9 @@ def model(request):
 
 
 def recorded(model, dtype="float64"):
-    return record(model, VOCABULARY, "vector", dtype, DOCUMENTS)
+    recording = record(model, VOCABULARY, "vector", dtype, DOCUMENTS)
+    recording.load()
+    return recording
 
 
 @pytest.fixture(scope="module")

@@ -274,8 +274,8 @@ def test_nothing_is_saved(tmp_path, monkeypatch, capsys, direction, clip, line):
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     steps = []
 
-    def make_poisoned(*given, load):
-        trainer = Trainer(*given, load)
+    def make_poisoned(*given):
+        trainer = Trainer(*given)
         steps.append(poisoned_step(trainer))
         linear = np.flatnonzero(trainer.recording.program.machine.records[:, 0] == op.LINEAR)
         poison(trainer, int(linear[2]), direction, math.nan)

@@ -88,6 +88,7 @@ def draw_weights(recording: Recording) -> None:
 def make_recording(sizes: str, granularity: str, dtype: str, documents: int = 1) -> Recording:
     model, vocab_size = make_model(sizes)
     recording = record(model, vocab_size, granularity, dtype, documents)
+    recording.load()
     draw_weights(recording)
     return recording
 

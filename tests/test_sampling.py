@@ -17,7 +17,6 @@ from tapegpt import sampling
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES
-from tapegpt.kernels.compile.indirect_call import FORWARD
 from tapegpt.kernels.loops.sample import (
     choose,
     generate,
@@ -56,6 +55,7 @@ recorded = functools.cache(record)
 
 def loaded(weights, granularity="vector", dtype="float64", documents=8):
     recording = recorded(MODEL, VOCABULARY, granularity, dtype, documents)
+    recording.load()
     for name, view in recording.weights.items():
         view[:] = weights[name]
     return recording
@@ -177,7 +177,7 @@ def test_keys_and_values_of_every_width_move(head_dim, n_head):
     uniforms = np.random.default_rng(1).random((40, MODEL.block_size))
 
     def by(together):
-        recording = record(model, VOCABULARY, "vector", "float64", together, [FORWARD])
+        recording = record(model, VOCABULARY, "vector", "float64", together)
         rng = np.random.default_rng(2)
         for weights in recording.weights.values():
             weights[:] = rng.normal(size=weights.shape) / math.sqrt(model.n_embd)
@@ -550,9 +550,9 @@ def test_little_memory_draws_fewer_together(monkeypatch):
     expected = texts_of(run, num_samples=30)
     counts = []
 
-    def counting(model, vocab_size, granularity, dtype, documents, directions):
+    def counting(model, vocab_size, granularity, dtype, documents):
         counts.append(documents)
-        return record(model, vocab_size, granularity, dtype, documents, directions)
+        return record(model, vocab_size, granularity, dtype, documents)
 
     monkeypatch.setattr(sampling, "record", counting)
     one, two = (

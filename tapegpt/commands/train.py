@@ -73,17 +73,16 @@ def run(
 
         # Numba is imported, and kernels are compiled, from here on.
         require_compiler()
-        from tapegpt.first_run import compiling_ahead
+        from tapegpt.first_run import helped
         from tapegpt.sampling import sample_in_turn
         from tapegpt.train.trainer import Trainer
 
         stop = held.enter_context(_stop_signals())
         if saved is None:
-            trainer = Trainer(model, training, documents, load=False)
+            trainer = Trainer(model, training, documents)
         else:
-            run = replace(saved, training=training)
-            trainer = Trainer.resumed(run, documents, load=False)
-        with compiling_ahead(training.dtype, trainer.recording.kernels):
+            trainer = Trainer.resumed(replace(saved, training=training), documents)
+        with helped(training.dtype, trainer.recording.kernels):
             trainer.recording.load()
         _make_folder(out)
         if saved is None:

@@ -40,8 +40,7 @@ class Trainer:
     """The parameters, their optimizer's state and the corpus, at some step of training.
 
     Follows microgpt to the last random number: Python's generator is seeded, shuffles the
-    documents, then draws the weights row by row, and goes on to draw the samples. load: see
-    `record`; training takes loaded kernels.
+    documents, then draws the weights row by row, and goes on to draw the samples.
     """
 
     def __init__(
@@ -49,7 +48,6 @@ class Trainer:
         model: ModelConfig,
         training: TrainConfig,
         documents: Sequence[str],
-        load: bool = True,
     ) -> None:
         self.learning_rate = training.learning_rate or default_learning_rate(model, training)
         self.model = model
@@ -84,7 +82,6 @@ class Trainer:
             training.granularity,
             training.dtype,
             _documents_per_sweep(model, training),
-            load=load,
         )
         self._threads = Threads(self.recording, training.threads)
         self._shares = self._weigh()
@@ -107,9 +104,9 @@ class Trainer:
         return program.machine.values[: program.num_params]
 
     @classmethod
-    def resumed(cls, run: Run, documents: Sequence[str], load: bool = True) -> "Trainer":
+    def resumed(cls, run: Run, documents: Sequence[str]) -> "Trainer":
         """Go on from a saved run. Raises `RunError` if it was trained on other documents."""
-        trainer = cls(run.model, run.training, documents, load)
+        trainer = cls(run.model, run.training, documents)
         if trainer.corpus_digest != run.corpus_digest:
             raise RunError(
                 f"the run was trained on another corpus of {run.documents} documents:"
@@ -142,7 +139,9 @@ class Trainer:
         return self.budget.done(self.step, self.elapsed) >= self.budget.total
 
     def advance(self, count: int, pace: float = 0) -> NDArray[np.float64]:
-        """Do `count` steps and return their losses; no steps still compile what they would need.
+        """Do `count` steps and return their losses.
+
+        No steps still compile what they would need, but for the kernels of the model.
 
         With a budget of seconds the schedule goes on from `self.elapsed` at `pace` seconds a step.
         A loss, in nats, is the mean over a batch's documents of the mean over their positions; or,
@@ -151,6 +150,8 @@ class Trainer:
         is then of no more use.
         """
         config = self.training
+        if count > 0:
+            self.recording.load()
         span = self.budget.span(self.step, self.elapsed, pace)
         every = np.zeros((len(self._threads), count))
         losses: NDArray[np.float64] = every[0]
@@ -198,6 +199,7 @@ class Trainer:
         offsets: NDArray[np.int64],
         weights: Mapping[str, NDArray[np.floating]] | None = None,
     ) -> float:
+        self.recording.load()
         losses = np.zeros((len(self._threads), 2))
         with self.predicting(weights):
             self._threads.call(
