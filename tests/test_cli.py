@@ -924,7 +924,7 @@ def test_more_threads_than_processors_are_said(call, monkeypatch):
     monkeypatch.setattr(train, "processors", lambda: 2)
     assert call(*flags, "--threads", "2")[1] == ""
     _, err = call(*flags, "--threads", "3")
-    assert err == "tapegpt: --threads 3 take turns on 2 processors: as many would do\n"
+    assert err == "tapegpt: --threads 3 is more than there are processors: --threads 2 is as fast\n"
 
 
 # Writing

@@ -100,7 +100,7 @@ def run(
                 LOG.log(logging.WARNING if remark.is_warning else logging.INFO, remark.text)
             if training.threads > processors():
                 LOG.warning(
-                    "--threads %d take turns on %d processors: as many would do",
+                    "--threads %d is more than there are processors: --threads %d is as fast",
                     training.threads,
                     processors(),
                 )
