@@ -539,6 +539,14 @@ def test_a_relative_cache_home_is_ignored(empty: Tiny) -> None:
         assert len(list(home.glob(".cache/tapegpt/*/outer*"))) == 1
 
 
+@posix
+def test_a_relative_home_is_none(empty: Tiny) -> None:
+    setup = f"import os; os.chdir({str(empty.root)!r})"
+    run = empty.run(setup=setup, NUMBA_CACHE_DIR="", HOME="relative")
+    assert_compiled_with_one_warning(run, "the home directory 'relative' is not absolute")
+    assert not (empty.root / "relative").exists()
+
+
 def test_a_package_in_a_zip_file_has_a_cache(empty: Tiny) -> None:
     path = shutil.make_archive(str(empty.root / "package"), "zip", empty.root, "tiny")
     shutil.rmtree(empty.package)

@@ -102,14 +102,21 @@ def belongs_here(function: Callable[..., Any]) -> bool:
     return bool(SOURCES) and function.__module__.startswith(f"{PACKAGE}.")
 
 
+def _home() -> Path:
+    home = Path.home()
+    if not home.is_absolute():
+        raise RuntimeError(f"the home directory {str(home)!r} is not absolute")
+    return home
+
+
 def _user_cache_directory() -> Path:
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
+        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData/Local")
     if sys.platform == "darwin":
-        return Path.home() / "Library/Caches"
+        return _home() / "Library/Caches"
     directory = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # As its specification has it, a relative one is ignored.
-    return directory if directory.is_absolute() else Path.home() / ".cache"
+    return directory if directory.is_absolute() else _home() / ".cache"
 
 
 def cache_directory() -> Path:
