@@ -16,7 +16,7 @@ from tapegpt.kernels.loops.optimizers import adam
 from tapegpt.program import record
 from tapegpt.settings import ModelConfig
 from tapegpt.tape import Tape
-from tapegpt.tape.memory import aligned_zeros
+from tapegpt.tape.storage import aligned_zeros
 
 VOCAB_SIZE = 27
 SECONDS = 0.02  # of replays in one round

@@ -17,7 +17,7 @@ from tapegpt.kernels.loops.sample import generate
 from tapegpt.program import Recording, record
 from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed, sizes_to_shrink
 from tapegpt.settings import SampleConfig
-from tapegpt.tape.memory import LARGEST_TAPE
+from tapegpt.tape.storage import LARGEST_TAPE
 
 SAMPLES_PER_SWEEP = 128  # the keys and values of more leave the nearest caches
 SAMPLES_PER_CALL = 512  # of the kernel, which goes by itself from one sweep to the next

@@ -57,7 +57,7 @@ from tapegpt.kernels.simd import (
     tile_zeros,
 )
 from tapegpt.tape import Input, Tape
-from tapegpt.tape.memory import aligned_zeros
+from tapegpt.tape.storage import aligned_zeros
 
 ONE_ROW = np.zeros(16, np.int64)  # offsets
 

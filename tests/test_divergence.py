@@ -26,7 +26,7 @@ from tapegpt.kernels.registry import kernels_of, load_kernels
 from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.passes import DOUT
 from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
-from tapegpt.tape.memory import aligned_zeros
+from tapegpt.tape.storage import aligned_zeros
 from tapegpt.train import trainer as trainer_module
 from tapegpt.train.trainer import Trainer
 from tapegpt.train.workers import Threads

@@ -28,7 +28,7 @@ from tapegpt.passes import (
 )
 from tapegpt.settings import DTYPES, ModelConfig
 from tapegpt.tape import Tape
-from tapegpt.tape.memory import ALIGNMENT
+from tapegpt.tape.storage import ALIGNMENT
 
 START = 5  # in the argument list of a linear
 MODEL = ModelConfig(n_layer=2, n_embd=10, n_head=5, block_size=6)

@@ -17,9 +17,9 @@ makes recording cheap. The memory layout is drawn in kernels/op.py.
 
 from tapegpt.tape.arrays import ArrayOperations
 from tapegpt.tape.node import Node
-from tapegpt.tape.parts import Batch, Input, Mark, Number, TapeError
 from tapegpt.tape.recurrence import Recurrence
 from tapegpt.tape.scalars import ScalarOperations
+from tapegpt.tape.types import Batch, Input, Mark, Number, TapeError
 
 __all__ = ["Batch", "Input", "Mark", "Node", "Tape", "TapeError"]
 

@@ -13,8 +13,8 @@ from tapegpt.kernels.ops.product.amx import UNIT_LEAST, unit_room
 from tapegpt.kernels.ops.product.lane_batching import LANE_COLUMNS
 from tapegpt.kernels.ops.product.matmul import IDENTITY, PANEL_DEPTH, WIDE
 from tapegpt.tape.leaves import Leaves
-from tapegpt.tape.memory import all_or_nothing
-from tapegpt.tape.parts import Input, Number, TapeError
+from tapegpt.tape.storage import all_or_nothing
+from tapegpt.tape.types import Input, Number, TapeError
 
 
 class ArrayOperations(Leaves):

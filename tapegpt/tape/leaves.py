@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 
 from tapegpt.kernels import op
 from tapegpt.kernels.layout import BATCH
-from tapegpt.tape.memory import LARGEST_TAPE, Memory, all_or_nothing
-from tapegpt.tape.parts import Batch, Floats, Ids, Input, Number, TapeError
+from tapegpt.tape.storage import LARGEST_TAPE, Memory, all_or_nothing
+from tapegpt.tape.types import Batch, Floats, Ids, Input, Number, TapeError
 
 LARGEST_KEY = 2**63 - 1  # of dropout
 

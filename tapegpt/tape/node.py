@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tapegpt.tape.parts import Floats, TapeError
+from tapegpt.tape.types import Floats, TapeError
 
 if TYPE_CHECKING:
     from tapegpt.tape import Tape

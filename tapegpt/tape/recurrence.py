@@ -3,8 +3,8 @@
 from tapegpt.kernels import op
 from tapegpt.kernels.layout import BATCH, NONE
 from tapegpt.tape.leaves import Leaves
-from tapegpt.tape.memory import all_or_nothing
-from tapegpt.tape.parts import TapeError
+from tapegpt.tape.storage import all_or_nothing
+from tapegpt.tape.types import TapeError
 
 # What a position can be made of: operations that keep to the rows they are given.
 ROW_BY_ROW = {

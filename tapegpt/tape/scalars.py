@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from tapegpt.kernels import op
 from tapegpt.kernels.ops.scalar.reduce import SOFTMAX_LANES
 from tapegpt.tape.leaves import Leaves
-from tapegpt.tape.memory import all_or_nothing
-from tapegpt.tape.parts import Ids, Input, Number, TapeError
+from tapegpt.tape.storage import all_or_nothing
+from tapegpt.tape.types import Ids, Input, Number, TapeError
 
 UNARY = {
     "neg": op.NEG,

@@ -21,7 +21,7 @@ from tapegpt.program import Recording, record
 from tapegpt.recorders.counter import flops, tables
 from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed, sizes_to_shrink
 from tapegpt.settings import ModelConfig, TrainConfig
-from tapegpt.tape.memory import LARGEST_TAPE, aligned_zeros
+from tapegpt.tape.storage import LARGEST_TAPE, aligned_zeros
 from tapegpt.train.optimizers import kernel_optimizer
 from tapegpt.train.schedules import kernel_schedule
 from tapegpt.train.stopping import StepBudget, TimeBudget, budget_of

@@ -11,7 +11,7 @@ from tapegpt.errors import TapegptError
 from tapegpt.kernels.loops.thread_group import NOBODY_COMES, Team
 from tapegpt.kernels.program import Program
 from tapegpt.program import Floats, Recording
-from tapegpt.tape.memory import ALIGNMENT, aligned_zeros
+from tapegpt.tape.storage import ALIGNMENT, aligned_zeros
 
 REPORTS = ALIGNMENT // np.dtype(np.float64).itemsize  # a cache line for each thread
 

@@ -17,7 +17,7 @@ from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
 from tapegpt.kernels.layout import BATCH, LONG_ROW
 from tapegpt.kernels.program import Machine
 from tapegpt.kernels.registry import kernels_of, load_kernels
-from tapegpt.tape.parts import Batch, Floats, Input, Mark, Shape, TapeError
+from tapegpt.tape.types import Batch, Floats, Input, Mark, Shape, TapeError
 
 Window = tuple[int, int, int, int]  # see kernels/layout.py
 
