@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tapegpt.tape import Input, Mark, Node, Tape, TapeError, memory
+from tapegpt.tape import Input, Mark, Node, Tape, TapeError, storage
 
 OPERATIONS = (
     *("add", "mul", "sub", "div", "scale", "pow", "neg", "exp", "log", "relu", "tanh", "softplus"),
@@ -110,7 +110,7 @@ class Hostile(RuleBasedStateMachine):
 
     @initialize(dtype=st.sampled_from(["float32", "float64"]), batch=st.booleans())
     def begin(self, dtype: str, batch: bool) -> None:
-        self.largest, memory.LARGEST_TAPE = memory.LARGEST_TAPE, 2**18
+        self.largest, storage.LARGEST_TAPE = memory.LARGEST_TAPE, 2**18
         self.tape, self.other = Tape(dtype, capacity=1), Tape(dtype)
         self.inputs: list[Any] = [self.other.input([0, 1], 2)]
         self.marks: list[Any] = [self.other.mark(), Mark(3, 0, 0, 0)]
@@ -126,7 +126,7 @@ class Hostile(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "largest"):
-            memory.LARGEST_TAPE = self.largest
+            storage.LARGEST_TAPE = self.largest
 
     def argument(self, kind: str) -> Any:
         if self.rng.random() < 0.05:
