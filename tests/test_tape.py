@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from tapegpt.tape import Input, Mark, Node, Tape, TapeError, memory
+from tapegpt.tape import Input, Mark, Node, Tape, TapeError, storage
 
 # Recording and values
 
@@ -814,7 +814,7 @@ def test_a_full_tape(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     f = make_fixture()
     size = len(f.tape)
     for room in range(1000):
-        monkeypatch.setattr(memory, "LARGEST_TAPE", size + room)
+        monkeypatch.setattr(storage, "LARGEST_TAPE", size + room)
         before = state(f.tape)
         try:
             GROWING[name](f)

@@ -110,7 +110,7 @@ class Hostile(RuleBasedStateMachine):
 
     @initialize(dtype=st.sampled_from(["float32", "float64"]), batch=st.booleans())
     def begin(self, dtype: str, batch: bool) -> None:
-        self.largest, storage.LARGEST_TAPE = memory.LARGEST_TAPE, 2**18
+        self.largest, storage.LARGEST_TAPE = storage.LARGEST_TAPE, 2**18
         self.tape, self.other = Tape(dtype, capacity=1), Tape(dtype)
         self.inputs: list[Any] = [self.other.input([0, 1], 2)]
         self.marks: list[Any] = [self.other.mark(), Mark(3, 0, 0, 0)]
