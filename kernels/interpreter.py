@@ -137,7 +137,7 @@ def scalars_backward(values, grads, records, operands, inputs, i, begin):
             break
         i -= 1
         node, at, dout = np.int64(out), np.int64(a), grads[out]
-        if code < op.FIRST_SEVERAL and vanishes(grads, dout):
+        if code < op.FIRST_SEVERAL and vanishes(dout):
             continue
         if code == op.SUB:
             sub_backward(grads, dout, a, b)

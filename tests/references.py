@@ -48,21 +48,24 @@ def attention(q, k, v, n_head):
 
 
 def dropout(x, rate, key, record, plus=0.0):
-    """256 equally likely numbers for every element; the lowest are left out."""
-    kept = max(1, 256 - round(256 * rate))
+    """2^32 equally likely numbers for every element; the lowest are left out."""
+    kept = max(1, 2**32 - round(2**32 * rate))
     with np.errstate(over="ignore"):
         stream = _mixed(np.uint64(key) + np.uint64(record) * ODD)
         columns = np.arange(x.shape[1])
         piece = np.arange(len(x))[:, None] * -(-x.shape[1] // 16) + columns // 16
         low = _mixed(stream + piece.astype("uint64") * ODD)
         high = _mixed(low + ODD)
-    # Of each word, an element has one bit in every 16.
+        finer = [_mixed(high + ODD)]
+        while len(finer) < 6:
+            finer.append(_mixed(finer[-1] + ODD))
+    # Of each word, an element has one bit in every 16; those of the last two weigh most.
     drawn = 0
-    for word in (low, high):
+    for word in (*finer, low, high):
         for k in range(4):
             bit = word >> (columns % 16 + 16 * k).astype("uint64") & np.uint64(1)
-            drawn = drawn // 2 + 128 * (1 - bit.astype(int))
-    return plus + np.where((key == 0) | (drawn < kept), x, 0) * (1 if key == 0 else 256 / kept)
+            drawn = drawn // 2 + 2**31 * (1 - bit.astype(int))
+    return plus + np.where((key == 0) | (drawn < kept), x, 0) * (1 if key == 0 else 2**32 / kept)
 
 
 ODD = np.uint64(0x9E3779B97F4A7C15)

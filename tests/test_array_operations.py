@@ -43,6 +43,253 @@ def recorded(name, seed, dtype="float64"):
     return Recorded(CATALOGUE[name](draw), draw, dtype)
 
 
+def normal(draw, *shapes):
+    """Random arrays; none of their elements is so close to 0 that a step would change its sign."""
+    rng = np.random.default_rng(draw(seeds))
+    arrays = [rng.normal(size=shape) for shape in shapes]
+    return [array + 1e-3 * np.copysign(1, array) for array in arrays]
+
+
+@st.composite
+def embed(draw):
+    rows, width = draw(few), draw(sizes)
+    heights = draw(st.lists(few, min_size=1, max_size=3))
+    indices = [
+        draw(st.lists(st.integers(0, height - 1), min_size=rows, max_size=rows))
+        for height in heights
+    ]
+    return Case(
+        normal(draw, *[(height, width) for height in heights]),
+        lambda tape, *tables: tape.embed(*zip(tables, indices, strict=True)),
+        lambda *tables: references.embed(tables, indices),
+    )
+
+
+@st.composite
+def linear(draw):
+    rows, n_in, n_out = draw(sizes), draw(sizes), draw(sizes)
+    shapes = [(rows, n_in), (n_out, n_in), (rows, n_out)]
+    arrays = normal(draw, *shapes[: draw(st.integers(2, 3))])
+    return Case(arrays, Tape.linear, references.linear)
+
+
+@st.composite
+def linear_of_itself(draw):
+    """x as rows, weights and what is added, all in one."""
+    size = draw(sizes)
+    return Case(
+        normal(draw, (size, size)),
+        lambda tape, x: tape.linear(x, x, x),
+        lambda x: references.linear(x, x, x),
+    )
+
+
+@st.composite
+def rmsnorm(draw):
+    epsilon = draw(st.sampled_from([1e-5, 0.3]))
+    return Case(
+        normal(draw, (draw(few), draw(sizes))),
+        lambda tape, x: tape.rmsnorm(x, epsilon),
+        lambda x: references.rmsnorm(x, epsilon),
+    )
+
+
+@st.composite
+def softmax(draw):
+    return Case(normal(draw, (draw(few), draw(sizes))), Tape.softmax, references.softmax)
+
+
+def attention_case(draw, head_dim):
+    rows, n_head = draw(few), draw(heads)
+    return Case(
+        normal(draw, *[(rows, n_head * head_dim)] * 3),
+        lambda tape, q, k, v: tape.attention(q, k, v, n_head),
+        lambda q, k, v: references.attention(q, k, v, n_head),
+    )
+
+
+@st.composite
+def attention(draw):
+    return attention_case(draw, draw(st.sampled_from(HEAD_DIMS)))
+
+
+@st.composite
+def attention_to_itself(draw):
+    rows, n_head = draw(few), draw(st.integers(1, 3))
+    return Case(
+        normal(draw, (rows, n_head * draw(few))),
+        lambda tape, x: tape.attention(x, x, x, n_head),
+        lambda x: references.attention(x, x, x, n_head),
+    )
+
+
+@st.composite
+def cross_entropy(draw):
+    rows, width = draw(few), draw(sizes)
+    targets = draw(st.lists(st.integers(0, width - 1), min_size=rows, max_size=rows))
+    return Case(
+        normal(draw, (rows, width)),
+        lambda tape, logits: tape.cross_entropy(logits, targets),
+        lambda logits: references.cross_entropy(logits, targets),
+    )
+
+
+@st.composite
+def relu(draw):
+    return Case(normal(draw, (draw(few), draw(sizes))), Tape.relu, references.relu)
+
+
+@st.composite
+def add(draw):
+    return Case(normal(draw, *[(draw(few), draw(sizes))] * 2), Tape.add, np.add)
+
+
+@st.composite
+def add_to_itself(draw):
+    arrays = normal(draw, (draw(few), draw(sizes)))
+    return Case(arrays, lambda tape, x: tape.add(x, x), lambda x: x + x)
+
+
+@st.composite
+def scale(draw):
+    factor = draw(st.floats(-3, 3))
+    return Case(
+        normal(draw, (draw(few), draw(sizes))),
+        lambda tape, x: tape.scale(x, factor),
+        lambda x: factor * x,
+    )
+
+
+@st.composite
+def mean(draw):
+    return Case(normal(draw, (draw(few), draw(sizes))), Tape.mean, np.mean)
+
+
+@st.composite
+def several(draw):
+    """Results that are used twice, and weights that serve two operations."""
+    rows, n_head = draw(few), draw(st.integers(1, 3))
+    width = n_head * draw(few)
+
+    def build(tape, x, w, u):
+        h = tape.linear(tape.rmsnorm(x), w)
+        h = tape.linear(tape.attention(h, x, h, n_head), w, plus=h)
+        return tape.add(tape.softmax(tape.linear(h, u)), tape.scale(tape.linear(x, u), 0.5))
+
+    def reference(x, w, u):
+        h = references.linear(references.rmsnorm(x), w)
+        h = references.linear(references.attention(h, x, h, n_head), w, h)
+        return references.softmax(references.linear(h, u)) + 0.5 * references.linear(x, u)
+
+    x, w, u = normal(draw, (rows, width), (width, width), (5, width))
+    # Rows keep their size through the weights: larger scores would magnify rounding errors.
+    return Case([x, w / np.sqrt(width), u / np.sqrt(width)], build, reference)
+
+
+@st.composite
+def gathered_linear(draw):
+    rows, n_in, n_out = draw(few), draw(sizes), draw(sizes)
+    k = draw(st.integers(1, n_in))
+    shapes = [(n_in, n_out), (rows, n_out)]
+    more = normal(draw, *shapes[: draw(st.integers(1, 2))])
+    # So far apart that a step does not change the choice.
+    x = np.arange(rows * n_in).reshape(rows, n_in) / n_in - rows / 2 + 1e-3
+    x = np.random.default_rng(draw(seeds)).permuted(x, axis=1)
+    return Case(
+        [x, *more],
+        lambda tape, x, w, *plus: tape.gathered_linear(x, tape.topk(x, k), w, *plus),
+        lambda x, w, *plus: references.gathered_linear(x, references.topk(x, k), w, *plus),
+    )
+
+
+@st.composite
+def dropout(draw):
+    rows, width = draw(few), draw(sizes)
+    rate, key = (
+        draw(st.sampled_from([0.0, 1e-6, 0.0019, 0.1, 0.5, 0.999])),
+        draw(st.integers(0, 2**63 - 2)),
+    )
+
+    def record(tape, x, *plus):
+        keys = tape.input([0], 1)
+        tape._inputs[keys.slot] = key  # beyond what is a row number, as in training
+        return tape.dropout(x, rate, keys, *plus)
+
+    return Case(
+        normal(draw, *[(rows, width)] * draw(st.integers(1, 2))),
+        record,
+        lambda x, *plus: references.dropout(x, rate, key, 0, *plus),
+    )
+
+
+CASES = [
+    embed, linear, linear_of_itself, rmsnorm, softmax, attention, attention_to_itself,
+    cross_entropy, relu, add, add_to_itself, scale, mean, gathered_linear, dropout,
+    several,
+]  # fmt: skip
+
+few_examples = settings(max_examples=min(25, settings().max_examples))
+every_operation = pytest.mark.parametrize("operation", CASES, ids=lambda case: case.__name__)
+
+
+class Recorded:
+    """A case on a tape, with a guard array before, between and after."""
+
+    def __init__(self, case, dtype, projection_seed=0):
+        self.tape = tape = Tape(dtype)
+        self.guards = [self._guard()]
+        self.leaves = [tape.array(array) for array in case.arrays]
+        self.guards.append(self._guard())
+        self.out = case.record(tape, *self.leaves)
+        self.guards.append(self._guard())
+        shape = tape.shape(self.out)
+        self.weights = np.random.default_rng(projection_seed).normal(size=shape)
+        if shape:
+            elements = self.out + np.arange(shape[0])[:, None] * tape.stride(shape[1])
+            elements = elements + np.arange(shape[1])
+            weights = tape.variables(self.weights)
+            self.root = int(tape.dots(elements.reshape(1, -1), weights.reshape(1, -1))[0])
+        else:
+            self.root = tape.scale(self.out, self.weights[()])
+        tape.backward(self.root)
+
+    def _guard(self):
+        return self.tape.array(np.full((1, self.tape.lanes), 7.0))
+
+    def gradients(self):
+        return [self.tape.grad(leaf) for leaf in self.leaves]
+
+    def set(self, arrays):
+        """The projection of the result for other arrays."""
+        for leaf, array in zip(self.leaves, arrays, strict=True):
+            self.tape.set_value(leaf, array)
+        self.tape.forward()
+        return self.tape.value(self.root)
+
+
+def check_directional_derivative(case, seed):
+    recorded = Recorded(case, "float64")
+    rng = np.random.default_rng(seed)
+    directions = [rng.normal(size=array.shape) for array in case.arrays]
+    terms = [
+        gradient * direction
+        for gradient, direction in zip(recorded.gradients(), directions, strict=True)
+    ]
+    step = 1e-6
+    forward, backward = (
+        recorded.set(
+            [
+                array + sign * step * direction
+                for array, direction in zip(case.arrays, directions, strict=True)
+            ]
+        )
+        for sign in (1, -1)
+    )
+    slope = (forward - backward) / (2 * step)
+    scale = 1 + abs(forward) + sum(np.abs(term).sum() for term in terms)
+    assert abs(slope - sum(term.sum() for term in terms)) <= 1e-7 * scale
+
+
 def assert_close(actual, expected, tolerance):
     assert np.shape(actual) == np.shape(expected)
     scale = max(1, np.abs(expected).max())
@@ -218,3 +465,92 @@ def test_nan_and_infinity_reach_the_loss(dtype, column):
         tape = Tape(dtype)
         loss = tape.cross_entropy(tape.array(logits), [3, 4])
         assert not np.isfinite(tape.value(loss))
+
+
+def test_float32_sums_of_millions():
+    rng = np.random.default_rng(0)
+    array = rng.uniform(0.5, 1, (1100, 1000)).astype("float32")
+    wide = array.reshape(1, -1)
+    exact, exact_wide = array.astype("float64"), wide.astype("float64")
+    targets = [7] * len(array)
+    tape = Tape("float32")
+    for node, expected in (
+        (tape.mean(tape.array(array)), exact.mean()),
+        (tape.mean(tape.array(wide)), exact.mean()),
+        (tape.cross_entropy(tape.array(array), targets), references.cross_entropy(exact, targets)),
+        (tape.cross_entropy(tape.array(wide), [7]), references.cross_entropy(exact_wide, [7])),
+    ):
+        assert tape.value(node) == pytest.approx(expected, rel=4e-7)
+    flat = tape.array(np.full((1, 2**20), 0.1))
+    np.testing.assert_allclose(tape.value(tape.rmsnorm(flat, 0.0)), 1, rtol=3e-7)
+    np.testing.assert_allclose(tape.value(tape.softmax(flat)), 2.0**-20, rtol=3e-7)
+    rows = tape.array(np.zeros((2**17, 3)))
+    loss = tape.cross_entropy(rows, [0] * 2**17)
+    assert tape.value(loss) == pytest.approx(np.log(3), rel=3e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 4, 37, 2000])
+def test_rmsnorm_of_huge_and_of_tiny_rows(dtype, width):
+    info = np.finfo(dtype)
+    rng = np.random.default_rng(width)
+    unit = rng.uniform(0.5, 1, (6, width)) * rng.choice([-1, 1], (6, width))
+    size = np.array([[1.0], [float(info.max)], [float(info.tiny) * 1e4], [1e25], [1e-25], [3.0]])
+    weights = rng.normal(size=(6, width))
+
+    def run(x):
+        tape = Tape(dtype)
+        node = tape.parameter(x)
+        out = tape.rmsnorm(node, 0.0)
+        row = tape.array(weights)
+        picked = tape.mean(tape.linear(out, row))
+        tape.backward(picked)
+        return tape.value(out), tape.grad(node)
+
+    out, slope = run(unit)
+    scaled, scaled_slope = run(unit * size)
+    np.testing.assert_allclose(scaled, out, rtol=4e-6)
+    # The slope of a row is the smaller, the larger the row; where it is beyond the type, none.
+    inside = (size[:, 0] > 1e-30) & (size[:, 0] < 1e30)
+    np.testing.assert_allclose((scaled_slope * size)[inside], slope[inside], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_topk_takes_nan_for_the_largest(dtype):
+    tape = Tape(dtype)
+    row = np.array([[np.inf, 1.0, np.nan, 3.0], [3.0, np.nan, -np.inf, np.nan]])
+    x = tape.array(row)
+    which = tape.topk(x, 1)
+    weights = tape.array(np.eye(4))
+    picked = tape.value(tape.gathered_linear(x, which, weights))
+    assert np.isnan(picked[:, :]).any(axis=1).all()
+
+
+@pytest.mark.parametrize("rate", [1e-6, 1e-3, 0.0019, 0.1, 0.3, 0.999, 1 - 1e-6])
+def test_dropout_leaves_out_its_share(rate):
+    tape = Tape("float32")
+    count = 2**22
+    x = tape.array(np.ones((count // 1024, 1024)))
+    value = tape.value(tape.dropout(x, rate, tape.input([5], 8)))
+    left_out = np.count_nonzero(value == 0)
+    # Six standard deviations, and one for a share that is small.
+    assert abs(left_out - rate * count) <= 6 * np.sqrt(rate * (1 - rate) * count) + 1
+    assert value.max() in (0, np.float32(1 / (1 - rate)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_subnormal_gradients_pass_through_attention(dtype):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 4))
+    small = float(np.finfo(dtype).tiny) * 2**-3
+
+    def slope(outer, inner):
+        tape = Tape(dtype)
+        node = tape.parameter(x / inner)
+        q = tape.scale(node, inner)
+        out = tape.attention(q, tape.array(x[::-1].copy()), tape.array(x**2), 2)
+        tape.backward(tape.scale(tape.mean(out), outer))
+        return tape.grad(node)
+
+    passed = slope(small, 2.0**20)
+    np.testing.assert_allclose(passed / small, slope(1.0, 2.0**20), rtol=1e-2, atol=2.0)

@@ -230,19 +230,87 @@ def test_softmax_at_the_edges(count: int) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["mul", "exp", "softplus", "sum", "dot", "softmax"])
-def test_subnormal_gradients_are_dropped(name: str, dtype: str) -> None:
+def test_subnormal_gradients_are_passed_on(name: str, dtype: str) -> None:
     tiny = float(np.finfo(dtype).tiny)
-    for factor, passed in ((2 * tiny, True), (tiny / 2, False)):
+    slopes = {"exp": math.exp(0.5), "softplus": 1 / (1 + math.exp(-0.5))}
+    slopes["softmax"] = softmax(np.array([0.5, 1.0]))[0] * softmax(np.array([0.5, 1.0]))[1]
+    tape = Tape(dtype)
+    steep, b = tape.variables([0.5 * tiny * 2**10, 1.0])
+    a = tape.scale(steep, 2.0**-10 / tiny)
+    record = {
+        "mul": lambda: tape.mul(a, b),
+        "sum": lambda: tape.sum([a, b]),
+        "dot": lambda: tape.dot([b], [a]),
+        "softmax": lambda: tape.softmax_of([a, b])[0],
+    }.get(name, lambda: getattr(tape, name)(a))
+    root = tape.scale(record(), tiny / 16)
+    expected = slopes.get(name, 1.0) * 2.0**-14
+    assert gradients(tape, root, [steep]) == [pytest.approx(expected, rel=1e-4)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("place", range(6))
+def test_max_with_nan_is_nan(place: int, dtype: str) -> None:
+    values = [1.0, 2.0, math.inf, -math.inf, 2.0, 0.0]
+    values[place] = math.nan
+    tape = Tape(dtype)
+    nodes = tape.variables(values)
+    largest = tape.max(nodes)
+    assert math.isnan(tape.value(largest))
+    assert gradients(tape, largest, nodes) == [float(i == place) for i in range(6)]
+    assert all(math.isnan(tape.value(node)) for node in tape.softmax_of(nodes))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_slopes_at_infinity(dtype: str) -> None:
+    inf = math.inf
+    for name, x, value, slope in (
+        ("softplus", inf, inf, 1), ("softplus", -inf, 0, 0), ("softplus", -80.0, 0, 0),
+        ("exp", inf, inf, inf), ("exp", -inf, 0, 0), ("log", inf, inf, 0), ("log", 0.0, -inf, inf),
+        ("tanh", inf, 1, 0), ("tanh", -inf, -1, 0), ("relu", inf, inf, 1), ("relu", -inf, 0, 0),
+    ):  # fmt: skip
         tape = Tape(dtype)
-        a, b = tape.variables([0.5, 1.0])
-        record = {
-            "mul": lambda a=a, b=b, tape=tape: tape.mul(a, b),
-            "sum": lambda a=a, b=b, tape=tape: tape.sum([a, b]),
-            "dot": lambda a=a, b=b, tape=tape: tape.dot([b], [a]),
-            "softmax": lambda a=a, b=b, tape=tape: tape.softmax_of([a, b])[0],
-        }.get(name, lambda a=a, tape=tape: getattr(tape, name)(a))
-        root = tape.scale(record(), factor)
-        assert (gradients(tape, root, [a]) != [0]) == passed
+        node = tape.var(x)
+        out = getattr(tape, name)(node)
+        assert tape.value(out) == pytest.approx(value, abs=1e-34), (name, x)
+        assert gradients(tape, out, [node]) == [pytest.approx(slope, abs=1e-34)], (name, x)
+    tape = Tape(dtype)
+    one, top = tape.variables([1.0, inf])
+    assert gradients(tape, tape.div(one, top), [one, top]) == [0, 0]
+    assert gradients(tape, tape.div(top, one), [one, top]) == [-inf, 1]
+
+
+def test_float32_sums_of_millions() -> None:
+    count = 2**20
+    tape = Tape("float32", capacity=2**22)
+    nodes = tape.variables(np.full(count, 0.1))
+    ones = tape.variables(np.full(count, 0.3))
+    a, b = np.float64(np.float32(0.1)), np.float64(np.float32(0.3))
+    turned, other = nodes[::-1].copy(), ones[::-1].copy()
+    for node, expected in (
+        (tape.sum(nodes), count * a),
+        (tape.dot(nodes, ones), count * a * b),
+        (tape.dot(turned, other), count * a * b),
+        (tape.dots(nodes[None], ones[None])[0], count * a * b),
+        (tape.dots(np.stack([nodes] * 4), np.stack([ones] * 4))[0], count * a * b),
+    ):
+        assert tape.value(int(node)) == pytest.approx(expected, rel=3e-7)
+
+
+@pytest.mark.parametrize("name", ["sum", "dot", "runs"])
+def test_float32_gradient_of_a_node_used_a_million_times(name: str) -> None:
+    count = 2**20
+    tape = Tape("float32", capacity=2**22)
+    node = tape.var(0.7)
+    many = np.full(count, node)
+    factors = tape.variables(np.full(count, 0.1))
+    record = {
+        "sum": lambda: tape.scale(tape.sum(many), 0.1),
+        "dot": lambda: tape.dot(many, factors),
+        "runs": lambda: tape.sum(tape.runs("mul", many, factors)),
+    }
+    expected = count * np.float64(np.float32(0.1))
+    assert gradients(tape, record[name](), [node]) == [pytest.approx(expected, rel=3e-7)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

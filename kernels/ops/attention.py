@@ -29,7 +29,6 @@ from tapegpt.kernels.ops.product.lane_batching import (
     whole_tiles,
 )
 from tapegpt.kernels.simd import (
-    clear_tiny,
     fma,
     lanes,
     load,
@@ -141,7 +140,7 @@ def softmax_rows_backward(values, grads, weights, dweights, span, first, last, c
             mean = fma(load(values, weights + i), load(grads, dweights + i), mean)
         for i in range(row, row + count * size, size):
             ds = load(values, weights + i) * (load(grads, dweights + i) - mean) * scale
-            store(grads, dweights + i, clear_tiny(ds))
+            store(grads, dweights + i, ds)
 
 
 def make_attention(size):

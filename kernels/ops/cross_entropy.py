@@ -2,9 +2,10 @@
 
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.layout import padded, row_range, row_stride
-from tapegpt.kernels.ops.elementwise import add_to
+from tapegpt.kernels.ops.elementwise import add_to, array_sum
 from tapegpt.kernels.ops.softmax import padding, row_exponentials, row_maximum
 from tapegpt.kernels.simd import (
+    FEW,
     four,
     keep_first,
     lanes,
@@ -39,18 +40,27 @@ def cross_entropy_forward(values, operands, inputs, out, at, window):
         begin, largest = logits + r * row, values[margins + r]
         row_exponentials(values, begin, exponentials + r * row, end, outside, largest)
         values[margins + r] = largest - values[begin + inputs[slot + r]]
-    nothing = tile_zeros(values, four(values), 1)
-    for r in range(first, last, four(values)):
-        rows, sums = row_offsets(r, last, row, four(values)), nothing
-        for i in range(exponentials, exponentials + padded(values, width), lanes(values)):
-            sums = tile_add(sums, tile_load(nothing, values, i, rows))
-        store_part(values, totals + r, tile_row_sums(sums), min(four(values), last - r))
-    loss = splat(values, 0)
-    for r in range(first, last, lanes(values)):
-        losses = log(load(values, totals + r)) + load(values, margins + r)
-        weighted = losses * load(values, weights + r)
-        loss = loss + keep_first(weighted, last - r, values.dtype.type(0))
-    values[out] = sum_lanes(loss)
+    columns = padded(values, width)
+    if columns > FEW * lanes(values):
+        for r in range(first, last):
+            begin = exponentials + r * row
+            values[totals + r] = array_sum(values, begin, begin + columns)
+    else:
+        nothing = tile_zeros(values, four(values), 1)
+        for r in range(first, last, four(values)):
+            rows, sums = row_offsets(r, last, row, four(values)), nothing
+            for i in range(exponentials, exponentials + columns, lanes(values)):
+                sums = tile_add(sums, tile_load(nothing, values, i, rows))
+            store_part(values, totals + r, tile_row_sums(sums), min(four(values), last - r))
+    whole = 0.0  # float64, see FEW
+    for begin in range(first, last, FEW * lanes(values)):
+        loss = splat(values, 0)
+        for r in range(begin, min(begin + FEW * lanes(values), last), lanes(values)):
+            losses = log(load(values, totals + r)) + load(values, margins + r)
+            weighted = losses * load(values, weights + r)
+            loss = loss + keep_first(weighted, last - r, values.dtype.type(0))
+        whole += sum_lanes(loss)
+    values[out] = whole
 
 
 # dlogits = weight (softmax(logits) - onehot(target)) dloss

@@ -12,9 +12,11 @@ from tapegpt.kernels.simd import (
     store,
 )
 
-# Two words of 64 bits give each of 16 elements 8 bits; no vector has more elements.
+# Two words of 64 bits give each of 16 elements 8 bits, six more words the 24 that follow; no vector
+# has more elements.
 GROUP = 16
-CHANCES = 256  # so many equally likely numbers an element can draw
+CHANCES = 2**32  # so many equally likely numbers an element can draw
+EIGHT_BITS = 2**24  # chances of which are as many whole steps need no more than 8 bits
 
 ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 
@@ -35,21 +37,42 @@ def dropout_key(seed, document):
 
 
 @inlined
-def chosen(key, piece, column, kept):
-    """A bit for each element of a vector from `column` on, set with a chance of kept / CHANCES.
-
-    Bit by bit of `kept`, from the lowest: a chance of one half is added to, or halved with, what
-    the bits so far have given.
-    """
-    low = mixed(key + np.uint64(piece) * ODD)
-    high = mixed(low + ODD)
-    bits = np.uint64(0)
+def decided(low, high, kept, bits):
+    """What `bits` of a group become by 8 bits of a chance."""
     for k in range(4):
         draw = low >> np.uint64(GROUP * k)
         bits = (bits | draw) if (kept >> k) & 1 else (bits & draw)
     for k in range(4):
         draw = high >> np.uint64(GROUP * k)
         bits = (bits | draw) if (kept >> (k + 4)) & 1 else (bits & draw)
+    return bits
+
+
+@jit
+def finer(word, kept):
+    """What bits of a group are by the lower 24 bits of a chance."""
+    bits = np.uint64(0)
+    for k in range(0, 24, 8):
+        low = mixed(word + ODD)
+        word = mixed(low + ODD)
+        bits = decided(low, word, kept >> k, bits)
+    return bits
+
+
+@inlined
+def chosen(key, piece, column, kept):
+    """A bit for each element of a vector from `column` on, set with a chance of kept / CHANCES.
+
+    Bit by bit of `kept`, from the lowest: a chance of one half is added to, or halved with, what
+    the bits so far have given. The last 8 bits leave few elements that depend on those before.
+    """
+    low = mixed(key + np.uint64(piece) * ODD)
+    high = mixed(low + ODD)
+    bits = decided(low, high, kept >> 24, np.uint64(0))
+    if kept % EIGHT_BITS != 0:
+        open_bits = decided(low, high, kept >> 24, ~np.uint64(0)) & ~bits & np.uint64(0xFFFF)
+        if open_bits != 0:
+            bits |= open_bits & finer(high, kept)
     return np.int64((bits & np.uint64(0xFFFF)) >> np.uint64(column % GROUP))
 
 

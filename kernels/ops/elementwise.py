@@ -3,10 +3,14 @@
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import row_range, row_stride
 from tapegpt.kernels.simd import (
+    FEW,
+    fma,
     lanes,
     load,
     relu,
+    splat,
     store,
+    sum_lanes,
     where_positive,
 )
 
@@ -32,6 +36,30 @@ def element_range(values, operands, at, window):
     first, last = row_range(operands[at], window)
     width = row_stride(values, operands[at + 1])
     return first * width, last * width
+
+
+@jit
+def array_sum(values, begin, end):
+    """The sum of values[begin : end], whole vectors, in float64."""
+    whole = 0.0
+    for first in range(begin, end, FEW * lanes(values)):
+        total = splat(values, 0)
+        for i in range(first, min(first + FEW * lanes(values), end), lanes(values)):
+            total = total + load(values, i)
+        whole += sum_lanes(total)
+    return whole
+
+
+@jit
+def array_product(x, first, y, other, count):
+    """The dot product of x[first : first + count] and y[other : other + count], in float64."""
+    whole = 0.0
+    for begin in range(0, count, FEW * lanes(x)):
+        total = splat(x, 0)
+        for i in range(begin, min(begin + FEW * lanes(x), count), lanes(x)):
+            total = fma(load(x, first + i), load(y, other + i), total)
+        whole += sum_lanes(total)
+    return whole
 
 
 # out = max(0, x); operands: rows, width, x
@@ -96,10 +124,7 @@ def array_mean_forward(values, operands, inputs, out, at, window):
     x = operands[at + 2]
     first, last = row_range(operands[at], window)
     begin, end = element_range(values, operands, at, window)
-    total = values.dtype.type(0)
-    for i in range(begin, end):
-        total += values[x + i]
-    values[out] = total / values.dtype.type((last - first) * operands[at + 1])
+    values[out] = array_sum(values, x + begin, x + end) / ((last - first) * operands[at + 1])
 
 
 @jit

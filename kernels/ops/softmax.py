@@ -4,8 +4,9 @@ import math
 
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import padded, row_range, row_stride
-from tapegpt.kernels.ops.elementwise import add_to
+from tapegpt.kernels.ops.elementwise import add_to, array_product, array_sum
 from tapegpt.kernels.simd import (
+    FEW,
     fma,
     keep_first,
     lanes,
@@ -57,6 +58,9 @@ def array_softmax_forward(values, operands, inputs, out, at, window):
     for r in range(first, last):
         largest = row_maximum(values, x + r * row, end, outside)
         total = row_exponentials(values, x + r * row, out + r * row, end, outside, largest)
+        if columns > FEW * lanes(values):
+            begin = out + r * row
+            total = values.dtype.type(array_sum(values, begin, begin + columns))
         for i in range(r * row, r * row + columns, lanes(values)):
             store(values, out + i, load(values, out + i) / total)
 
@@ -74,6 +78,9 @@ def array_softmax_backward(values, grads, operands, inputs, out, at, back, windo
         for i in range(0, columns, lanes(values)):
             products = fma(load(values, out_r + i), load(grads, dout_r + i), products)
         total = sum_lanes(products)
+        if columns > FEW * lanes(values):
+            whole = array_product(values, out_r, grads, dout_r, columns)
+            total = values.dtype.type(whole)
         for i in range(0, columns, lanes(values)):
             passed = load(values, out_r + i) * (load(grads, dout_r + i) - total)
             add_to(grads, dx_r + i, passed, fresh & 1)

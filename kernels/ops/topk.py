@@ -16,6 +16,7 @@ from tapegpt.kernels.simd import (
     lowest_bit,
     max_lanes,
     maximum,
+    replace_nan,
     row_offsets,
     row_pointers,
     splat,
@@ -35,12 +36,17 @@ WORD = 64  # bits
 
 @inlined
 def copy_finite(values, x, width, row, out):
-    """Copy a row, infinities made finite and the padding NaN; returns its extremes."""
+    """Copy a row, infinities made finite and the padding NaN; returns its extremes.
+
+    NaN becomes the largest number of all: what follows from a NaN must be one too.
+    """
     lowest, nan = splat(values, -math.inf), values.dtype.type(math.nan)
-    limit = splat(values, 1e38 if values.itemsize == 4 else 1e308)
+    limit = splat(values, 3e38 if values.itemsize == 4 else 1.5e308)
+    above = values.dtype.type(3.4e38 if values.itemsize == 4 else 1.7e308)
     largest, negative = lowest, lowest
     for i in range(0, row, lanes(values)):
-        number = keep_first(clamp(load(values, x + i), limit * -1.0, limit), width - i, nan)
+        number = replace_nan(clamp(load(values, x + i), limit * -1.0, limit), above)
+        number = keep_first(number, width - i, nan)
         largest, negative = maximum(largest, number), maximum(negative, number * -1.0)
         store(values, out + i, number)
     return -max_lanes(negative), max_lanes(largest)

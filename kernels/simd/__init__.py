@@ -22,7 +22,8 @@ from tapegpt.kernels.simd.lanewise import (
     one_lane,
     quick_root,
     relu,
-    smallest_normal,
+    replace_nan,
+    smallest,
     splat,
     tiny,
     where_nonzero,
@@ -40,6 +41,7 @@ from tapegpt.kernels.simd.memory import (
     store_part,
 )
 from tapegpt.kernels.simd.reduce import (
+    FEW,
     count_at_most,
     lanes_above,
     lowest_bit,

@@ -165,6 +165,17 @@ def absolute(typing_context, a):
 
 
 @intrinsic
+def replace_nan(typing_context, a, other):
+    """a, and in the lanes where it is NaN the number `other`."""
+
+    def codegen(context, builder, sig, args):
+        missing = builder.fcmp_unordered("uno", args[0], args[0])
+        return builder.select(missing, broadcast(builder, a, args[1]), args[0])
+
+    return a(a, a.dtype), codegen
+
+
+@intrinsic
 def clamp(typing_context, x, low, high):
     """x between low and high, lane by lane; NaN stays NaN."""
 
@@ -199,11 +210,11 @@ def where_nonzero(typing_context, condition, value):
 
 
 @intrinsic
-def smallest_normal(typing_context, array):
-    """The smallest positive number of the array's element type that is not subnormal."""
+def smallest(typing_context, array):
+    """The smallest positive number of the array's element type, a subnormal one."""
 
     def codegen(context, builder, sig, args):
-        exponent = {types.float32: -126, types.float64: -1022}[array.dtype]
+        exponent = {types.float32: -149, types.float64: -1074}[array.dtype]
         return ir.Constant(llvm_float(array.dtype), 2.0**exponent)
 
     return array.dtype(array), codegen

@@ -6,6 +6,10 @@ from numba.extending import intrinsic
 
 from tapegpt.kernels.simd.types import add_lanes, broadcast, call_intrinsic, constant, llvm_float
 
+# Sums of more numbers are made of sums of so many, which float64 adds up: in a float32 sum of
+# millions a number is rounded to that sum's last places, and four digits are lost.
+FEW = 64
+
 
 @intrinsic
 def within(typing_context, a, limit):

@@ -172,7 +172,7 @@ class ArrayOperations(Leaves):
     def dropout(self, x: int, rate: float, key: Input, plus: int | None = None) -> int:
         """plus + x with a random share of its elements left out and the rest made up for it.
 
-        rate: that share, from 0 up to but not 1, in steps of 1 / 256. The key, one number, chooses
+        rate: that share, from 0 up to but not 1, in steps of 2^-32. The key, one number, chooses
         what is left out, anew for each record; 0 leaves nothing out. (Srivastava et al. 2014)
         """
         shape = self._array(x)

@@ -33,6 +33,10 @@ BINARY = {
 # Those that `runs` makes one record of.
 IN_RUNS = (op.ADD, op.MUL, op.SUB, op.DIV, op.SCALE, op.EXP, op.RELU)
 
+# Terms up to which a record of many dot products is worth it. In float32 it is no place for more:
+# each sum goes from the first term to the last.
+LONGEST_TOGETHER = 1024
+
 
 class ScalarOperations(Leaves):
     """Operations whose operands and results are scalar nodes."""
@@ -244,7 +248,7 @@ class ScalarOperations(Leaves):
         if left.shape != right.shape:
             raise TapeError(f"operands of shapes {left.shape} and {right.shape} do not pair up")
         runs = [bool((np.diff(ids) == 1).all()) for ids in (left, right)]
-        if not any(runs):
+        if not any(runs) or (not all(runs) and left.shape[1] > LONGEST_TOGETHER):
             return self._record_many(op.DOT, _counted(left, right)).ravel()
         if not all(runs):
             vector, matrix = (left, right) if runs[0] else (right, left)
@@ -253,7 +257,7 @@ class ScalarOperations(Leaves):
         # The vector is the one that changes less often.
         changes = [np.count_nonzero(np.diff(ids[:, 0])) for ids in (left, right)]
         vector, matrix = (left, right) if changes[0] < changes[1] else (right, left)
-        if 2 * (min(changes) + 1) <= len(left):
+        if 2 * (min(changes) + 1) <= len(left) and left.shape[1] <= LONGEST_TOGETHER:
             return self._record_products(op.DOT_ROWS, vector, matrix, True)
         starts = np.column_stack([np.full(len(left), left.shape[1]), left[:, 0], right[:, 0]])
         return self._record_many(op.DOT_RUN, starts).ravel()

@@ -2,6 +2,7 @@
 
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.simd import (
+    FEW,
     fma,
     keep_first,
     lanes,
@@ -21,19 +22,50 @@ from tapegpt.kernels.simd import (
 @jit
 def dot_forward(values, operands, out, at):
     count = operands[at]
-    total = values.dtype.type(0)
-    for i in range(at + 1, at + 1 + count):
-        total += values[operands[i]] * values[operands[i + count]]
-    values[out] = total
+    whole = 0.0  # float64, see FEW
+    for begin in range(at + 1, at + 1 + count, FEW):
+        total = values.dtype.type(0)
+        for i in range(begin, min(begin + FEW, at + 1 + count)):
+            total += values[operands[i]] * values[operands[i + count]]
+        whole += total
+    values[out] = whole
 
 
 @jit
 def dot_backward(values, grads, operands, dout, at):
     count = operands[at]
+    if count > FEW:
+        factors_backward(values, grads, operands, dout, at + 1, at + 1 + count, count)
+        factors_backward(values, grads, operands, dout, at + 1 + count, at + 1, count)
+        return
     for i in range(at + 1, at + 1 + count):
         a, b = operands[i], operands[i + count]
         grads[a] += values[b] * dout
         grads[b] += values[a] * dout
+
+
+@jit
+def factors_backward(values, grads, operands, dout, a, b, count):
+    """Pass on the gradients of `count` factors listed from operands[a], of those from operands[b].
+
+    To a node that stands there many times in a row at once, for what it is at last to be exact.
+    """
+    i = 0 * count
+    while i < count:
+        node, total = operands[a + i], 0.0
+        while i < count and operands[a + i] == node:
+            total += values[operands[b + i]]
+            i += 1
+        grads[node] += total * dout
+
+
+@inlined
+def run_product(values, a, b, first, last):
+    """The dot product of elements `first` to last - 1 of two runs, whole vectors."""
+    sums = splat(values, 0)
+    for i in range(first, last, lanes(values)):
+        sums = fma(load(values, a + i), load(values, b + i), sums)
+    return sum_lanes(sums)
 
 
 # The same for two runs of consecutive nodes; operands: count, first a, first b
@@ -42,13 +74,15 @@ def dot_run_forward(values, operands, out, at):
     count, a, b = operands[at], operands[at + 1], operands[at + 2]
     width = lanes(values)
     whole = count - count % width
-    sums = splat(values, 0)
-    for i in range(0, whole, width):
-        sums = fma(load(values, a + i), load(values, b + i), sums)
-    total = sum_lanes(sums)
+    before = 0.0  # float64, see FEW
+    first = 0 * whole
+    while whole - first > FEW * width:
+        before += run_product(values, a, b, first, first + FEW * width)
+        first += FEW * width
+    total = run_product(values, a, b, first, whole)
     for i in range(whole, count):
         total += values[a + i] * values[b + i]
-    values[out] = total
+    values[out] = before + total
 
 
 @jit

@@ -1,12 +1,15 @@
 """Scalar operations with any number of operands, in no order: sum, max and softmax."""
 
+import math
+
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.simd import (
+    FEW,
     add_listed,
     keep_first,
     load_lanes,
     load_listed,
-    smallest_normal,
+    smallest,
     store_part,
     totals,
     within,
@@ -20,16 +23,34 @@ SOFTMAX_LANES = 4
 # out = a_0 + a_1 + ... ; operands: count, a_0, a_1, ...
 @jit
 def sum_forward(values, operands, out, at):
-    total = values.dtype.type(0)
-    for i in range(at + 1, at + 1 + operands[at]):
-        total += values[operands[i]]
-    values[out] = total
+    end = at + 1 + operands[at]
+    whole = 0.0  # float64: a sum of millions in float32 would lose four digits
+    for begin in range(at + 1, end, FEW):
+        total = values.dtype.type(0)
+        for i in range(begin, min(begin + FEW, end)):
+            total += values[operands[i]]
+        whole += total
+    values[out] = whole
 
 
 @jit
 def sum_backward(grads, operands, dout, at):
+    if operands[at] > FEW:
+        long_sum_backward(grads, operands, dout, at)
+        return
     for i in range(at + 1, at + 1 + operands[at]):
         grads[operands[i]] += dout
+
+
+@jit
+def long_sum_backward(grads, operands, dout, at):
+    """As sum_backward; a node that stands there many times in a row gets its gradient at once."""
+    i, end = at + 1, at + 1 + operands[at]
+    while i < end:
+        begin, a = i, operands[i]
+        while i < end and operands[i] == a:
+            i += 1
+        grads[a] += dout * (i - begin)
 
 
 # out_i = e ** a_i / (e ** a_0 + e ** a_1 + ...); operands: count, a_0, a_1, ..., the last of them
@@ -71,7 +92,7 @@ def softmax_backward(values, grads, operands, out, at):
         dout, y = load_lanes(grads, out, SOFTMAX_LANES), load_lanes(values, out, SOFTMAX_LANES)
         if count < SOFTMAX_LANES:
             dout, y = keep_first(dout, count, 0), keep_first(y, count, 0)
-        if not within(dout, smallest_normal(grads)):
+        if not within(dout, smallest(grads)):
             add_listed(grads, operands, at + 1, y * (dout - totals(y * dout)))
     else:
         long_softmax_backward(values, grads, operands, out, at)
@@ -84,7 +105,7 @@ def long_softmax_backward(values, grads, operands, out, at):
     nothing = True
     for i in range(0, count, SOFTMAX_LANES):
         dout = keep_first(load_lanes(grads, out + i, SOFTMAX_LANES), count - i, 0)
-        nothing = nothing and within(dout, smallest_normal(grads))
+        nothing = nothing and within(dout, smallest(grads))
         mean = mean + dout * load_lanes(values, out + i, SOFTMAX_LANES)
     if nothing:
         return
@@ -95,11 +116,13 @@ def long_softmax_backward(values, grads, operands, out, at):
         add_listed(grads, operands, at + 1 + i, keep_first(da, count - i, 0))
 
 
-# out = the largest of a_0, a_1, ... (the first of equals); operands: count, a_0, a_1, ...
+# out = the first NaN, or the first of the largest, among a_0, a_1, ... ; operands: count, a_0, a_1, ...
 @jit
 def largest_of(values, operands, at):
     best = operands[at + 1]
-    for i in range(at + 2, at + 1 + operands[at]):
+    for i in range(at + 1, at + 1 + operands[at]):
+        if math.isnan(values[operands[i]]):
+            return operands[i]
         if values[operands[i]] > values[best]:
             best = operands[i]
     return best

@@ -30,11 +30,14 @@ def load_run(values, node, step):
 
 @inlined
 def add_run(grads, node, step, value, count):
-    """Add to the gradients of as many nodes; the lanes of `value` beyond are 0."""
+    """Add to the gradients of as many nodes; the lanes of `value` beyond are 0.
+
+    Where it is one node for all, returns what to add to its gradient, else 0.
+    """
     if step == 1:
         store_part(grads, node, load(grads, node) + value, count)
-    else:
-        grads[node] += sum_lanes(value)
+        return grads.dtype.type(0)
+    return sum_lanes(value)
 
 
 @jit
@@ -69,6 +72,8 @@ def run_backward(values, grads, operands, inputs, out, at, back, window):
     a_row, a_row_step, a_step = operands[at + 3], operands[at + 4], operands[at + 5]
     b_row, b_row_step, b_step = operands[at + 6], operands[at + 7], operands[at + 8]
     for row in range(out, out + results, count):
+        # float64: a sum of millions in float32 would lose four digits.
+        a_total, b_total = 0.0, 0.0
         for j in range(0, count, lanes(values)):
             a_node, b_node = a_row + j * a_step, b_row + j * b_step
             a, b = load_run(values, a_node, a_step), load_run(values, b_node, b_step)
@@ -86,8 +91,12 @@ def run_backward(values, grads, operands, inputs, out, at, back, window):
             elif code != op.ADD:  # MUL or SCALE
                 da, db = b * dout, a * dout
             # What the root does not depend on passes nothing on, see vanishes.
-            add_run(grads, a_node, a_step, where_nonzero(dout, da), count - j)
+            a_total += add_run(grads, a_node, a_step, where_nonzero(dout, da), count - j)
             if code <= op.DIV:  # the others have one operand, or a constant b
-                add_run(grads, b_node, b_step, where_nonzero(dout, db), count - j)
+                b_total += add_run(grads, b_node, b_step, where_nonzero(dout, db), count - j)
+        if a_step == 0:
+            grads[a_row] += a_total
+        if b_step == 0 and code <= op.DIV:
+            grads[b_row] += b_total
         a_row += a_row_step
         b_row += b_row_step
