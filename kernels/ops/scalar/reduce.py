@@ -116,7 +116,8 @@ def long_softmax_backward(values, grads, operands, out, at):
         add_listed(grads, operands, at + 1 + i, keep_first(da, count - i, 0))
 
 
-# out = the first NaN, or the first of the largest, among a_0, a_1, ... ; operands: count, a_0, a_1, ...
+# out = the largest of a_0, a_1, ... (the first of equals), or the first NaN; operands: count, a_0,
+# a_1, ...
 @jit
 def largest_of(values, operands, at):
     best = operands[at + 1]
