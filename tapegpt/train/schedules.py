@@ -15,16 +15,18 @@ TIMED_STEPS = 1000  # decays of a training that has seconds as its budget
 class Schedule(NamedTuple):
     """What is known of a schedule before Numba is imported."""
 
+    name: str  # what --schedule calls it
     kernel: str  # the name of its kind among the kernels
     settings: tuple[str, ...] = ()  # those of TrainConfig that it uses, and not every schedule
 
 
-SCHEDULES: Mapping[str, Schedule] = {
-    "linear": Schedule("LINEAR"),
-    "exponential": Schedule("EXPONENTIAL", ("decay",)),
-    "cosine": Schedule("COSINE", ("warmup",)),
-    "constant": Schedule("CONSTANT"),
-}
+_ROWS = (
+    Schedule("linear", "LINEAR"),
+    Schedule("exponential", "EXPONENTIAL", ("decay",)),
+    Schedule("cosine", "COSINE", ("warmup",)),
+    Schedule("constant", "CONSTANT"),
+)
+SCHEDULES: Mapping[str, Schedule] = {row.name: row for row in _ROWS}
 
 
 def kernel_schedule(
