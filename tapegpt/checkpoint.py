@@ -40,6 +40,7 @@ FORMAT = 2
 AVERAGE = "average"  # of the weights, where the training wants one
 
 MANIFEST = "run.json"
+FIRST = b'{"digest": "'  # how it begins
 MANIFEST_LIMIT = 8 << 20  # bytes: a vocabulary of all of Unicode needs half of it
 # Of what settings, states and brackets need 700; of characters, there is one of each.
 PUNCTUATION_LIMIT = 2000  # commas and opening brackets of a manifest
@@ -134,6 +135,30 @@ def load(folder: Path) -> Run:
     return load(folder)  # a training process has just replaced the run
 
 
+def load_manifest(folder: Path) -> Run:
+    """The run in `folder` without its arrays; `RunError` as for `load`."""
+    path = folder / MANIFEST
+    with _refusing(path):
+        return _parse(read(path, MANIFEST_LIMIT))[0]
+
+
+def looks_like_a_run(folder: Path) -> bool:
+    """Whether the folder has a run.json that a save may have written, damaged or not.
+
+    Raises `RunError` where that cannot be found out.
+    """
+    path = folder / MANIFEST
+    with _refusing(path):
+        try:
+            return read(path, MANIFEST_LIMIT).startswith(FIRST)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+            return False
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return False
+            raise
+
+
 def _load(folder: Path, text: bytes) -> Run:
     with _refusing(folder / MANIFEST):
         run, digest = _parse(text)
@@ -192,7 +217,7 @@ def _render(run: Run, digest: str, named: Container[str] | None = None) -> bytes
 
 
 def _first_line(rest: bytes) -> bytes:
-    return b'{"digest": "%s",\n' % hashlib.sha256(rest).hexdigest().encode()
+    return FIRST + b'%s",\n' % hashlib.sha256(rest).hexdigest().encode()
 
 
 def _parse(text: bytes) -> tuple[Run, str]:

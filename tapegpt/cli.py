@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tapegpt import __version__
-from tapegpt.errors import TapegptError
+from tapegpt.errors import TapegptError, UsageError
 from tapegpt.flags import Parser, add_settings, given, one_line
 from tapegpt.presets import PRESETS, configure
-from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, settings_of
+from tapegpt.settings import ABOVE_ZERO, ModelConfig, SampleConfig, TrainConfig, settings_of
 from tapegpt.terminal import print_texts, printable
 
 
@@ -109,18 +109,35 @@ def parser_of(name: str) -> Parser:
 
 def _train_flags(parser: Parser) -> None:
     parser.add_path("--data", "FILE", "the text, one document a line (default: names)")
-    parser.add_path("--out", "DIR", "where the run is saved (default: out)", Path("out"))
-    parser.group("files").add_argument(
-        "--resume", action="store_true", help="go on with the run under --out"
+    parser.add_path(
+        "--out",
+        "DIR",
+        "where the run is saved: a new or an empty folder (default: out, from which an earlier run"
+        " is moved aside)",
     )
+    files = parser.group("files")
+    files.add_argument("--resume", action="store_true", help="go on with the run under --out")
+    files.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what --out holds, once the new run is finished or has been evaluated",
+    )
+    parser.add_value(
+        "--save-every",
+        ABOVE_ZERO.parse,
+        "S",
+        "files",
+        "seconds from one save to the next (default: 60, or 100 times what a save takes)",
+    )
+    parser.add_path("--rescue", "DIR", "where to save at the end what --out does not take")
     parser.add_path(
         "--metrics",
         "FILE",
         "write every step's loss (nats, by default the mean over documents of the mean over"
         " positions), and val_loss, test_loss and the seconds of training where measured, as JSON"
-        " lines",
+        " lines; - is standard output, and samples then go to standard error",
     )
-    parser.group("files").add_argument(
+    files.add_argument(
         "--quiet", action="store_true", help="show no progress, only samples and warnings"
     )
     names = ", ".join(PRESETS)
@@ -129,8 +146,11 @@ def _train_flags(parser: Parser) -> None:
 
 
 def _sample_flags(parser: Parser) -> None:
-    where = "the folder of the run (default: out); its best state is in out/best"
+    where = "the folder of the run, whose best state draws where one was kept (default: out)"
     parser.add_path("--run", "DIR", where, Path("out"))
+    parser.group("files").add_argument(
+        "--last", action="store_true", help="draw from the last state, also where a better was kept"
+    )
     add_settings(parser, SampleConfig)
 
 
@@ -152,25 +172,24 @@ def _train(options: argparse.Namespace) -> int:
     if not options.resume:
         configure(options.preset, settings)  # refuse at once what cannot be right
 
+    if options.resume and options.overwrite:
+        raise UsageError("--resume and --overwrite do not go together: choose one")
+    if options.save_every is not None:
+        ABOVE_ZERO.check("save_every", options.save_every)
+
     from tapegpt.commands import train
 
-    return train.run(
-        data=options.data,
-        preset=options.preset,
-        settings=settings,
-        out=options.out,
-        resume=options.resume,
-        metrics=options.metrics,
-        quiet=options.quiet,
-    )
+    files = train.Files(**{name: getattr(options, name) for name in train.Files._fields})
+    return train.run(options.preset, settings, files, options.quiet)
 
 
 def _sample(options: argparse.Namespace) -> int:
     config = SampleConfig(**given(options, SampleConfig))
 
     from tapegpt.checkpoint import load
+    from tapegpt.train.run_folder import best_of
 
-    run = load(options.run)
+    run = load(options.run if options.last else best_of(options.run))
 
     from tapegpt.sampling import sample
 

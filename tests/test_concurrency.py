@@ -17,6 +17,7 @@ from tapegpt.atomic_files import locked
 from tapegpt.checkpoint import load
 from tapegpt.sampling import sample
 from tapegpt.settings import GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.train import run_folder
 from tapegpt.train.trainer import Trainer
 
 FOR_EVER = ["train", "--data", SKY, "--steps", 2**50, "--val-fraction", 0.2, "--eval-every", 900]
@@ -79,9 +80,7 @@ def test_a_folder_is_locked_once(tmp_path):
 
 @posix
 def test_the_lock_is_held_until_after_the_last_save(call, monkeypatch):
-    from tapegpt.commands import train
-
-    saves, real = [], train.save
+    saves, real = [], run_folder.save
 
     def save(run, folder):
         with pytest.raises(BlockingIOError), locked(Path("out")):
@@ -89,7 +88,7 @@ def test_the_lock_is_held_until_after_the_last_save(call, monkeypatch):
         saves.append(folder)
         real(run, folder)
 
-    monkeypatch.setattr(train, "save", save)
+    monkeypatch.setattr(run_folder, "save", save)
     call("train", "--data", SKY, "--steps", "2")
     call("train", "--data", SKY, "--steps", "3", "--resume")
     assert len(saves) == 2

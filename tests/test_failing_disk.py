@@ -16,10 +16,12 @@ from numba.core import config
 
 from tapegpt import cli
 from tapegpt.atomic_files import write_one
-from tapegpt.checkpoint import load
+from tapegpt.checkpoint import RunError, load
 from tapegpt.commands import bench, train
 from tapegpt.kernels.compile import kernel_cache
 from tapegpt.kernels.compile.jit import jit
+from tapegpt.train import loop, run_folder
+from tapegpt.train.trainer import Trainer
 
 few_codes = pytest.mark.parametrize(
     "code", [CODES[0], *(pytest.param(code, marks=pytest.mark.long) for code in CODES[1:])]
@@ -70,9 +72,9 @@ def test_training_over_an_old_run(attempts, call, tmp_path, code):
     call(*flags, "--steps", "6")
     shutil.copytree(tmp_path / "out", tmp_path / "old")
     old = [saved(tmp_path / name) for name in ("old", "old/best")]
-    again = [*flags, "--steps", "2", "--seed", "1"]
+    again = [*flags, "--steps", "2", "--seed", "1", "--overwrite"]
     failures = 0
-    for failed, exit_code, _ in attempts(code, *again, "--metrics", tmp_path / "m.jsonl"):
+    for failed, exit_code, err in attempts(code, *again, "--metrics", tmp_path / "m.jsonl"):
         assert not list(tmp_path.rglob("*.new"))
         last = load(tmp_path / "out")
         if last.training.seed == 42:
@@ -92,7 +94,8 @@ def test_training_over_an_old_run(attempts, call, tmp_path, code):
             lines = metrics(tmp_path / "m.jsonl")
             assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
             (tmp_path / "m.jsonl").unlink()
-        failures += failed and exit_code == 1
+        assert exit_code or not err or "training goes on, and it is tried again" in err
+        failures += failed and (exit_code == 1 or bool(err))
         restore(tmp_path / "out", tmp_path / "old")
     assert failures > 30
 
@@ -116,6 +119,63 @@ def test_resuming(attempts, call, tmp_path, code):
         restore(tmp_path / "out", tmp_path / "old")
         (tmp_path / "m.jsonl").write_bytes(old[tmp_path / "m.jsonl"])
     assert failures > 12
+
+
+NAMELESS = ["train", "--data", SKY, "--steps", "30", "--quiet"]
+
+
+def failing_saves(monkeypatch, fails):
+    """Have the saves whose folder and number are bad find the disk full; which were tried."""
+    real, tried = run_folder.save, []
+
+    def save(run, folder):
+        tried.append(folder)
+        if fails(folder, len(tried)):
+            raise RunError(f"cannot save the run in '{folder}': No space left on device")
+        real(run, folder)
+
+    monkeypatch.setattr(run_folder, "save", save)
+    return tried
+
+
+def test_training_goes_on_where_a_save_fails(call, monkeypatch):
+    monkeypatch.setattr(loop, "SECONDS_PER_CALL", 0)
+    tried = failing_saves(monkeypatch, lambda folder, number: number <= 5)
+    _, err = call(*NAMELESS, "--save-every", "1e-9")
+    line = "cannot save the run in 'out': No space left on device; training goes on"
+    assert err.count(line) == err.count("\n") == 5
+    assert load(Path("out")).step == 30
+    assert len(tried) == 30
+
+
+def test_a_run_that_is_never_saved_is_said_to_be_lost_or_rescued(call, monkeypatch):
+    flags = [*NAMELESS, "--val-fraction", "0.2"]
+    call(*flags, "--out", "whole")
+    failing_saves(monkeypatch, lambda folder, number: True)
+    _, err = call(*flags, code=1)
+    assert err.splitlines()[-1].startswith("tapegpt: error: cannot save the run in 'out")
+    _, err = call(*flags, "--rescue", "elsewhere", code=1)
+    assert err.endswith("saved in 'elsewhere' instead: go on with --resume --out elsewhere\n")
+    for folder in ("", "best"):
+        assert saved(Path("elsewhere") / folder) == saved(Path("whole") / folder)
+
+
+def test_a_best_state_that_cannot_be_saved_at_first(call, monkeypatch):
+    """It is saved later, as it was then."""
+    flags = [*NAMELESS, "--val-fraction", "0.2", "--eval-every", "5"]
+
+    def train_to(out):
+        losses = iter([3.0, 2.0, 2.5, 2.4, 2.3, 2.2])
+        monkeypatch.setattr(Trainer, "_loss_per_token", lambda *arguments: next(losses))
+        return call(*flags, "--out", out)
+
+    whole, _ = train_to("whole")
+    assert load(Path("whole/best")).step == 10
+    failing_saves(monkeypatch, lambda folder, number: folder.name == "best" and number < 9)
+    out, err = train_to("out")
+    assert "cannot save the run in 'out/best'" in err and out == whole
+    for folder in ("", "best"):
+        assert saved(Path("out") / folder) == saved(Path("whole") / folder)
 
 
 # Metrics
@@ -142,7 +202,7 @@ def test_training_outlives_its_metrics(call, monkeypatch):
     flags = ["train", "--data", SKY, "--steps", "500", "--metrics", "m.jsonl"]
     call(*flags, "--out", "whole")
     whole = metrics(Path("m.jsonl"))
-    real = train._open_metrics
+    real = train.open_metrics
 
     @contextmanager
     def on_a_full_disk(path, append):
@@ -150,7 +210,7 @@ def test_training_outlives_its_metrics(call, monkeypatch):
             yield FullDisk(stream, 700)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "_open_metrics", on_a_full_disk)
+        patched.setattr(train, "open_metrics", on_a_full_disk)
         _, err = call(*flags, code=1)
     assert err.splitlines()[-1] == (
         "tapegpt: error: cannot write --metrics 'm.jsonl': No space left on device:"

@@ -11,8 +11,8 @@ import pytest
 from command_line import SKY, Cli, metrics, posix, saved, untimed
 
 from tapegpt.checkpoint import load
-from tapegpt.commands import train
 from tapegpt.settings import DTYPES, GRANULARITIES, MODELS, OPTIMIZERS, SCHEDULES, WEIGHTINGS
+from tapegpt.train import loop, run_folder
 from tapegpt.train.trainer import Trainer
 
 KINDS = list(itertools.product(MODELS, GRANULARITIES))
@@ -96,7 +96,7 @@ def check_other_processes(call, tmp_path, flags, rounds):
 
 def stopping(patched, stops, number):
     """Have a signal come in the middle of these steps, each of which is a call of the kernel."""
-    patched.setattr(train, "SECONDS_PER_CALL", 0)
+    patched.setattr(loop, "SECONDS_PER_CALL", 0)
     real = Trainer.advance
 
     def advance(trainer, count, pace=0.0):
@@ -172,7 +172,7 @@ def test_killed_around_any_save_and_resumed(call, monkeypatch, before):
     flags += ["--metrics", "m.jsonl"]
     call(*flags)
     whole = left(Path("out"), Path("m.jsonl"))
-    real = train.save
+    real = run_folder.save
     for fatal in itertools.count(1):
         shutil.rmtree("out")
         saves = []
@@ -186,7 +186,7 @@ def test_killed_around_any_save_and_resumed(call, monkeypatch, before):
             raise KilledError
 
         with monkeypatch.context() as patched:
-            patched.setattr(train, "save", save)
+            patched.setattr(run_folder, "save", save)
             try:
                 call(*flags)
             except KilledError:
@@ -198,4 +198,4 @@ def test_killed_around_any_save_and_resumed(call, monkeypatch, before):
         elif load(Path("out")).step < 12:
             call(*flags, "--resume")
         assert left(Path("out"), Path("m.jsonl")) == whole
-    assert [saves.count(Path(name)) for name in ("out", "out/best")] == [7, 4]
+    assert [saves.count(Path(name)) for name in ("out", "out/best")] == [6, 4]

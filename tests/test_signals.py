@@ -23,6 +23,7 @@ from tapegpt.corpus import read_documents
 from tapegpt.train.trainer import Trainer
 
 pytestmark = posix
+resource = pytest.importorskip("resource")
 
 STEPS = 10000
 FLAGS = ["train", "--data", SKY, "--steps", STEPS, "--batch-size", 16, "--n-embd", 8, "--seed", 5]
@@ -199,3 +200,81 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, seconds, rounds):
         assert len(saved(folder / "out")) == 2
     print(dict(ends))
     assert rounds < 100 or ends[-signal.SIGINT] > 20
+
+
+# A kill, a closed terminal, a full disk or a folder that nobody can write in, without evaluations
+
+EVERY = 0.3  # seconds from one save to the next
+ENDLESS = ["train", "--data", SKY, "--steps", 2**40, "--learning-rate", "1e-6", "--quiet"]
+ENDLESS += ["--save-every", EVERY, "--rescue", "elsewhere"]
+
+
+def is_saved_until(folder, out):
+    """Whether metrics tell of no step after the last save, but for those before the next one.
+
+    Every call of the kernel ends with its seconds in the metrics, and then comes the save if it is
+    due: only the last call may have been waiting for it.
+    """
+    step = load(folder / out).step
+    times = {
+        line["step"]: line["seconds"]
+        for line in metrics(folder / "m.jsonl")[step - 1 :]
+        if "seconds" in line
+    }
+    assert step in times
+    return all(time < times[step] + EVERY for time in list(times.values())[:-1])
+
+
+@pytest.mark.parametrize("how", ["kill", "hang up", "no folder", "full", "full for a while"])
+@pytest.mark.parametrize("rounds", [1, pytest.param(40, marks=pytest.mark.long)])
+def test_no_more_is_lost_than_from_one_save_to_the_next(tmp_path, how, rounds):
+    """Whatever happens: what is saved is whole, and training goes on as long as it is let."""
+    if how.startswith("full") and not hasattr(resource, "prlimit"):
+        pytest.skip("no limits for other processes")
+    generator = random.Random(f"{how} {rounds}")
+    for folder in rounds_of(tmp_path, rounds):
+        out = folder / "out"
+        measured = [] if how.startswith("full") else ["--metrics", "m.jsonl"]
+        process = Cli(folder).start(*ENDLESS, *measured)
+        while not (out / "run.json").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 3 * EVERY))
+        if how == "no folder":  # and nobody can make one, not even root
+            out.rename(folder / "gone")
+            out.write_text("in the way")
+        elif how.startswith("full"):
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+            time.sleep(0.1)
+            before = load(out).step
+        if how not in ("kill", "hang up"):
+            while "training goes on" not in process.stderr.readline():
+                assert process.poll() is None
+        if how == "full for a while":
+            no_limits = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, no_limits)
+        if how == "hang up":
+            for _ in range(2):  # the shell sends one too
+                process.send_signal(signal.SIGHUP)
+        elif how == "kill":
+            process.kill()
+        else:
+            process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
+        assert "Traceback" not in err, err
+        match how:
+            case "kill":
+                assert is_saved_until(folder, "out")
+            case "hang up":
+                assert process.returncode == 128 + signal.SIGHUP
+                assert load(out).step == len(metrics(folder / "m.jsonl"))
+            case "no folder":
+                assert process.returncode == 1 and "saved in 'elsewhere' instead" in err
+                assert load(folder / "elsewhere").step == len(metrics(folder / "m.jsonl"))
+                assert load(folder / "gone").step > 0
+            case "full":
+                assert process.returncode == 1 and "File too large" in err
+                assert load(out).step == before
+            case "full for a while":
+                assert process.returncode == 143
+                assert load(out).step > before
