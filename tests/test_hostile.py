@@ -165,6 +165,7 @@ def hostile_settings(rng):
 def check_text(call, data, flags, block, held_out):
     """Train on these bytes and sample, or see them refused; returns whether they trained."""
     path, out = Path("text"), Path("out")
+    shutil.rmtree(out, ignore_errors=True)
     path.write_bytes(data)
     documents = expected_documents(data)
     before = contents(Path())

@@ -44,9 +44,9 @@ def check_metrics(path: Path | None, folder: RunFolder, data: object, resume: bo
         raise _refusal(path, f"is a file of the run in {str(folder.path)!r}")
     if folder.moves(path):
         raise _refusal(path, "lies with the earlier run, which is moved aside")
-    if not path.is_file():  # nor is anything lost in a device or a pipe
-        return
     try:
+        if not path.is_file():  # nor is anything lost in a device or a pipe
+            return
         with path.open("rb") as stream:
             ours = _are_ours(stream, resume)
     except OSError as error:

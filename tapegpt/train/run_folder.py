@@ -71,16 +71,16 @@ class RunFolder:
 
     def check(self) -> None:
         """Refuse a folder whose contents a new run must not replace; lock it, if it is there."""
-        self._check_owner()
-        if self._home.is_dir():
-            self._lock(self._home)
-            self._check_contents()
+        try:
+            self._check_owner()
+            if self._home.is_dir():
+                self._lock(self._home)
+                self._check_contents()
+        except OSError as error:  # of a name that is too long, say
+            raise _cannot_write(self._home, error) from error
 
     def _check_contents(self) -> None:
-        try:
-            names = sorted(_names(self._home))
-        except OSError as error:
-            raise _cannot_write(self._home, error) from error
+        names = sorted(_names(self._home))
         if self._resume or not names:
             return
         is_run = looks_like_a_run(self._home)
@@ -142,9 +142,9 @@ class RunFolder:
                 _try(self._home.parent)
         except OSError as error:
             raise _cannot_write(self._home, error) from error
-        self._lock(self._home)
         if not self._earlier:
-            self._check_contents()  # another training may have ended since the first look
+            self.check()  # another training may have ended since the first look
+        self._lock(self._home)
         if evaluates:
             self._check_best()
 
@@ -274,11 +274,14 @@ class RunFolder:
 def best_of(folder: Path) -> Path:
     """The folder of the best state of the run in `folder`; that itself if none was kept."""
     best = folder / BEST
-    if best.is_symlink() or not looks_like_a_run(best) or not looks_like_a_run(folder):
+    try:
+        if best.is_symlink() or not looks_like_a_run(best):
+            return folder
+        last = load_manifest(folder)
+    except (OSError, RunError):  # what is wrong is said where the run itself is loaded
         return folder
-    with suppress(RunError):  # a damaged one is said to be when it is loaded
-        kept, last = load_manifest(best), load_manifest(folder)
-        if last.best_loss is None or not _belongs(kept, last):
+    with suppress(RunError):  # or the best one
+        if last.best_loss is None or not _belongs(load_manifest(best), last):
             return folder
     return best
 
