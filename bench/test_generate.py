@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from workloads import step_workloads
 
-from tapegpt.program import record
+from tapegpt.graph.compile import record
 from tapegpt.sampling import SAMPLES_PER_SWEEP, draw, sample, sample_in_turn
 from tapegpt.settings import SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from numba import njit
 
+from tapegpt.graph.compile import record
 from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
+from tapegpt.kernels.layout import BatchRange
 from tapegpt.kernels.loops.optimizers import adam
-from tapegpt.program import record
 from tapegpt.settings import ModelConfig
 from tapegpt.tape import Tape
 from tapegpt.tape.storage import aligned_zeros
@@ -168,7 +169,7 @@ def recorded(case: Case):
     for numbers in (batch.tokens, batch.targets):
         machine.inputs[numbers.slot : numbers.slot + rows] = rng.integers(VOCAB_SIZE, size=rows)
     machine.values[batch.weights : batch.weights + rows] = 1 / rows
-    window = (0, positions, 0, rows)
+    window = BatchRange(0, positions, 0, rows)
     replay_forward(machine, 0, len(machine.records), window, 1)
     machine.grads[:] = 0
     machine.grads[root] = 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tapegpt.program import record
+from tapegpt.graph.compile import record
 from tapegpt.settings import ModelConfig
 from tapegpt.tape import Tape
 

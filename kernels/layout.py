@@ -31,6 +31,8 @@ overwrites it instead of adding to it and nobody has to clear it. The others are
 `grads`: the nodes themselves, as recorded, or where share_gradients in passes.py has moved them.
 """
 
+from typing import NamedTuple
+
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.compile.jit import inlined
 from tapegpt.kernels.simd import lanes
@@ -42,14 +44,32 @@ NONE = -1
 LONG_ROW = 512 // VECTOR_BYTES
 
 
-# A window is (first position, last position, first row, last row), the last ones excluded: the
-# part of the batch that this sweep covers.
+class BatchRange(NamedTuple):
+    """The part of the batch that a sweep covers: positions, and their rows, the ends excluded."""
+
+    first_position: int
+    end_position: int
+    first_row: int
+    end_row: int
+
+
 @inlined
-def row_range(count, window):
-    """First row and the one after the last: all `count` rows, or the batch's rows in the window."""
-    if count == BATCH:
-        return window[2], window[3]
-    return 0, count
+def row_range(rows, batch_range):
+    """First row and the one after the last: all `rows`, or those of the batch in its range."""
+    if rows == BATCH:
+        return batch_range.first_row, batch_range.end_row
+    return 0, rows
+
+
+def stride(width: int, lanes: int) -> int:
+    """Elements from one row of an array to the next: whole vectors, an odd number if many.
+
+    A column of long rows a power of two apart would lie in a few sets of the cache.
+    """
+    vectors = -(-width // lanes)
+    if vectors >= LONG_ROW and vectors % 2 == 0:
+        vectors += 1
+    return vectors * lanes
 
 
 @inlined
@@ -59,13 +79,10 @@ def padded(array, width):
     return (width + count - 1) // count * count
 
 
+jitted_stride = inlined(stride)
+
+
 @inlined
 def row_stride(array, width):
-    """Elements from one row of an array to the next: whole vectors, an odd number if many.
-
-    A column of long rows a power of two apart would lie in a few sets of the cache.
-    """
-    elements = padded(array, width)
-    if elements >= LONG_ROW * lanes(array) and elements // lanes(array) % 2 == 0:
-        elements += lanes(array)
-    return elements
+    """`stride` in a kernel, of rows of `width` elements."""
+    return jitted_stride(width, lanes(array))

@@ -1,75 +1,190 @@
-"""Opcodes, and what passes need to know about the arguments of each."""
+"""How an operation is declared: its arguments, its kernels, and what follows from them.
 
-# Scalar operations, inlined into the sweeps.
-ADD = 0
-MUL = 1
-SUB = 2
-DIV = 3
-NEG = 4
-SCALE = 5
-POW = 6
-EXP = 7
-LOG = 8
-RELU = 9
-TANH = 10
-SOFTPLUS = 11
-DETACH = 12
-SUM = 13
-DOT = 14
-DOT_RUN = 15
-FIRST_SEVERAL = 16  # the two from here on have several results
-LOOKUP = 16
-SOFTMAX = 17
+The file of an operation names its arguments once, as the fields of a NamedTuple in the order in
+which they lie in memory. Kernels read them by name:
 
-# Operations called by address, see table.py.
-FIRST_CALLED = 18
-MAX = 18
-RUN = 19
-DOT_ROWS = 20
-DOT_COLUMNS = 21
-EMBED = 22
-LINEAR = 23
-UNIT_LINEAR = 24  # with products that are large enough for a matrix unit, see amx.py
-RMSNORM = 25
-ATTENTION = 26  # to 30: for squares of 1, 2, 4, 8 and 16 columns, see lanes.py
-CROSS_ENTROPY = 31
-ARRAY_SOFTMAX = 32
-ARRAY_RELU = 33
-ARRAY_ADD = 34
-ARRAY_SCALE = 35
-ARRAY_MEAN = 36
-TOPK = 37
-GATHERED_LINEAR = 38
-DROPOUT = 39
-PREVIOUS = 40
-CARRY = 41  # no kernel: where the stretch that PREVIOUS begins ends, see sweep.py
+    class Args(NamedTuple):
+        rows: Rows
+        width: Size
+        x: Differentiable
 
-# Rows of the table of addresses: one for every opcode, and one for stretches of scalar records.
-SCALARS = 42
-COUNT = 43
+    args, grads_of = readers(Args)      # args(operands, at).x, grads_of(operands, back).dx
 
-LINEARS = frozenset((LINEAR, UNIT_LINEAR))
+The readers are generated as flat source and inlined: they cost what the bare indices would.
+"""
 
-# Operations on scalars with several results.
-SEVERAL = frozenset((LOOKUP, SOFTMAX, RUN, DOT_ROWS, DOT_COLUMNS))
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import cache
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
-# What a reverse sweep does with arrays, as places in the argument list of an operation: those that
-# the operation passes a gradient to (to those of weights and tables it always adds, at their own
-# place), and those whose gradients are room for its kernel.
-DIFFERENTIABLE = {
-    EMBED: (),
-    LINEAR: (3, 5),
-    UNIT_LINEAR: (3, 5),
-    RMSNORM: (2,),
-    **{ATTENTION + i: (3, 4, 5) for i in range(5)},
-    CROSS_ENTROPY: (2,),
-    ARRAY_SOFTMAX: (2,),
-    ARRAY_RELU: (2,),
-    ARRAY_ADD: (2, 3),
-    ARRAY_SCALE: (2,),
-    ARRAY_MEAN: (2,),
-    GATHERED_LINEAR: (3, 7),
-    DROPOUT: (2, 6),
-    PREVIOUS: (2,),
-}
-SCRATCH = {ATTENTION + i: (9, 10, 11, 12, 13) for i in range(5)}
+from tapegpt.kernels.compile.jit import inlined
+
+Kernel = Callable[..., Any]
+
+
+class Kind(Enum):
+    """What an argument is to whoever records, replays or rearranges a program."""
+
+    NUMBER = auto()
+    DIFFERENTIABLE = auto()
+    ROOM = auto()
+    GRADIENT_ROOM = auto()
+    SHARED_ROOM = auto()
+    REST = auto()
+
+
+Rows = Annotated[int, Kind.NUMBER]  # how many, or BATCH for those of the batch range
+Size = Annotated[int, Kind.NUMBER]
+Slot = Annotated[int, Kind.NUMBER]  # where a run of `inputs` begins
+ScalarNode = Annotated[int, Kind.NUMBER]
+Column = Annotated[Any, Kind.NUMBER]  # a number, or an array of one for each of many records
+Block = Annotated[Any, Kind.REST]  # the last: a list of numbers, or such a list for each
+# An array to whose gradient, where it was recorded, the kernel always adds.
+Parameter = Annotated[int, Kind.NUMBER]
+Array = Annotated[int, Kind.NUMBER]  # one that is read alone
+# An array that the operation passes a gradient to, or NONE.
+Differentiable = Annotated[int, Kind.DIFFERENTIABLE]
+# Nodes for the kernels alone, given as how many they are: kept for backward; with a gradient that
+# is room too; shared by all records, because nothing is kept there.
+Room = Annotated[int, Kind.ROOM]
+GradientRoom = Annotated[int, Kind.GRADIENT_ROOM]
+SharedRoom = Annotated[int, Kind.SHARED_ROOM]
+# The last argument: any number of integers. Kernels get the index of the first.
+Rest = Annotated[Sequence[int], Kind.REST]
+
+
+@cache
+def kinds(args: type) -> dict[str, Kind]:
+    """The kind of every argument, in the order in memory."""
+    hints = get_type_hints(args, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items()}
+
+
+@cache
+def fields_of_kind(args: type, *wanted: Kind) -> tuple[str, ...]:
+    """The names of the arguments of these kinds."""
+    return tuple(name for name, kind in kinds(args).items() if kind in wanted)
+
+
+@cache
+def with_gradients(args: type) -> tuple[int, ...]:
+    """The places of arguments with one in the list for the reverse sweep, in its order."""
+    names = (*fields_of_kind(args, Kind.DIFFERENTIABLE), *fields_of_kind(args, Kind.GRADIENT_ROOM))
+    return tuple(place(args, name) for name in names)
+
+
+def flatten(arguments: tuple[Any, ...]) -> Iterator[int]:
+    """The integers that lie in memory."""
+    for argument in arguments:
+        if isinstance(argument, (tuple, list, range)):
+            yield from argument
+        else:
+            yield argument
+
+
+def readers(args: type) -> tuple[Kernel, Kernel]:
+    """Inlined functions that read the arguments at operands[at], and the list for backward.
+
+    The second gives a NamedTuple of `overwrite`, a bit for each gradient; `dout`; and for each
+    differentiable argument x `dx`, where its gradient lies, and `overwrite_dx`, its bit: whether
+    the gradient is written here first, rather than added to. `dx` of a GradientRoom is room.
+    """
+    places = [
+        f"at + {i}" if kind is Kind.REST else f"operands[at + {i}]"
+        for i, kind in enumerate(kinds(args).values())
+    ]
+    fields = list(kinds(args))
+    gradients = [f"d{fields[place]}" for place in with_gradients(args)]
+    differentiable = fields_of_kind(args, Kind.DIFFERENTIABLE)
+    names = ["overwrite", "dout", *gradients, *(f"overwrite_d{name}" for name in differentiable)]
+    grads = NamedTuple(f"{args.__name__}Grads", [(name, int) for name in names])  # type: ignore[misc]
+    lists = [f"operands[back + {i}]" for i in range(2 + len(gradients))]
+    lists += [f"operands[back] & {1 << bit}" for bit in range(len(differentiable))]
+    source = (
+        f"def args(operands, at):\n    return Args({', '.join(places)})\n"
+        f"def grads_of(operands, back):\n    return Grads({', '.join(lists)})\n"
+    )
+    made = generated(args.__module__, source, {"Args": args, "Grads": grads})
+    return inlined(made["args"]), inlined(made["grads_of"])
+
+
+def generated(module: str, source: str, names: dict[str, Any]) -> dict[str, Any]:
+    """What generated source defines, out of these names; it belongs to the file of `module`."""
+    scope = {"__name__": module, **names}
+    exec(compile(source, sys.modules[module].__file__ or module, "exec"), scope)
+    return scope
+
+
+@dataclass(frozen=True, eq=False)
+class ListOp:
+    """An operation on scalar nodes that takes a list of arguments.
+
+    Its kernels are called in the chain of scalar operations:
+
+        forward(values, operands, inputs, out, at)
+        backward(values, grads, operands, inputs, out, dout, at)
+
+    or, by address, with the arguments of an ArrayOp, where `back` and the batch mean nothing.
+    """
+
+    name: str
+    args: type
+    forward: Kernel
+    backward: Kernel
+    # Several results: the nodes from `out` on, as many as the first argument says.
+    several: bool = False
+    by_address: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayOp:
+    """An operation on arrays. Its first argument is a number of rows. Its kernels:
+
+        forward(values, operands, inputs, out, at, batch_range)
+        backward(values, grads, operands, inputs, out, at, back, batch_range)
+
+    At operands[at] lie its arguments, at operands[back] the list for the reverse sweep, see
+    layout.py. Without kernels it is a mark for the interpreter.
+    """
+
+    name: str
+    args: type
+    forward: Kernel | None
+    backward: Kernel | None
+    # More pairs of kernels for the same arguments: each has an opcode of its own.
+    variants: tuple[tuple[Kernel, Kernel], ...] = ()
+    # Whose values must outlive the forward sweep, besides parameters and rooms: arguments or "out".
+    backward_reads: tuple[str, ...] = ()
+    # The argument that something is added to: its gradient is that of the result, and where nobody
+    # else needs it the result can take its place.
+    adds_to: str = ""
+    # Every row of the result is made of the same row of the arguments, in any order.
+    row_by_row: bool = False
+    several = False
+
+    @property
+    def differentiable(self) -> tuple[str, ...]:
+        """The arguments that a gradient is passed to."""
+        return fields_of_kind(self.args, Kind.DIFFERENTIABLE)
+
+    @property
+    def gradient_rooms(self) -> tuple[str, ...]:
+        """The arguments whose gradients are room for the kernel."""
+        return fields_of_kind(self.args, Kind.GRADIENT_ROOM)
+
+
+def place(args: type, name: str) -> int:
+    """The place of an argument in the list."""
+    return list(kinds(args)).index(name)
+
+
+# Places in the list for the reverse sweep, before those of gradients.
+OVERWRITE, DOUT = 0, 1
+
+
+def gradient_place(args: type, name: str) -> int:
+    """The place of an argument's gradient in the list for the reverse sweep."""
+    return 2 + with_gradients(args).index(place(args, name))

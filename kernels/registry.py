@@ -1,72 +1,81 @@
-"""The opcode table: which kernels run an operation that is called by address."""
+"""The op registry: every operation has an opcode, and kernels that a program can load.
+
+Opcodes mean nothing but identity. Those of the chain of scalar operations come first, then those
+of the other operations in kernels/ops/, file by file. Files are found by looking: a new one needs
+no entry anywhere.
+"""
 
 from collections.abc import Iterable
+from importlib import import_module
+from pkgutil import walk_packages
 
 import numpy as np
 from numba import types
 from numba.np.numpy_support import from_dtype
 from numpy.typing import NDArray
 
-from tapegpt.kernels import op
+from tapegpt.kernels import ops
 from tapegpt.kernels.compile.indirect_call import (
     backward_signature,
     forward_signature,
-    handed,
+    kernel_type,
     scalars_signature,
 )
-from tapegpt.kernels.interpreter import scalars_backward, scalars_forward
-from tapegpt.kernels.ops.attention import make_attention
-from tapegpt.kernels.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
-from tapegpt.kernels.ops.dropout import dropout_backward, dropout_forward
-from tapegpt.kernels.ops.elementwise import (
-    array_add_backward,
-    array_add_forward,
-    array_mean_backward,
-    array_mean_forward,
-    array_relu_backward,
-    array_relu_forward,
-    array_scale_backward,
-    array_scale_forward,
-)
-from tapegpt.kernels.ops.embedding import embed_backward, embed_forward
-from tapegpt.kernels.ops.linear import make_linear
-from tapegpt.kernels.ops.product.amx import large_matmul
-from tapegpt.kernels.ops.product.matmul import matmul
-from tapegpt.kernels.ops.recurrence import previous_backward, previous_forward
-from tapegpt.kernels.ops.rmsnorm import rmsnorm_backward, rmsnorm_forward
-from tapegpt.kernels.ops.scalar.dot import (
-    dot_columns_backward,
-    dot_columns_forward,
-    dot_rows_backward,
-    dot_rows_forward,
-)
-from tapegpt.kernels.ops.scalar.reduce import max_backward, max_forward
-from tapegpt.kernels.ops.scalar.strided import run_backward, run_forward
-from tapegpt.kernels.ops.softmax import array_softmax_backward, array_softmax_forward
-from tapegpt.kernels.ops.topk import gathered_linear_backward, gathered_linear_forward, topk_forward
+from tapegpt.kernels.op import ArrayOp, ListOp
+from tapegpt.kernels.ops.scalar.chain import SCALAR_OPS, scalars_backward, scalars_forward
+from tapegpt.kernels.ops.scalar.formulas import Formula
 
-KERNELS = {
-    op.SCALARS: (scalars_forward, scalars_backward),
-    op.MAX: (max_forward, max_backward),
-    op.RUN: (run_forward, run_backward),
-    op.DOT_ROWS: (dot_rows_forward, dot_rows_backward),
-    op.DOT_COLUMNS: (dot_columns_forward, dot_columns_backward),
-    op.EMBED: (embed_forward, embed_backward),
-    op.LINEAR: make_linear(matmul),
-    op.UNIT_LINEAR: make_linear(large_matmul),
-    op.RMSNORM: (rmsnorm_forward, rmsnorm_backward),
-    **{op.ATTENTION + i: make_attention(2**i) for i in range(5)},
-    op.CROSS_ENTROPY: (cross_entropy_forward, cross_entropy_backward),
-    op.ARRAY_SOFTMAX: (array_softmax_forward, array_softmax_backward),
-    op.ARRAY_RELU: (array_relu_forward, array_relu_backward),
-    op.ARRAY_ADD: (array_add_forward, array_add_backward),
-    op.ARRAY_SCALE: (array_scale_forward, array_scale_backward),
-    op.ARRAY_MEAN: (array_mean_forward, array_mean_backward),
-    op.TOPK: (topk_forward, None),
-    op.GATHERED_LINEAR: (gathered_linear_forward, gathered_linear_backward),
-    op.DROPOUT: (dropout_forward, dropout_backward),
-    op.PREVIOUS: (previous_forward, previous_backward),
-}
+Operation = Formula | ListOp | ArrayOp
+
+
+def declared() -> list[ListOp | ArrayOp]:
+    """The operations in kernels/ops/ whose kernels are called by address, in order of files."""
+    found: list[ListOp | ArrayOp] = []
+    for module in sorted(info.name for info in walk_packages(ops.__path__, f"{ops.__name__}.")):
+        for value in vars(import_module(module)).values():
+            if isinstance(value, (ListOp, ArrayOp)) and value not in (*SCALAR_OPS, *found):
+                found.append(value)
+    return found
+
+
+# Every opcode's operation. From FIRST_CALLED on kernels are called by address, one by one.
+OPERATIONS: list[Operation] = list(SCALAR_OPS)
+FIRST_CALLED = len(OPERATIONS)
+KERNELS: list[tuple[object, object]] = [(None, None)] * FIRST_CALLED
+CODES: dict[Operation, int] = {operation: code for code, operation in enumerate(OPERATIONS)}
+
+
+def register(operation: ListOp | ArrayOp) -> None:
+    """Give an operation its opcodes, one for each of its variants."""
+    variants = operation.variants if isinstance(operation, ArrayOp) else ()
+    CODES[operation] = len(OPERATIONS)
+    for pair in ((operation.forward, operation.backward), *variants):
+        OPERATIONS.append(operation)
+        KERNELS.append(pair)
+
+
+# The row of the table of addresses for stretches of scalar records.
+SCALARS = 0
+KERNELS[SCALARS] = (scalars_forward, scalars_backward)
+for operation in declared():
+    register(operation)
+
+
+def opcode(operation: ListOp | ArrayOp, variant: int = 0) -> int:
+    """The opcode of an operation."""
+    return CODES[operation] + variant
+
+
+def opcodes(operation: ArrayOp) -> range:
+    """The opcodes of all variants of an operation."""
+    first = opcode(operation)
+    return range(first, first + 1 + len(operation.variants))
+
+
+def array_op(code: int) -> ArrayOp | None:
+    """The operation of an opcode, if its records have a list for the reverse sweep."""
+    operation = OPERATIONS[code]
+    return operation if isinstance(operation, ArrayOp) and operation.backward else None
 
 
 def address(kernel, signature):
@@ -78,9 +87,14 @@ def address(kernel, signature):
 
 def kernels_of(records: NDArray[np.uint32]) -> list[int]:
     """The kernels that a program of these records needs, as rows of the table of addresses."""
-    opcodes = np.flatnonzero(np.bincount(records[:, 0]))
-    called = opcodes[opcodes >= op.FIRST_CALLED].tolist()
-    return called if len(called) == len(opcodes) else [*called, op.SCALARS]
+    codes = np.flatnonzero(np.bincount(records[:, 0]))
+    called = codes[codes >= FIRST_CALLED].tolist()
+    return called if len(called) == len(codes) else [*called, SCALARS]
+
+
+def new_table() -> NDArray[np.int64]:
+    """Room for the addresses of all kernels: (opcodes, 2), forward and backward, 0 at first."""
+    return np.zeros((len(OPERATIONS), 2), np.int64)
 
 
 def load_kernels(
@@ -91,12 +105,12 @@ def load_kernels(
 ) -> None:
     """Fill in table[kernel, direction] for these kernels, where it is still 0.
 
-    table: int64 (op.COUNT, 2), addresses.
+    table: int64 (opcodes, 2), addresses.
     """
-    floats = handed(types.Array(from_dtype(dtype), 1, "C"))
+    floats = kernel_type(types.Array(from_dtype(dtype), 1, "C"))
     called = (forward_signature, backward_signature)[direction](floats)
     for row in kernels:
-        kernel = KERNELS.get(row, (None, None))[direction]
+        kernel = KERNELS[row][direction]
         if kernel is not None and table[row, direction] == 0:
-            signature = scalars_signature(floats) if row == op.SCALARS else called
+            signature = scalars_signature(floats) if row == SCALARS else called
             table[row, direction] = address(kernel, signature)

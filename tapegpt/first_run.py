@@ -15,12 +15,11 @@ from contextlib import contextmanager
 import numpy as np
 
 from tapegpt.host import processors
-from tapegpt.kernels import op
 from tapegpt.kernels.compile.indirect_call import BACKWARD
 from tapegpt.kernels.compile.kernel_cache import is_missing
 from tapegpt.kernels.loops.sample import generate
 from tapegpt.kernels.loops.train import train_steps
-from tapegpt.kernels.registry import load_kernels
+from tapegpt.kernels.registry import load_kernels, new_table
 from tapegpt.sampling import draw
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
@@ -84,6 +83,6 @@ def compile_rest(dtype: str, kernels: Sequence[int]) -> None:
     trainer.advance(0)
     nothing = np.zeros(0, np.int64)
     draw(trainer.recording, nothing, SampleConfig(), np.zeros((0, 1)), in_turn=True)
-    table = np.zeros((op.COUNT, 2), np.int64)
+    table = new_table()
     for kernel in reversed(kernels):
         load_kernels(table, np.dtype(dtype), [kernel], BACKWARD)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from tapegpt.checkpoint import Run
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import TapegptError, UsageError
+from tapegpt.graph.compile import Recording, record
 from tapegpt.host import bytes_available
 from tapegpt.kernels.compile.indirect_call import FORWARD
 from tapegpt.kernels.loops.sample import generate
-from tapegpt.program import Recording, record
 from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed, sizes_to_shrink
 from tapegpt.settings import SampleConfig
 from tapegpt.tape.storage import LARGEST_TAPE

@@ -4,10 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.corpus import TokenizedCorpus
+from tapegpt.graph.compile import Recording
 from tapegpt.kernels.loops.batch import pack_batch
 from tapegpt.kernels.loops.thread_group import Team
 from tapegpt.kernels.loops.train import loss_and_gradient
-from tapegpt.program import Recording
 
 Floats = NDArray[np.floating]
 Arrays = dict[str, Floats]

@@ -18,7 +18,7 @@ from tapegpt.kernels.compile.cpu import MATRIX_UNIT
 from tapegpt.kernels.compile.indirect_call import (
     BACKWARD,
     FORWARD,
-    hand,
+    as_pointer,
     read_record,
 )
 from tapegpt.kernels.compile.jit import jit
@@ -67,18 +67,18 @@ ONE_ROW = np.zeros(16, np.int64)  # offsets
 
 @jit
 def get(a, b, n, i):
-    return hand(a)[i]
+    return as_pointer(a)[i]
 
 
 @jit
 def put(a, b, n, i):
-    hand(a)[i] = 1
+    as_pointer(a)[i] = 1
     return a[0]
 
 
 @jit
 def one_record(a, b, n, i):
-    return read_record(hand(n), i)[0]
+    return read_record(as_pointer(n), i)[0]
 
 
 @jit

@@ -40,14 +40,13 @@ from numba import types
 own, ctypes.CDLL = ctypes.CDLL, lambda name: SimpleNamespace(prctl=lambda option: int(sys.argv[1]))
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 ctypes.CDLL = own
-from tapegpt.kernels import op
-from tapegpt.kernels.compile.indirect_call import backward_signature, forward_signature, handed
-from tapegpt.kernels.registry import KERNELS
+from tapegpt.kernels.compile.indirect_call import backward_signature, forward_signature, kernel_type
+from tapegpt.kernels.registry import KERNELS, OPERATIONS
 
 assembly = {}
 dtype, *names = sys.argv[2:]
-floats = handed(types.Array(getattr(types, dtype), 1, "C"))
-for opcode in (getattr(op, name) for name in names):
+floats = kernel_type(types.Array(getattr(types, dtype), 1, "C"))
+for opcode in [[x.name for x in OPERATIONS].index(name) for name in names]:
     signatures = forward_signature(floats), backward_signature(floats)
     for kernel, signature in zip(KERNELS[opcode], signatures, strict=True):
         kernel.compile(signature.args)
@@ -124,7 +123,7 @@ def innermost_loops(body):
 @pytest.mark.parametrize("cpu", MACHINES)
 def test_inner_loops_multiply_and_add_vectors(cpu, tmp_path):
     machine = MACHINES[cpu]
-    kernels = compiled(cpu, machine, tmp_path, "float32", "LINEAR", "RMSNORM", "ATTENTION")
+    kernels = compiled(cpu, machine, tmp_path, "float32", "linear", "rmsnorm", "attention")
     assert len(kernels) == 6
     for name, assembly in kernels.items():
         bodies = functions(assembly)
@@ -146,7 +145,7 @@ def test_inner_loops_multiply_and_add_vectors(cpu, tmp_path):
 
 def test_heads_one_column_wide_compile_for_long_vectors(tmp_path):
     """LLVM cannot store a masked vector of one double in an SVE register: it aborts."""
-    kernels = compiled("a64fx", MACHINES["a64fx"], tmp_path, "float64", "ATTENTION")
+    kernels = compiled("a64fx", MACHINES["a64fx"], tmp_path, "float64", "attention")
     assert len(kernels) == 2
 
 

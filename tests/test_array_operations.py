@@ -10,6 +10,7 @@ import pytest
 import references
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opcodes import differentiable
 from ops.catalogue import (
     ARRAY_OPERATIONS,
     CATALOGUE,
@@ -22,9 +23,8 @@ from ops.catalogue import (
     recordable,
 )
 
-from tapegpt.kernels import op
+from tapegpt.graph.memory_plan import mark_overwritten
 from tapegpt.kernels.interpreter import reverse_sweep
-from tapegpt.passes import mark_overwritten
 from tapegpt.tape import Tape
 
 DTYPES = ["float32", "float64"]
@@ -127,7 +127,7 @@ def test_replay_with_other_values_is_a_new_recording(name, seed):
 
 def sweep_back(here, machine):
     machine.grads[here.root] = 1
-    reverse_sweep(machine, 0, len(machine.records), here.tape._window())
+    reverse_sweep(machine, 0, len(machine.records), here.tape._batch_range())
 
 
 # A recurrence's result is read by scalar records too, here alone: of those the pass knows nothing.
@@ -141,7 +141,7 @@ def test_first_gradient_of_an_array_may_overwrite(name, seed):
     machine = mark_overwritten(tape.machine(), 0)
     machine.grads[:] = 0
     for opcode, _, at, back in machine.records.tolist():
-        for bit, place in enumerate(op.DIFFERENTIABLE.get(opcode, ())):
+        for bit, place in enumerate(differentiable(opcode)):
             if machine.operands[back] >> bit & 1:
                 machine.grads[here.elements(int(machine.operands[at + place]))] = 1e9
     sweep_back(here, machine)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
+from tapegpt.kernels.layout import BatchRange
 from tapegpt.kernels.registry import kernels_of, load_kernels
 from tapegpt.tape import Tape
 
@@ -64,7 +65,7 @@ class Packed:
         for elements, array in zip(self.operands, (q, k, v), strict=True):
             values[elements] = array
         for first, last in positions or [(0, self.block)]:
-            window = (first, last, self.starts[first], self.starts[last])
+            window = BatchRange(first, last, self.starts[first], self.starts[last])
             forward_sweep(self.machine, self.record, self.record + 1, window)
         return values[self.out]
 
@@ -76,7 +77,7 @@ class Packed:
         self.machine.operands[back] = EVERYTHING_FRESH if before is None else 0
         for elements, array in zip(self.operands, before or (), strict=False):
             grads[elements] = array
-        window = (0, self.block, 0, self.starts[-1])
+        window = BatchRange(0, self.block, 0, self.starts[-1])
         reverse_sweep(self.machine, self.record, self.record + 1, window)
         return [grads[elements] for elements in self.operands]
 

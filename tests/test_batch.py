@@ -5,12 +5,13 @@ import pytest
 import references
 from hypothesis import given
 from hypothesis import strategies as st
+from opcodes import all_named
 
-from tapegpt.kernels import op
+from tapegpt.graph.compile import record
 from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
+from tapegpt.kernels.layout import BatchRange
 from tapegpt.kernels.loops.batch import pack_batch
 from tapegpt.kernels.loops.train import loss_and_gradient
-from tapegpt.program import record
 from tapegpt.settings import ModelConfig
 
 VOCABULARY = 5
@@ -189,7 +190,7 @@ def test_float32_follows_float64(model):
 def windows_of_positions(program, longest):
     """One window for every position, in order."""
     starts = program.machine.inputs[program.starts :]
-    return [(p, p + 1, starts[p], starts[p + 1]) for p in range(longest)]
+    return [BatchRange(p, p + 1, starts[p], starts[p + 1]) for p in range(longest)]
 
 
 def test_forward_goes_position_by_position_too(model):
@@ -215,9 +216,9 @@ def test_reverse_goes_position_by_position_too(model):
     program = recording.program
     machine = program.machine
     loss_and_parameter_gradient(recording, documents, 0, 5)
-    attention = range(op.ATTENTION, op.CROSS_ENTROPY)
+    attention = all_named("attention")
     begin = int(np.flatnonzero(np.isin(machine.records[:, 0], attention))[-1]) + 1
-    window = (0, model.block_size, 0, machine.inputs[program.starts + model.block_size])
+    window = BatchRange(0, model.block_size, 0, machine.inputs[program.starts + model.block_size])
     results = []
     for parts in ([window], windows_of_positions(program, model.block_size)):
         machine.grads[: program.num_params] = 0

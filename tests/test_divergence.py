@@ -10,11 +10,11 @@ import pytest
 from gradients import team
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opcodes import has_gradients, named
 from ops.catalogue import NO_RESULT, RESULT_WIDTHS
 
 from tapegpt.cli import main
 from tapegpt.errors import DivergedError
-from tapegpt.kernels import op
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.loops.optimizers import (
     ADAM,
@@ -22,9 +22,9 @@ from tapegpt.kernels.loops.optimizers import (
     Optimizer,
     update,
 )
+from tapegpt.kernels.op import DOUT
 from tapegpt.kernels.registry import kernels_of, load_kernels
 from tapegpt.kernels.simd import VECTOR_BYTES
-from tapegpt.passes import DOUT
 from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
 from tapegpt.tape.storage import aligned_zeros
 from tapegpt.train import trainer as trainer_module
@@ -46,7 +46,7 @@ CONFIG = TrainConfig(steps=4, batch_size=2, dtype="float64")
 def results(machine, i, direction):
     """Where what record i computes lies, or its gradient: of an array the first row."""
     code, out, at, back = machine.records[i].tolist()
-    if direction == BACKWARD and code in op.DIFFERENTIABLE:
+    if direction == BACKWARD and has_gradients(code):
         out = int(machine.operands[back + DOUT])
     width = math.prod(int(machine.operands[at + place]) for place in RESULT_WIDTHS.get(code, ()))
     return range(out, out + width)
@@ -67,13 +67,13 @@ def poison(trainer, i, direction, value):
     )
     values[:table] = machine.values
     values[table + trainer.tokenizer.characters.index("z")] = value
-    extra = [(op.LOOKUP, looked_up, len(machine.operands), 0)]
+    extra = [(named("lookup"), looked_up, len(machine.operands), 0)]
     for node, result in enumerate(nodes, first):
         if direction == FORWARD:
-            extra += [(op.ADD, node, result, looked_up), (op.DETACH, result, node, 0)]
+            extra += [(named("add"), node, result, looked_up), (named("detach"), result, node, 0)]
         else:
             grads[node] = 1
-            extra.append((op.MUL, node, result, looked_up))
+            extra.append((named("mul"), node, result, looked_up))
     machine = machine._replace(
         values=values,
         grads=grads,
@@ -120,15 +120,15 @@ def poisoned_step(trainer):
 # Where NaN may have no effect: gradients that nobody wants, as of a recurrence's first zeros, which
 # may be looked up; probabilities of other tokens than the target; losses of shorter documents.
 UNUSED = {
-    (op.LOOKUP, BACKWARD),
-    (op.DETACH, BACKWARD),
-    (op.RELU, BACKWARD),
-    (op.PREVIOUS, BACKWARD),
-    (op.DIV, FORWARD),
-    (op.SCALE, FORWARD),
+    (named("lookup"), BACKWARD),
+    (named("detach"), BACKWARD),
+    (named("relu"), BACKWARD),
+    (named("previous"), BACKWARD),
+    (named("div"), FORWARD),
+    (named("scale"), FORWARD),
 }
 # What an ensemble makes of all of its networks counts when it is evaluated, not in training.
-TOGETHER = (op.ARRAY_ADD, op.ARRAY_SCALE, op.CROSS_ENTROPY)
+TOGETHER = (named("array_add"), named("array_scale"), named("cross_entropy"))
 
 
 def check_operations(model, each, **settings):
@@ -246,7 +246,7 @@ def test_a_norm_that_overflows_is_noticed(kind):
 def test_squares_that_overflow_are_noticed():
     """Adam in float64: the moment is infinite from then on, and its weight stays as it is."""
     trainer = make("gpt", granularity="vector")
-    linear = np.flatnonzero(trainer.recording.program.machine.records[:, 0] == op.LINEAR)
+    linear = np.flatnonzero(trainer.recording.program.machine.records[:, 0] == named("linear"))
     poison(trainer, int(linear[2]), BACKWARD, 1e200)
     with pytest.raises(DivergedError, match="the gradient is not finite, or too large"):
         trainer.advance(4)
@@ -277,7 +277,7 @@ def test_nothing_is_saved(tmp_path, monkeypatch, capsys, direction, clip, line):
     def make_poisoned(*given):
         trainer = Trainer(*given)
         steps.append(poisoned_step(trainer))
-        linear = np.flatnonzero(trainer.recording.program.machine.records[:, 0] == op.LINEAR)
+        linear = np.flatnonzero(trainer.recording.program.machine.records[:, 0] == named("linear"))
         poison(trainer, int(linear[2]), direction, math.nan)
         return trainer
 

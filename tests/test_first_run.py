@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from command_line import SKY, Cli, saved
 from numba.core import config
+from opcodes import named
 
 from tapegpt import first_run
-from tapegpt.kernels import op
 from tapegpt.kernels.loops.sample import generate
 from tapegpt.kernels.loops.train import train_steps
 from tapegpt.sampling import draw
@@ -89,7 +89,7 @@ def test_a_first_run_leaves_training_and_sampling_to_a_second_process(tmp_path):
 
 def test_the_second_process_goes_on_with_backward_kernels(tmp_path):
     cache = tmp_path / "kernels"
-    script = first_run.SCRIPT.format(sys.path, "float32", [op.EMBED, op.RMSNORM])
+    script = first_run.SCRIPT.format(sys.path, "float32", [named("embed"), named("rmsnorm")])
     with Cli(tmp_path, cache).start(python=("-c", script), stdin=subprocess.PIPE) as process:
         assert process.wait() == 0
     assert names_in(cache) >= TAKEN_OVER | {"embed_backward", "rmsnorm_backward"}

@@ -20,7 +20,7 @@ from ops.catalogue import CATALOGUE, Recorded
 from ops.catalogue import Draw as DrawCase
 
 from tapegpt.corpus import TokenizedCorpus
-from tapegpt.program import record
+from tapegpt.graph.compile import record
 from tapegpt.settings import GRANULARITIES, ModelConfig
 
 Floats = NDArray[np.float64]

@@ -8,11 +8,11 @@ from gradients import Arrays, loss_and_gradients
 from numpy.typing import NDArray
 
 from tapegpt.corpus import TokenizedCorpus
+from tapegpt.graph.compile import Recording, record
 from tapegpt.kernels.loops.optimizers import ADAM, Optimizer
 from tapegpt.kernels.loops.sample import generate
 from tapegpt.kernels.loops.schedules import LINEAR, Schedule
 from tapegpt.kernels.loops.train import train_steps
-from tapegpt.program import Recording, record
 from tapegpt.settings import ModelConfig
 from tapegpt.train.workers import Threads
 

@@ -9,12 +9,15 @@ from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.ops.product.lane_batching import (
     LANE_COLUMNS,
     LANE_ROWS,
+    Heads,
+    LaneMatrix,
     copy_lane,
     lane_place,
     lane_product,
     lane_row_product,
     make_moves,
 )
+from tapegpt.kernels.ops.product.matrix import Shape
 from tapegpt.kernels.simd import VECTOR_BYTES
 
 DTYPES = ["float32", "float64"]
@@ -73,10 +76,11 @@ def test_lane_product_is_a_product_in_every_lane(
     out_row = columns * lanes + out_gap
     out = np.full(out0 + rows * out_row + 5, UNTOUCHED, dtype)
     product(
-        scattered(a, dtype, a0, a_row, a_step), a0, a_row, a_step,
-        scattered(b, dtype, b0, b_step, b_column), b0, b_column, b_step,
-        out, out0, out_row, rows, columns, depth,
-    )  # fmt: skip
+        LaneMatrix(scattered(a, dtype, a0, a_row, a_step), a0, a_row, a_step),
+        LaneMatrix(scattered(b, dtype, b0, b_step, b_column), b0, b_step, b_column),
+        LaneMatrix(out, out0, out_row, lanes),
+        Shape(rows, depth, columns),
+    )
 
     written = out[out0 : out0 + rows * out_row].reshape(rows, out_row)[:, : columns * lanes]
     result = written.reshape(rows, columns, lanes)
@@ -119,9 +123,9 @@ class Layout:
         slot, table = 2, 3
         inputs = np.concatenate([np.full(slot, 99), self.starts])
         offsets = np.concatenate([np.full(table, 9999), self.offsets])
-        self.heads = (
-            inputs, slot, offsets, table, n_head, head_dim, self.row, self.stride, int(whole),
-        )  # fmt: skip
+        self.heads = Heads(
+            inputs, slot, offsets, table, n_head, head_dim, self.row, self.stride, int(whole)
+        )
         self.order = lane_order(lanes, size)
 
     def rows_length(self):

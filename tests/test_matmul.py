@@ -7,20 +7,14 @@ from hypothesis import strategies as st
 
 from tapegpt.kernels.compile.cpu import MATRIX_UNIT
 from tapegpt.kernels.ops.product.amx import (
+    AMX_LEAST,
     SIDE,
-    UNIT_LEAST,
+    amx_matmul,
+    amx_room,
     large_matmul,
-    unit_matmul,
-    unit_room,
 )
-from tapegpt.kernels.ops.product.matmul import (
-    IDENTITY,
-    PACKED_BYTES,
-    PACKED_ROWS,
-    PANEL_DEPTH,
-    RELU,
-    matmul,
-)
+from tapegpt.kernels.ops.product.matmul import PACKED_BYTES, PACKED_ROWS, PANEL_DEPTH, matmul
+from tapegpt.kernels.ops.product.matrix import IDENTITY, RELU, Left, Result, Right, Shape
 from tapegpt.kernels.simd import (
     PAIR_TILE,
     SINGLE_TILE,
@@ -30,7 +24,7 @@ from tapegpt.kernels.simd import (
 )
 
 unit = pytest.param(
-    unit_matmul,
+    amx_matmul,
     "float32",
     marks=pytest.mark.skipif(not MATRIX_UNIT, reason="no AMX here"),
     id="matrix-unit",
@@ -66,7 +60,7 @@ gaps = st.integers(0, 9)
 def room_for(multiply, dtype, rows, depth):
     """What a product packs its operands in."""
     panel = PANEL_DEPTH * WIDEST * VECTOR_BYTES // np.dtype(dtype).itemsize
-    return np.zeros(panel if multiply is matmul else unit_room(rows, depth), dtype)
+    return np.zeros(panel if multiply is matmul else amx_room(rows, depth), dtype)
 
 
 @every_product
@@ -126,11 +120,12 @@ def test_product_is_exact_and_nothing_else_is_written(
     # B's array begins with the condition.
     given_activation = guard if activation == WHERE_POSITIVE else activation
     multiply(
-        a_flat, guard, a_row, a_step,
-        b_flat, len(condition_block) + guard, b_rows.shape[1] + b_gap, transposed == "b", packed,
-        out_flat, guard, width + out_gap, start0,
-        rows, depth, columns, given_activation,
-    )  # fmt: skip
+        Left(a_flat, guard, a_row, a_step),
+        Right(b_flat, len(condition_block) + guard, b_rows.shape[1] + b_gap, transposed == "b"),
+        Result(out_flat, guard, width + out_gap, start0, given_activation),
+        Shape(rows, depth, columns),
+        packed,
+    )
 
     # Not a @ b: on some machines BLAS leaves floating-point flags behind, and NumPy warns of them.
     expected = padded(np.einsum("ij,jk", a, b)) + (0 if start == "none" else begin)
@@ -157,9 +152,12 @@ def test_rounding_error_is_that_of_a_sum(multiply, dtype, sizes, seed):
     out = np.zeros(rows * columns, dtype)
     b_flat = np.concatenate([b.reshape(-1), room_for(multiply, dtype, rows, depth)])
     multiply(
-        a.reshape(-1), 0, depth, 1, b_flat, 0, columns, False, b.size,
-        out, 0, columns, -1, rows, depth, columns, IDENTITY,
-    )  # fmt: skip
+        Left(a.reshape(-1), 0, depth, 1),
+        Right(b_flat, 0, columns, False),
+        Result(out, 0, columns, -1, IDENTITY),
+        Shape(rows, depth, columns),
+        b.size,
+    )
     wide = a.astype(np.longdouble), b.astype(np.longdouble)
     error = np.abs(out.reshape(rows, columns) - wide[0] @ wide[1])
     # Higham 2002, section 3.1: a sum of n products in any order is off by n units at most.
@@ -178,8 +176,12 @@ def test_nan_stays_nan(multiply, dtype, activation, nan):
     room = room_for(multiply, dtype, len(a), 1)
     b = np.concatenate([np.ones(out.size, dtype), room])
     multiply(
-        a, 0, 1, 1, b, 0, lanes, False, out.size, out, 0, lanes, -1, len(a), 1, lanes, activation
-    )  # fmt: skip
+        Left(a, 0, 1, 1),
+        Right(b, 0, lanes, False),
+        Result(out, 0, lanes, -1, activation),
+        Shape(len(a), 1, lanes),
+        out.size,
+    )
     assert np.isnan(out).all()
 
 
@@ -192,9 +194,12 @@ def test_what_is_not_finite_does_not_vanish(multiply, dtype, transposed):
     b_flat = np.concatenate([b.reshape(-1), room_for(multiply, dtype, side, side)])
     a_row, a_step = (1, side) if transposed else (side, 1)
     multiply(
-        (a.T if transposed else a).reshape(-1), 0, a_row, a_step, b_flat, 0, side, False, b.size,
-        out.reshape(-1), 0, side, -1, side, side, side, IDENTITY,
-    )  # fmt: skip
+        Left((a.T if transposed else a).reshape(-1), 0, a_row, a_step),
+        Right(b_flat, 0, side, False),
+        Result(out.reshape(-1), 0, side, -1, IDENTITY),
+        Shape(side, side, side),
+        b.size,
+    )
     expected = np.ones((side, side), bool)
     expected[1], expected[:, 3] = False, False
     np.testing.assert_array_equal(np.isfinite(out), expected)
@@ -204,7 +209,7 @@ def test_what_is_not_finite_does_not_vanish(multiply, dtype, transposed):
 @pytest.mark.parametrize("transposed", [False, True])
 @given(
     exponents=st.tuples(st.integers(-40, 40), st.integers(-40, 40)),
-    depth=st.integers(UNIT_LEAST, 3 * UNIT_LEAST),
+    depth=st.integers(AMX_LEAST, 3 * AMX_LEAST),
     seed=st.integers(0, 99),
 )
 def test_the_matrix_unit_is_as_good_as_float32(transposed, exponents, depth, seed):
@@ -212,20 +217,22 @@ def test_the_matrix_unit_is_as_good_as_float32(transposed, exponents, depth, see
     rng = np.random.default_rng(seed)
     a, b = (
         (rng.normal(size=shape) * 2.0**exponent).astype(np.float32)
-        for shape, exponent in zip([(UNIT_LEAST, depth), (depth, 2 * SIDE)], exponents, strict=True)
+        for shape, exponent in zip([(AMX_LEAST, depth), (depth, 2 * SIDE)], exponents, strict=True)
     )
     exact = a.astype(np.float64) @ b.astype(np.float64)
-    a_row, a_step = (1, UNIT_LEAST) if transposed else (depth, 1)
+    a_row, a_step = (1, AMX_LEAST) if transposed else (depth, 1)
     a_flat = (a.T if transposed else a).reshape(-1)
     errors = []
-    for multiply in (unit_matmul, matmul):
-        room = room_for(multiply, "float32", UNIT_LEAST, depth)
-        out = np.zeros((UNIT_LEAST, 2 * SIDE), np.float32)
+    for multiply in (amx_matmul, matmul):
+        room = room_for(multiply, "float32", AMX_LEAST, depth)
+        out = np.zeros((AMX_LEAST, 2 * SIDE), np.float32)
         multiply(
-            a_flat, 0, a_row, a_step,
-            np.concatenate([b.reshape(-1), room]), 0, 2 * SIDE, False, b.size,
-            out.reshape(-1), 0, 2 * SIDE, -1, UNIT_LEAST, depth, 2 * SIDE, IDENTITY,
-        )  # fmt: skip
+            Left(a_flat, 0, a_row, a_step),
+            Right(np.concatenate([b.reshape(-1), room]), 0, 2 * SIDE, False),
+            Result(out.reshape(-1), 0, 2 * SIDE, -1, IDENTITY),
+            Shape(AMX_LEAST, depth, 2 * SIDE),
+            b.size,
+        )
         errors.append(np.linalg.norm(out - exact))
     assert errors[0] < errors[1]
 
@@ -235,15 +242,18 @@ def test_the_matrix_unit_is_as_good_as_float32(transposed, exponents, depth, see
 def test_large_products_take_the_matrix_unit(large):
     """To the same bits."""
     rng = np.random.default_rng(7)
-    sizes, expected = (UNIT_LEAST, UNIT_LEAST + 1, UNIT_LEAST), unit_matmul if large else matmul
+    sizes, expected = (AMX_LEAST, AMX_LEAST + 1, AMX_LEAST), amx_matmul if large else matmul
     for smaller in [(0, 0, 0)] if large else [(1, 0, 0), (0, 2, 0), (0, 0, SIDE)]:
         rows, depth, columns = np.subtract(sizes, smaller).tolist()
         a = rng.normal(size=rows * depth).astype(np.float32)
-        b = rng.normal(size=depth * columns + max(unit_room(rows, depth), 2**13))
+        b = rng.normal(size=depth * columns + max(amx_room(rows, depth), 2**13))
         outs = np.zeros((2, rows * columns), np.float32)
         for multiply, out in zip((large_matmul, expected), outs, strict=True):
             multiply(
-                a, 0, depth, 1, b.astype(np.float32), 0, columns, False, depth * columns,
-                out, 0, columns, -1, rows, depth, columns, IDENTITY,
-            )  # fmt: skip
+                Left(a, 0, depth, 1),
+                Right(b.astype(np.float32), 0, columns, False),
+                Result(out, 0, columns, -1, IDENTITY),
+                Shape(rows, depth, columns),
+                depth * columns,
+            )
         np.testing.assert_array_equal(*outs)

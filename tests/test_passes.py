@@ -5,35 +5,31 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from gradients import loss_and_gradients
+from opcodes import all_named, gradient_rooms, has_gradients, named
 
-from tapegpt import program
 from tapegpt.corpus import Tokenizer, tokenize
-from tapegpt.kernels import op
+from tapegpt.graph import compile as program
+from tapegpt.graph.fusion import fuse_relu, join_linears, joint_width
+from tapegpt.graph.memory_plan import mark_overwritten, share_gradients, share_values
 from tapegpt.kernels.compile.cpu import MATRIX_UNIT
 from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
-from tapegpt.kernels.layout import NONE
-from tapegpt.kernels.ops.product.amx import UNIT_LEAST
-from tapegpt.kernels.ops.product.matmul import IDENTITY, RELU
-from tapegpt.passes import (
-    ACTIVATION,
-    ACTIVATION_OF_X,
-    DOUT,
-    DX,
-    fuse_relu,
-    join_linears,
-    joint_width,
-    mark_overwritten,
-    share_gradients,
-    share_values,
-)
+from tapegpt.kernels.layout import NONE, BatchRange
+from tapegpt.kernels.op import DOUT, place
+from tapegpt.kernels.ops import linear
+from tapegpt.kernels.ops.product.amx import AMX_LEAST
+from tapegpt.kernels.ops.product.matrix import IDENTITY, RELU
 from tapegpt.settings import DTYPES, ModelConfig
 from tapegpt.tape import Tape
 from tapegpt.tape.storage import ALIGNMENT
 
-START = 5  # in the argument list of a linear
+# Places in the argument list of a linear, and of gradients in the list for the reverse sweep.
+START, ACTIVATION, ACTIVATION_OF_X = (
+    place(linear.Args, name) for name in ("start", "activation", "activation_of_x")
+)
+DX = DOUT + 1
 MODEL = ModelConfig(n_layer=2, n_embd=10, n_head=5, block_size=6)
 DOCUMENTS = ["ab", "b", "abcab", "cabbage", "a", "bca"]
-NO_WINDOW = (0, 0, 0, 0)
+NO_WINDOW = BatchRange(0, 0, 0, 0)
 
 
 def parameters(tape, *shapes):
@@ -54,7 +50,7 @@ def fresh(machine):
     return {
         opcode: int(machine.operands[back])
         for opcode, _, _, back in machine.records.tolist()
-        if opcode in op.DIFFERENTIABLE
+        if has_gradients(opcode)
     }
 
 
@@ -63,7 +59,7 @@ def activations(machine):
     return [
         tuple(machine.operands[[at + ACTIVATION, at + ACTIVATION_OF_X]].tolist())
         for opcode, _, at, _ in machine.records
-        if opcode in op.LINEARS
+        if opcode in all_named("linear")
     ]
 
 
@@ -103,7 +99,9 @@ def test_a_relu_between_linears_becomes_part_of_them(dtype):
     machine = mark_overwritten(tape.machine(), tape.num_params)
     before = as_bytes(machine)
     fused = mark_overwritten(fuse_relu(tape.machine()), tape.num_params)
-    assert opcodes(fused) == [opcode for opcode in opcodes(machine) if opcode != op.ARRAY_RELU]
+    assert opcodes(fused) == [
+        opcode for opcode in opcodes(machine) if opcode != named("array_relu")
+    ]
     assert activations(machine) == [(IDENTITY, IDENTITY)] * 2
     assert activations(fused) == [(RELU, IDENTITY), (IDENTITY, RELU)]
     assert as_bytes(machine) == before
@@ -155,8 +153,8 @@ def test_a_model_is_the_same_with_relus_fused(dtype, monkeypatch):
         codes = opcodes(recording.program.machine)
         results.append((codes, *loss_and_gradients(recording, corpus, 0, len(DOCUMENTS))))
     (fused_codes, fused_loss, fused_gradients), (codes, loss, gradients) = results
-    assert codes.count(op.ARRAY_RELU) == MODEL.n_layer
-    assert fused_codes == [code for code in codes if code != op.ARRAY_RELU]
+    assert codes.count(named("array_relu")) == MODEL.n_layer
+    assert fused_codes == [code for code in codes if code != named("array_relu")]
     assert fused_loss == loss
     for name, gradient in gradients.items():
         np.testing.assert_array_equal(fused_gradients[name], gradient)
@@ -177,9 +175,12 @@ def test_the_last_to_use_an_array_overwrites_its_gradient():
     # a and h are used last, and b alone, by attention; x twice by the linear, which adds the
     # second time.
     assert fresh(marked) == {
-        op.LINEAR: 0b01, op.ARRAY_SCALE: 0, op.ARRAY_ADD: 0, op.ATTENTION: 0b111,
-        op.ARRAY_MEAN: 0b1,
-    }  # fmt: skip
+        named("linear"): 0b01,
+        named("array_scale"): 0,
+        named("array_add"): 0,
+        named("attention"): 0b111,
+        named("array_mean"): 0b1,
+    }
     assert (marked.records == machine.records).all()
 
 
@@ -188,7 +189,11 @@ def test_gradients_of_parameters_are_always_added_to():
     (w,) = parameters(tape, (3, 3))
     tape.mean(tape.add(tape.relu(w), w))
     marked = mark_overwritten(tape.machine(), tape.num_params)
-    assert fresh(marked) == {op.ARRAY_RELU: 0, op.ARRAY_ADD: 0b01, op.ARRAY_MEAN: 0b1}
+    assert fresh(marked) == {
+        named("array_relu"): 0,
+        named("array_add"): 0b01,
+        named("array_mean"): 0b1,
+    }
 
 
 def unchanged(machine, *_, **__):
@@ -237,14 +242,14 @@ def test_sharing_places_changes_no_result(dtype, changes, monkeypatch):
 
 def test_wide_models_follow_float64():
     """Where there is a matrix unit they are products for it, each with another activation."""
-    model = ModelConfig(n_embd=UNIT_LEAST, block_size=16, n_layer=2)
-    assert len(DOCUMENTS) * 16 >= UNIT_LEAST
+    model = ModelConfig(n_embd=AMX_LEAST, block_size=16, n_layer=2)
+    assert len(DOCUMENTS) * 16 >= AMX_LEAST
     documents = [(2 * document + "cabbage")[:15] for document in DOCUMENTS * 2]
     machine, loss, gradients = measured(model, "float32", documents, 0.1)
-    wide = [at for opcode, _, at, _ in machine.records if opcode == op.UNIT_LINEAR]
+    wide = [at for opcode, _, at, _ in machine.records if opcode == named("linear", 1)]
     assert len(wide) == (8 if MATRIX_UNIT else 0)
     double, expected_loss, expected = measured(model, "float64", documents, 0.1)
-    assert op.UNIT_LINEAR not in opcodes(double)
+    assert named("linear", 1) not in opcodes(double)
     assert activations(machine) == activations(double)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     for name, gradient in expected.items():
@@ -276,7 +281,7 @@ def test_q_k_and_v_of_one_product_are_those_of_three(changes, monkeypatch):
     plain, plain_loss, plain_gradients = measured(model, "float64")
     linears, attentions = (
         [codes.count(code) for codes in map(opcodes, (plain, machine))]
-        for code in (op.LINEAR, attention_of(plain))
+        for code in (named("linear"), attention_of(plain))
     )
     assert attentions[0] == attentions[1] == model.n_layer * model.ensemble
     # Where vectors are narrow, matrices of odd sizes have gaps between them.
@@ -291,7 +296,7 @@ def test_q_k_and_v_of_one_product_are_those_of_three(changes, monkeypatch):
 
 
 def attention_of(machine):
-    return next(code for code in opcodes(machine) if op.ATTENTION <= code < op.CROSS_ENTROPY)
+    return next(code for code in opcodes(machine) if code in all_named("attention"))
 
 
 def three_linears(tape, x, weights, plus=None):
@@ -319,7 +324,7 @@ def test_what_is_not_one_product_stays_three():
         tape.reset(mark)
         machine = three_linears(tape, xs, weights, plus)
         if plus is not None:  # the first alone
-            for at in machine.records[machine.records[:, 0] == op.LINEAR][1:, 2]:
+            for at in machine.records[machine.records[:, 0] == named("linear")][1:, 2]:
                 machine.operands[at + START] = NONE
         assert joint_width(machine, tape.stride) == 0
         joined = join_linears(machine, tape.extents, tape.stride, 0)
@@ -330,9 +335,9 @@ def gradient_places(machine):
     """Where the gradients of results lie, and those that attention keeps to itself."""
     places, own = [], []
     for opcode, _, _, back in machine.records.tolist():
-        if opcode in op.DIFFERENTIABLE:
+        if has_gradients(opcode):
             places.append(int(machine.operands[back + DOUT]))
-        if opcode in op.SCRATCH:
+        if gradient_rooms(opcode):
             own.append(set(machine.operands[back + DX + 3 : back + DX + 8].tolist()))
     return places, own
 
@@ -354,7 +359,7 @@ def test_what_is_added_to_stays_in_its_place():
     added = [
         (int(machine.operands[at + START]), out, machine.operands[back + DOUT : back + DOUT + 3])
         for opcode, out, at, back in machine.records.tolist()
-        if opcode == op.LINEAR and machine.operands[at + START] != NONE
+        if opcode == named("linear") and machine.operands[at + START] != NONE
     ]
     assert len(added) == 10
     # The first adds to what a normalisation needs again, and lm_head needs what the last gives.

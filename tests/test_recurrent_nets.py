@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapegpt.corpus import TokenizedCorpus
-from tapegpt.program import record
+from tapegpt.graph.compile import record
 from tapegpt.settings import ModelConfig
 
 GRANULARITIES = ["scalar", "dot", "vector"]

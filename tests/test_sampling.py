@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tapegpt import sampling
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import TapegptError, UsageError
+from tapegpt.graph.compile import record
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.loops.sample import (
     choose,
@@ -23,7 +24,6 @@ from tapegpt.kernels.loops.sample import (
     next_token,
     weigh,
 )
-from tapegpt.program import record
 from tapegpt.sampling import (
     SAMPLES_PER_CALL,
     SAMPLES_PER_SWEEP,

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from tapegpt.checkpoint import RunError, load, save
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.errors import DivergedError, UsageError
-from tapegpt.kernels.ops.product.amx import unit_room
+from tapegpt.graph.compile import record
+from tapegpt.kernels.ops.product.amx import amx_room
 from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH
 from tapegpt.kernels.simd import VECTOR_BYTES, WIDE_TILE
 from tapegpt.models.registry import parameter_shapes, parameter_totals
 from tapegpt.presets import configure, default_learning_rate
-from tapegpt.program import record
 from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed
 from tapegpt.sampling import sample_in_turn
 from tapegpt.settings import (
@@ -524,7 +524,7 @@ def check_memory_estimate(model, vocab_size, granularity, documents):
     nodes = int(recording.program.tops[-1])
     most = 4 * model.n_embd, documents * model.block_size
     padding = 2000 * model.ensemble * model.n_layer
-    padding += PANEL_DEPTH * WIDE_TILE[1] * VECTOR_BYTES // 4 + unit_room(max(most), max(most))
+    padding += PANEL_DEPTH * WIDE_TILE[1] * VECTOR_BYTES // 4 + amx_room(max(most), max(most))
     assert nodes_needed(model, vocab_size, granularity, documents) >= 0.7 * nodes - padding
     machine = recording.program.machine
     taken = machine.records.nbytes + machine.operands.nbytes + 8 * (nodes - padding)

@@ -60,16 +60,21 @@ every_machine = pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHIN
 COMPILE = """
 import json
 from numba import types
-from tapegpt.kernels.ops.product.lane_batching import lane_product
+from tapegpt.kernels.ops.product.lane_batching import LaneMatrix, lane_product
 from tapegpt.kernels.ops.product.matmul import PANELS
+from tapegpt.kernels.ops.product.matrix import Left, Result, Right, Shape
 from tapegpt.kernels.simd import LANE_TILE, VECTOR_BYTES
 
 kernels = []
 for element in (types.float32, types.float64):
     floats, integer = types.Array(element, 1, "C"), types.int64
-    a, out = (floats, *[integer] * 3), (floats, *[integer] * 5)
-    signatures = [(panel, tile, (*a, *a[:3], *out, integer)) for tile, panel in PANELS.items()]
-    signatures.append((lane_product, LANE_TILE, (*a, *a, *out)))
+    a = types.NamedTuple([floats, *[integer] * 3], Left)
+    b = types.NamedTuple([floats, integer, integer, types.boolean], Right)
+    out = types.NamedTuple([floats, *[integer] * 4], Result)
+    lanes = types.NamedTuple([floats, *[integer] * 3], LaneMatrix)
+    shape = types.NamedUniTuple(integer, 3, Shape)
+    signatures = [(panel, tile, (a, b, out, integer, integer)) for tile, panel in PANELS.items()]
+    signatures.append((lane_product, LANE_TILE, (lanes, lanes, lanes, shape)))
     for kernel, tile, signature in signatures:
         kernel.compile(signature)
         kernels.append([str(element), tile, kernel.inspect_asm(signature)])

@@ -17,6 +17,7 @@ from numba.core.imputils import lower_getattr
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from tapegpt.kernels.layout import BatchRange
 from tapegpt.kernels.simd.memory import element_pointer
 
 FORWARD, BACKWARD = 0, 1
@@ -45,7 +46,7 @@ def bounded_set(context, builder, sig, args):
     builder.store(value, element_pointer(context, builder, sig.args[0], args[0], index))
 
 
-def handed(array):
+def kernel_type(array):
     """The type as which kernels get an array."""
     return Bounded(array) if config.BOUNDSCHECK else types.CPointer(array.dtype)
 
@@ -74,7 +75,7 @@ def pointer_itemsize(context, builder, pointer, value):
 
 
 @intrinsic
-def hand(typing_context, array):
+def as_pointer(typing_context, array):
     """An array as kernels get it."""
 
     def codegen(context, builder, sig, args):
@@ -82,23 +83,23 @@ def hand(typing_context, array):
             return args[0]
         return context.make_array(array)(context, builder, args[0]).data
 
-    return handed(array)(array), codegen
+    return kernel_type(array)(array), codegen
 
 
-INTEGERS = handed(types.Array(types.int64, 1, "C"))
-RECORDS = handed(types.Array(types.uint32, 2, "C"))
-WINDOW = types.UniTuple(types.int64, 4)
+INTEGERS = kernel_type(types.Array(types.int64, 1, "C"))
+RECORDS = kernel_type(types.Array(types.uint32, 2, "C"))
+BATCH_RANGE = types.NamedUniTuple(types.int64, 4, BatchRange)
 
 
 def forward_signature(floats):
     """What a forward kernel returns and takes, for values of the type `floats`."""
-    return types.none(floats, INTEGERS, INTEGERS, types.int64, types.int64, WINDOW)
+    return types.none(floats, INTEGERS, INTEGERS, types.int64, types.int64, BATCH_RANGE)
 
 
 def backward_signature(floats):
     """What a backward kernel returns and takes."""
     integers = (types.int64, types.int64, types.int64)
-    return types.none(floats, floats, INTEGERS, INTEGERS, *integers, WINDOW)
+    return types.none(floats, floats, INTEGERS, INTEGERS, *integers, BATCH_RANGE)
 
 
 def scalars_signature(floats):
@@ -135,8 +136,8 @@ def read_record(typing_context, records, i):
 
 
 @intrinsic
-def call_forward(typing_context, address, values, operands, inputs, out, at, window):
-    """kernel(values, operands, inputs, out, at, window), the kernel's address given."""
+def call_forward(typing_context, address, values, operands, inputs, out, at, batch_range):
+    """kernel(values, operands, inputs, out, at, batch_range), the kernel's address given."""
     signature = forward_signature(values)
 
     def codegen(context, builder, sig, args):
@@ -146,8 +147,10 @@ def call_forward(typing_context, address, values, operands, inputs, out, at, win
 
 
 @intrinsic
-def call_backward(typing_context, address, values, grads, operands, inputs, out, at, back, window):
-    """kernel(values, grads, operands, inputs, out, at, back, window), likewise."""
+def call_backward(
+    typing_context, address, values, grads, operands, inputs, out, at, back, batch_range
+):
+    """kernel(values, grads, operands, inputs, out, at, back, batch_range), likewise."""
     signature = backward_signature(values)
 
     def codegen(context, builder, sig, args):

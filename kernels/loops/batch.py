@@ -1,7 +1,8 @@
 """Packing documents into the inputs of a program."""
 
-from tapegpt.kernels.compile.indirect_call import hand
+from tapegpt.kernels.compile.indirect_call import as_pointer
 from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.layout import BatchRange
 
 
 @inlined
@@ -18,12 +19,12 @@ def pack_batch(program, tokens, offsets, first, count, document_share, token_sha
     positions are used. Rows are sorted so that all documents' position 0 come first, then
     position 1, and so on; documents in order of falling length, so that those still alive at a
     position are a prefix of those before. Each token of a document that has n of them weighs
-    document_share / n + token_share in the loss. Returns the window of the whole batch.
+    document_share / n + token_share in the loss. Returns the range of the whole batch.
     """
     block, documents = len(program.ends) - 1, len(offsets) - 1
     look_back, capacity = program.look_back, program.capacity
-    values, inputs = hand(program.machine.values), hand(program.machine.inputs)
-    tokens, offsets, placed = hand(tokens), hand(offsets), hand(program.placed)
+    values, inputs = as_pointer(program.machine.values), as_pointer(program.machine.inputs)
+    tokens, offsets, placed = as_pointer(tokens), as_pointer(offsets), as_pointer(program.placed)
     starts = program.starts
 
     # inputs[starts + n] counts the documents of n positions; then, summed from the long end, the
@@ -63,4 +64,4 @@ def pack_batch(program, tokens, offsets, first, count, document_share, token_sha
                 earlier = tokens[begin + max(0, p - 1 - k)]
                 inputs[program.earlier + k * capacity + row] = earlier
         d = following(d, documents)
-    return 0, longest, 0, inputs[starts + longest]
+    return BatchRange(0, longest, 0, inputs[starts + longest])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.kernels.compile.indirect_call import hand
+from tapegpt.kernels.compile.indirect_call import as_pointer
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.loops.thread_group import (
     FAULTS,
@@ -54,23 +54,23 @@ def update(team, thread, count, optimizer, step, learning_rate):
     whole number of vectors. Returns whether all parameters are finite now, which they are not after
     a gradient that is not.
     """
-    values, grads, state = hand(team.values), hand(team.grads), optimizer.state
+    values, grads, state = as_pointer(team.values), as_pointer(team.grads), optimizer.state
     begin, end = part(count // lanes(values), thread, len(team.reports))
     begin, end = begin * lanes(values), end * lanes(values)
     add_gradients(team, begin, end)
     if optimizer.clip_norm < math.inf:
         clip_gradient(team, thread, begin, end, optimizer.clip_norm)
-    first = hand(state[0])
+    first = as_pointer(state[0])
     if optimizer.kind == SGD:
         finite = sgd(values, grads, first, begin, end, learning_rate, optimizer.momentum)
     else:
         finite = adam(
-            values, grads, first, hand(state[1]), begin, end, step, learning_rate,
+            values, grads, first, as_pointer(state[1]), begin, end, step, learning_rate,
             optimizer.beta1, optimizer.beta2, optimizer.epsilon, optimizer.weight_decay,
         )  # fmt: skip
     if optimizer.averaging > 0 and step % STEPS_PER_AVERAGE == 0:
         n = step // STEPS_PER_AVERAGE
-        average(values, hand(state[-1]), begin, end, n, optimizer.averaging)
+        average(values, as_pointer(state[-1]), begin, end, n, optimizer.averaging)
     return together(team, thread, FAULTS, 0.0 if finite else 1.0) == 0
 
 
@@ -81,7 +81,7 @@ def clip_gradient(team, thread, begin, end, longest):
     begin, end: a thread's part of it. One whose norm is not finite stays as it is, for the
     optimizer to notice.
     """
-    grads = hand(team.grads)
+    grads = as_pointer(team.grads)
     squares = 0.0  # float64: those of large float32 gradients overflow
     for i in range(begin, end):
         squares += np.float64(grads[i]) ** 2

@@ -2,13 +2,13 @@
 
 import math
 
-from tapegpt.kernels import op
 from tapegpt.kernels.compile.indirect_call import read_record
 from tapegpt.kernels.compile.jit import inlined, jit
-from tapegpt.kernels.interpreter import forward_sweep
-from tapegpt.kernels.layout import padded
-from tapegpt.kernels.ops.attention import move_document
+from tapegpt.kernels.interpreter import PREVIOUS, forward_sweep
+from tapegpt.kernels.layout import BatchRange, padded
+from tapegpt.kernels.ops.attention import ATTENTION, move_document
 from tapegpt.kernels.ops.recurrence import move_state
+from tapegpt.kernels.registry import opcodes
 from tapegpt.kernels.simd import (
     count_at_most,
     keep_first,
@@ -22,6 +22,8 @@ from tapegpt.kernels.simd import (
     sum_lanes,
 )
 from tapegpt.kernels.simd.math import exp
+
+FIRST_ATTENTION, LAST_ATTENTION = opcodes(ATTENTION)[0], opcodes(ATTENTION)[-1]
 
 
 @inlined
@@ -147,10 +149,10 @@ def close_gaps(program, begin, p, alive, samples):
             documents[i] = documents[alive]
             for r in range(begin, program.logit_ends[p]):
                 code, _, at, _ = read_record(machine.records, r)
-                if op.ATTENTION <= code < op.CROSS_ENTROPY:
-                    power = code - op.ATTENTION
+                if FIRST_ATTENTION <= code <= LAST_ATTENTION:
+                    power = code - FIRST_ATTENTION
                     move_document(machine.values, machine.operands, at, power, alive, i, p + 1)
-                elif code == op.PREVIOUS:
+                elif code == PREVIOUS:
                     move_state(machine.values, machine.operands, at, alive, i)
     return alive
 
@@ -193,7 +195,7 @@ def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_tu
                 for k in range(program.look_back):
                     earlier = token_before(program, samples, documents[i], p - 1 - k)
                     inputs[program.earlier + k * program.capacity + row + i] = earlier
-            forward_sweep(program.machine, begin, end, (p, p + 1, row, row + alive))
+            forward_sweep(program.machine, begin, end, BatchRange(p, p + 1, row, row + alive))
             if p < len(prompt):
                 for i in range(alive):
                     samples[documents[i], p] = prompt[p]

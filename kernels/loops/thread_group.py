@@ -20,7 +20,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from tapegpt.kernels.compile.indirect_call import hand
+from tapegpt.kernels.compile.indirect_call import as_pointer
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.simd import (
     lanes,
@@ -105,7 +105,7 @@ def part(count, thread, threads):
 @inlined
 def take_parameters(program, team, thread):
     """Copy the parameters into the program of a thread."""
-    values, parameters = hand(program.machine.values), hand(team.values)
+    values, parameters = as_pointer(program.machine.values), as_pointer(team.values)
     if thread > 0:
         for i in range(0, program.num_params, lanes(values)):
             store(values, i, load(parameters, i))
@@ -114,7 +114,11 @@ def take_parameters(program, team, thread):
 @inlined
 def add_gradients(team, begin, end):
     """Add the gradients of the other threads to those of the first, and clear them."""
-    total, grads, (others, nodes) = hand(team.grads), hand(team.other_grads), team.other_grads.shape
+    total, grads, (others, nodes) = (
+        as_pointer(team.grads),
+        as_pointer(team.other_grads),
+        team.other_grads.shape,
+    )
     for first in range(0, others * nodes, nodes):
         for i in range(begin, end, lanes(grads)):
             store(total, i, load(total, i) + load(grads, first + i))

@@ -17,16 +17,16 @@ from tapegpt.kernels.ops.dropout import dropout_key
 
 
 @jit
-def loss_and_gradient(program, window):
+def loss_and_gradient(program, batch):
     """The loss of the packed batch; its gradient is added to the parameters' gradients."""
     values, grads = program.machine.values, program.machine.grads
-    end = program.ends[window[1]]
-    root, top = program.roots[window[1]], program.tops[window[1]]
-    forward_sweep(program.machine, 0, end, window)
+    end = program.ends[batch.end_position]
+    root, top = program.roots[batch.end_position], program.tops[batch.end_position]
+    forward_sweep(program.machine, 0, end, batch)
     for i in range(len(program.clear)):
         grads[program.clear[i, 0] : min(top, program.clear[i, 1])] = 0
     grads[root] = 1
-    reverse_sweep(program.machine, 0, end, window)
+    reverse_sweep(program.machine, 0, end, batch)
     return values[root]
 
 
@@ -52,9 +52,9 @@ def train_steps(
         loss = 0.0
         for at in range(begin, end, documents_per_sweep):
             document, count = step * batch_size + at, min(documents_per_sweep, end - at)
-            window = pack_batch(program, tokens, offsets, document, count, shares[0], shares[1])
+            batch = pack_batch(program, tokens, offsets, document, count, shares[0], shares[1])
             inputs[program.key] = dropout_key(seed, document)
-            loss += loss_and_gradient(program, window)
+            loss += loss_and_gradient(program, batch)
         inputs[program.key] = 0  # whoever replays the program now wants all of it
         loss = together(team, thread, LOSS, loss)
         losses[thread, i] = loss

@@ -17,7 +17,7 @@ def held_out_loss(program, team, thread, tokens, offsets, documents_per_sweep, l
     take_parameters(program, team, thread)
     for first in range(begin, end, documents_per_sweep):
         together = min(documents_per_sweep, end - first)
-        window = pack_batch(program, tokens, offsets, first, together, 0.0, 1.0)
-        forward_sweep(program.machine, 0, program.ends[window[1]], window)
-        losses[thread, 0] += values[program.common_roots[window[1]]]
-        losses[thread, 1] += window[3]
+        batch = pack_batch(program, tokens, offsets, first, together, 0.0, 1.0)
+        forward_sweep(program.machine, 0, program.ends[batch.end_position], batch)
+        losses[thread, 0] += values[program.common_roots[batch.end_position]]
+        losses[thread, 1] += batch.end_row

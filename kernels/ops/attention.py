@@ -2,7 +2,12 @@
 
 For every document, position p and head, over the same document's positions s <= p:
 
-    weight_s = softmax_s(q_p . k_s / sqrt(head_dim)),  out_p = sum_s weight_s v_s
+    w[s] = softmax_s(q[p] . k[s] / sqrt(head_dim)),  out[p] = sum_s w[s] v[s]
+
+q, k, v, out: (R, H head_dim). Backward:
+
+    dw = dout v^T,  dv = w^T dout,  ds = w (dw - sum(w dw)) / sqrt(head_dim)
+    dq = ds k,  dk = ds^T q
 
 Rows are position-major: the rows of position p lie from inputs[starts + p] up to
 inputs[starts + p + 1], documents in one order, so document i's row at an earlier position s is
@@ -16,18 +21,33 @@ other: the keys and values of earlier positions are still there. The tape is the
 """
 
 import math
+from typing import NamedTuple
 
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import BATCH, row_stride
+from tapegpt.kernels.op import (
+    ArrayOp,
+    Differentiable,
+    GradientRoom,
+    Rest,
+    Rows,
+    Size,
+    Slot,
+    readers,
+)
 from tapegpt.kernels.ops.product.lane_batching import (
     LANE_COLUMNS,
+    Heads,
+    LaneMatrix,
     copy_lane,
     lane_place,
     lane_product,
     lane_row_product,
     make_moves,
+    problems_at,
     whole_tiles,
 )
+from tapegpt.kernels.ops.product.matrix import Shape
 from tapegpt.kernels.simd import (
     fma,
     lanes,
@@ -40,49 +60,94 @@ from tapegpt.kernels.simd import (
 from tapegpt.kernels.simd.math import LOG2_E, exp2
 
 
+class Args(NamedTuple):
+    rows: Rows
+    n_head: Size
+    head_dim: Size
+    q: Differentiable
+    k: Differentiable
+    v: Differentiable
+    starts: Slot
+    block: Size  # positions at most
+    whole: Size  # whether vectors hold whole squares, see Heads
+    # In lanes, positions and columns up to whole tiles:
+    q_lanes: GradientRoom  # groups x positions rows of vectors
+    k_lanes: GradientRoom
+    v_lanes: GradientRoom
+    probabilities: GradientRoom  # groups x positions rows, a vector for every earlier position
+    out_lanes: GradientRoom  # one group
+    given_row: Size  # elements from a row of q, k and v to the next
+    problems: Size
+    offsets: Rest  # of every problem in rows of q, k and v, then in rows of out
+
+
+args, grads_of = readers(Args)
+
+
 @inlined
 def lane_stride(values, columns):
     """Elements from one row of vectors to the next."""
     return whole_tiles(columns) * lanes(values)
 
 
-@inlined
-def geometry(values, operands, inputs, at, window):
-    """How heads lie in rows of q, k and v, in those of out, and in lanes; and the positions that
-    are to be computed, which whole tiles exceed on both sides.
+class Geometry(NamedTuple):
+    """How the heads of one record lie, and the positions that are to be computed.
+
+    Whole tiles exceed those on both sides.
     """
-    n_head, head_dim, starts, block = (
-        operands[at + 1], operands[at + 2], operands[at + 6], operands[at + 7],
-    )  # fmt: skip
-    whole, given_row, problems = operands[at + 8], operands[at + 14], operands[at + 15]
-    row = row_stride(values, n_head * head_dim)
-    stride, span = lane_stride(values, head_dim), lane_stride(values, block)
-    given = (inputs, starts, operands, at + 16, n_head, head_dim, given_row, stride, whole)
-    made = (inputs, starts, operands, at + 16 + problems, n_head, head_dim, row, stride, whole)
-    first, last = window[0], window[1]
-    if operands[at] != BATCH:
-        first, last = 0 * block, block
-    return given, made, whole_tiles(block), stride, span, first, last
+
+    given: Heads  # in rows of q, k and v
+    made: Heads  # in rows of out
+    block: int
+    stride: int  # elements from a position to the next, of q, k, v and out in lanes
+    span: int  # of the probabilities
+    first: int
+    last: int
+
+
+class Group(NamedTuple):
+    """What a lanes' worth of problems reads and writes: indices of the first position."""
+
+    q: int
+    k: int
+    v: int
+    probabilities: int
+    out: int
+    stride: int
+    span: int
+    width: int  # columns of a head, up to whole tiles
 
 
 @inlined
-def problems_at(inputs, starts, p, n_head):
-    """Heads of documents that go on to position p."""
-    return (inputs[starts + p + 1] - inputs[starts + p]) * n_head
+def geometry(values, operands, inputs, a, batch_range):
+    """The Geometry of the attention with the arguments a."""
+    row = row_stride(values, a.n_head * a.head_dim)
+    stride, span = lane_stride(values, a.head_dim), lane_stride(values, a.block)
+    given = Heads(
+        inputs, a.starts, operands, a.offsets, a.n_head, a.head_dim, a.given_row, stride, a.whole
+    )
+    made_offsets = a.offsets + a.problems
+    made = Heads(
+        inputs, a.starts, operands, made_offsets, a.n_head, a.head_dim, row, stride, a.whole
+    )
+    first, last = batch_range.first_position, batch_range.end_position
+    if a.rows != BATCH:
+        first, last = 0 * a.block, a.block
+    return Geometry(given, made, whole_tiles(a.block), stride, span, first, last)
 
 
 @inlined
-def last_position(inputs, starts, n_head, problem, first, last):
+def last_position(heads, problem, first, last):
     """One past the last position to which `problem` goes on."""
     end = first + 1
-    while end < last and problems_at(inputs, starts, end, n_head) > problem:
+    while end < last and problems_at(heads, end) > problem:
         end += 1
     return end
 
 
 @jit
 def softmax_rows(values, scores, span, first, last, room, factor):
-    """Rows `first` to last - 1 of scores become weights, lane by lane, of 2^(factor score).
+    """Rows `first` to last - 1 of scores become probabilities, of 2^(factor score), in every lane.
 
     Row p has p + 1 of them; those from there up to `room` become 0.
     """
@@ -106,23 +171,24 @@ def softmax_rows(values, scores, span, first, last, room, factor):
 
 
 def make_attend(product, rows):
-    """The weights of `rows` positions from p on, and the sums of values that they make.
+    """The probabilities of `rows` positions from p on, and the sums of values that they make.
 
     Those that are not from `first` to end - 1 are only there to fill a tile.
     """
 
     @jit
-    def attend(values, q, k, v, weights, result, p, first, end, stride, span, width, factor):
-        size, upper, row = lanes(values), p + rows, weights + p * span
-        product(
-            values, q + p * stride, stride, size, values, k, stride, size,
-            values, row, span, rows, upper, width,
-        )  # fmt: skip
-        softmax_rows(values, weights, span, max(p, first), min(upper, end), upper, factor)
-        product(
-            values, row, span, size, values, v, size, stride,
-            values, result + p * stride, stride, rows, width, upper,
-        )  # fmt: skip
+    def attend(values, group, p, first, end, factor):
+        stride, span, size, upper = group.stride, group.span, lanes(values), p + rows
+        queries = LaneMatrix(values, group.q + p * stride, stride, size)
+        keys = LaneMatrix(values, group.k, size, stride)
+        scores = LaneMatrix(values, group.probabilities + p * span, span, size)
+        product(queries, keys, scores, Shape(rows, group.width, upper))
+        softmax_rows(
+            values, group.probabilities, span, max(p, first), min(upper, end), upper, factor
+        )
+        sums = LaneMatrix(values, group.out + p * stride, stride, size)
+        given = LaneMatrix(values, group.v, stride, size)
+        product(scores, given, sums, Shape(rows, upper, group.width))
 
     return attend
 
@@ -132,118 +198,121 @@ attend_tile, attend_row = make_attend(lane_product, LANE_COLUMNS), make_attend(l
 
 # ds = w (dw - sum(w dw)) scale, over dw
 @jit
-def softmax_rows_backward(values, grads, weights, dweights, span, first, last, count, scale):
+def softmax_rows_backward(values, grads, w, dw, span, first, last, count, scale):
     size = lanes(values)
     for row in range(first * span, last * span, span):
         mean = splat(values, 0)
         for i in range(row, row + count * size, size):
-            mean = fma(load(values, weights + i), load(grads, dweights + i), mean)
+            mean = fma(load(values, w + i), load(grads, dw + i), mean)
         for i in range(row, row + count * size, size):
-            ds = load(values, weights + i) * (load(grads, dweights + i) - mean) * scale
-            store(grads, dweights + i, ds)
+            ds = load(values, w + i) * (load(grads, dw + i) - mean) * scale
+            store(grads, dw + i, ds)
 
 
 def make_attention(size):
     """The two kernels for heads whose columns move in squares of `size`."""
     rows_to_lanes, lanes_to_rows = make_moves(size)
 
-    # operands: rows, n_head, head_dim, q, k, v, slot of the starts, block, whether vectors are
-    # whole, then in lanes q, k and v (groups x block rows of `stride`), the weights (groups x
-    # block rows of `span`), out (block rows of `stride`), where block is that of whole tiles;
-    # elements from a row of q, k and v to the next, the number of problems, and the offset of
-    # every problem in those rows and in rows of out
     @jit
-    def attention_forward(values, operands, inputs, out, at, window):
-        given, made, block, stride, span, first, last = geometry(
-            values, operands, inputs, at, window
-        )
-        starts, n_head, width = given[1], given[4], whole_tiles(given[5])
-        size = lanes(values)
-        factor = values.dtype.type(LOG2_E / math.sqrt(given[5]))
-        begin = first - first % LANE_COLUMNS
-        for problem in range(0, problems_at(inputs, starts, first, n_head), size):
-            group = problem // size * block
-            end = last_position(inputs, starts, n_head, problem, first, last)
-            q, k, v = (
-                operands[at + 9] + group * stride,
-                operands[at + 10] + group * stride,
-                operands[at + 11] + group * stride,
+    def attention_forward(values, operands, inputs, out, at, batch_range):
+        a = args(operands, at)
+        g = geometry(values, operands, inputs, a, batch_range)
+        first, last, width = g.first, g.last, whole_tiles(a.head_dim)
+        factor = values.dtype.type(LOG2_E / math.sqrt(a.head_dim))
+        for problem in range(0, problems_at(g.given, first), lanes(values)):
+            rows = problem // lanes(values) * g.block
+            group = Group(
+                a.q_lanes + rows * g.stride,
+                a.k_lanes + rows * g.stride,
+                a.v_lanes + rows * g.stride,
+                a.probabilities + rows * g.span,
+                a.out_lanes,
+                g.stride,
+                g.span,
+                width,
             )
-            rows = operands[at + 3], operands[at + 4], operands[at + 5]
-            rows_to_lanes(values, rows, given, problem, first, end, values, (q, k, v))
-            weights, result = operands[at + 12] + group * span, operands[at + 13]
+            end = last_position(g.given, problem, first, last)
+            lane_arrays = (group.q, group.k, group.v)
+            rows_to_lanes(
+                values, (a.q, a.k, a.v), g.given, problem, first, end, values, lane_arrays
+            )
             # Sampling goes on by one position. Gradients want whole tiles, and the first position.
             if first > 0 and last - first == 1:
-                attend_row(
-                    values, q, k, v, weights, result, first, first, end, stride, span, width, factor
-                )
+                attend_row(values, group, first, first, end, factor)
             else:
-                for p in range(begin, end, LANE_COLUMNS):
-                    attend_tile(
-                        values, q, k, v, weights, result, p, first, end, stride, span, width, factor
-                    )
-            lanes_to_rows(values, (result,), made, problem, first, end, values, (out,), 1)
+                for p in range(first - first % LANE_COLUMNS, end, LANE_COLUMNS):
+                    attend_tile(values, group, p, first, end, factor)
+            lanes_to_rows(values, (group.out,), g.made, problem, first, end, values, (out,), 1)
 
-    # dw = dout v^T, dv = w^T dout, dq = ds k, dk = ds^T q
-    # scratch: in lanes dq, dk and dv, then dw, which ds overwrites, and dout
     @jit
-    def attention_backward(values, grads, operands, inputs, out, at, back, window):
-        given, made, block, stride, span, first, last = geometry(
-            values, operands, inputs, at, window
-        )
-        starts, n_head, width = given[1], given[4], whole_tiles(given[5])
-        size = lanes(values)
-        scale = values.dtype.type(1 / math.sqrt(given[5]))
+    def attention_backward(values, grads, operands, inputs, out, at, back, batch_range):
+        a, d = args(operands, at), grads_of(operands, back)
+        g = geometry(values, operands, inputs, a, batch_range)
+        first, last, stride, span = g.first, g.last, g.stride, g.span
+        width, size = whole_tiles(a.head_dim), lanes(values)
+        scale = values.dtype.type(1 / math.sqrt(a.head_dim))
         begin = first - first % LANE_COLUMNS
-        for problem in range(0, problems_at(inputs, starts, first, n_head), size):
-            group = problem // size * block
-            end = last_position(inputs, starts, n_head, problem, first, last)
+        dq, dk, dv, dw, dout = d.dq_lanes, d.dk_lanes, d.dv_lanes, d.dprobabilities, d.dout_lanes
+        for problem in range(0, problems_at(g.given, first), size):
+            rows = problem // size * g.block
             q, k, v = (
-                operands[at + 9] + group * stride,
-                operands[at + 10] + group * stride,
-                operands[at + 11] + group * stride,
+                a.q_lanes + rows * stride,
+                a.k_lanes + rows * stride,
+                a.v_lanes + rows * stride,
             )
-            weights = operands[at + 12] + group * span
-            dq, dk, dv, dweights, dout = (
-                operands[back + 5],
-                operands[back + 6],
-                operands[back + 7],
-                operands[back + 8],
-                operands[back + 9],
-            )
-            rows_to_lanes(grads, (operands[back + 1],), made, problem, first, end, grads, (dout,))
+            w = a.probabilities + rows * span
+            end = last_position(g.given, problem, first, last)
+            rows_to_lanes(grads, (d.dout,), g.made, problem, first, end, grads, (dout,))
             for p in range(begin, end, LANE_COLUMNS):
                 upper = p + LANE_COLUMNS
-                row = dweights + p * span
+                row = LaneMatrix(grads, dw + p * span, span, size)
                 lane_product(
-                    grads, dout + p * stride, stride, size, values, v, stride, size,
-                    grads, row, span, LANE_COLUMNS, upper, width,
-                )  # fmt: skip
-                softmax_rows_backward(
-                    values, grads, weights, dweights, span, p, min(upper, end), upper, scale
+                    LaneMatrix(grads, dout + p * stride, stride, size),
+                    LaneMatrix(values, v, size, stride),
+                    row,
+                    Shape(LANE_COLUMNS, width, upper),
                 )
+                softmax_rows_backward(values, grads, w, dw, span, p, min(upper, end), upper, scale)
                 lane_product(
-                    grads, row, span, size, values, k, size, stride,
-                    grads, dq + p * stride, stride, LANE_COLUMNS, width, upper,
-                )  # fmt: skip
+                    row,
+                    LaneMatrix(values, k, stride, size),
+                    LaneMatrix(grads, dq + p * stride, stride, size),
+                    Shape(LANE_COLUMNS, upper, width),
+                )
             # Every position passes a gradient to the keys and values of those before it.
             for s in range(begin, end, LANE_COLUMNS):
-                rest = whole_tiles(end) - s
+                shape = Shape(LANE_COLUMNS, whole_tiles(end) - s, width)
                 corner = s * span + s * size
                 lane_product(
-                    grads, dweights + corner, size, span, values, q + s * stride, size, stride,
-                    grads, dk + s * stride, stride, LANE_COLUMNS, width, rest,
-                )  # fmt: skip
+                    LaneMatrix(grads, dw + corner, size, span),
+                    LaneMatrix(values, q + s * stride, stride, size),
+                    LaneMatrix(grads, dk + s * stride, stride, size),
+                    shape,
+                )
                 lane_product(
-                    values, weights + corner, size, span, grads, dout + s * stride, size, stride,
-                    grads, dv + s * stride, stride, LANE_COLUMNS, width, rest,
-                )  # fmt: skip
-            rows = operands[back + 2], operands[back + 3], operands[back + 4]
+                    LaneMatrix(values, w + corner, size, span),
+                    LaneMatrix(grads, dout + s * stride, stride, size),
+                    LaneMatrix(grads, dv + s * stride, stride, size),
+                    shape,
+                )
+            passed = (d.dq, d.dk, d.dv)
             lanes_to_rows(
-                grads, (dq, dk, dv), given, problem, first, end, grads, rows, operands[back]
+                grads, (dq, dk, dv), g.given, problem, first, end, grads, passed, d.overwrite
             )
 
     return attention_forward, attention_backward
+
+
+forward, backward = make_attention(1)
+
+# Variant i is for squares of 2^i columns.
+ATTENTION = ArrayOp(
+    "attention",
+    Args,
+    forward,
+    backward,
+    variants=tuple(make_attention(2**i) for i in range(1, 5)),
+)
 
 
 @jit
@@ -252,10 +321,10 @@ def move_document(values, operands, at, power, source, target, positions):
 
     For the attention whose squares are 2 ** power columns wide.
     """
-    n_head, head_dim, block = operands[at + 1], operands[at + 2], whole_tiles(operands[at + 7])
-    stride = lane_stride(values, head_dim)
-    for head in range(n_head):
-        x = lane_place(values, source * n_head + head, power, block * stride)
-        out = lane_place(values, target * n_head + head, power, block * stride)
-        for lane in (operands[at + 10], operands[at + 11]):
+    a = args(operands, at)
+    block, stride = whole_tiles(a.block), lane_stride(values, a.head_dim)
+    for head in range(a.n_head):
+        x = lane_place(values, source * a.n_head + head, power, block * stride)
+        out = lane_place(values, target * a.n_head + head, power, block * stride)
+        for lane in (a.k_lanes, a.v_lanes):
             copy_lane(values, lane + x, lane + out, positions * stride)

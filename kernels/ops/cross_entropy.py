@@ -1,7 +1,24 @@
-"""loss = sum over rows r of weight_r (ln sum(e^logits_r) - logits_r[target_r]): a scalar."""
+"""loss = sum over rows r of weights[r] (ln sum(e^logits[r]) - logits[r, target[r]]): a scalar.
+
+logits: (R, C); target[r] = inputs[targets + r]; weights: (R,).
+
+dlogits[r] = weights[r] (softmax(logits[r]) - onehot(target[r])) dloss
+"""
+
+from typing import NamedTuple
 
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.layout import padded, row_range, row_stride
+from tapegpt.kernels.op import (
+    ArrayOp,
+    Differentiable,
+    Room,
+    Rows,
+    ScalarNode,
+    Size,
+    Slot,
+    readers,
+)
 from tapegpt.kernels.ops.elementwise import add_to, array_sum
 from tapegpt.kernels.ops.softmax import padding, row_exponentials, row_maximum
 from tapegpt.kernels.simd import (
@@ -22,16 +39,25 @@ from tapegpt.kernels.simd import (
 from tapegpt.kernels.simd.math import log
 
 
-# operands: rows, width, logits, slot of the targets, weights (one node a row), exponentials (like
-# the logits), totals and margins (one node a row each), all three kept for backward
+class Args(NamedTuple):
+    rows: Rows
+    width: Size
+    logits: Differentiable
+    targets: Slot
+    weights: ScalarNode  # (R,)
+    exponentials: Room  # (R, C): e^(logits - the largest of the row)
+    totals: Room  # (R,): sums of them
+    margins: Room  # (R,): the largest logit less that of the target
+
+
+args, grads_of = readers(Args)
+
+
 @jit
-def cross_entropy_forward(values, operands, inputs, out, at, window):
-    width, logits, slot = operands[at + 1], operands[at + 2], operands[at + 3]
-    weights, exponentials, totals, margins = (
-        operands[at + 4], operands[at + 5], operands[at + 6], operands[at + 7],
-    )  # fmt: skip
+def cross_entropy_forward(values, operands, inputs, out, at, batch_range):
+    count, width, logits, slot, weights, exponentials, totals, margins = args(operands, at)
     row = row_stride(values, width)
-    first, last = row_range(operands[at], window)
+    first, last = row_range(count, batch_range)
     end, outside = padding(values, width)
     # In loops of their own exponentials do not wait for maxima, nor sums for exponentials.
     for r in range(first, last):
@@ -63,18 +89,19 @@ def cross_entropy_forward(values, operands, inputs, out, at, window):
     values[out] = whole
 
 
-# dlogits = weight (softmax(logits) - onehot(target)) dloss
 @jit
-def cross_entropy_backward(values, grads, operands, inputs, out, at, back, window):
-    width, slot = operands[at + 1], operands[at + 3]
-    fresh, dlogits = operands[back], operands[back + 2]
-    weights, exponentials, totals = operands[at + 4], operands[at + 5], operands[at + 6]
-    row = row_stride(values, width)
-    first, last = row_range(operands[at], window)
+def cross_entropy_backward(values, grads, operands, inputs, out, at, back, batch_range):
+    a, g = args(operands, at), grads_of(operands, back)
+    row = row_stride(values, a.width)
+    first, last = row_range(a.rows, batch_range)
     for r in range(first, last):
         begin, end = r * row, (r + 1) * row
-        weight = values[weights + r] * grads[out]
-        scale = weight / values[totals + r]
+        weight = values[a.weights + r] * grads[out]
+        scale = weight / values[a.totals + r]
         for i in range(begin, end, lanes(values)):
-            add_to(grads, dlogits + i, load(values, exponentials + i) * scale, fresh & 1)
-        grads[dlogits + begin + inputs[slot + r]] -= weight
+            passed = load(values, a.exponentials + i) * scale
+            add_to(grads, g.dlogits + i, passed, g.overwrite_dlogits)
+        grads[g.dlogits + begin + inputs[a.targets + r]] -= weight
+
+
+CROSS_ENTROPY = ArrayOp("cross_entropy", Args, cross_entropy_forward, cross_entropy_backward)

@@ -1,9 +1,23 @@
-"""out = plus + x, of which a random part is left out while training."""
+"""out = plus + x m CHANCES / kept, where m is 1 with a chance of kept / CHANCES, else 0.
+
+x, plus, out: (R, C). dx = dout m CHANCES / kept; dplus = dout. Where the key is 0 nothing is left
+out. What is left out does not depend on the element type or the width of vectors.
+"""
+
+from typing import NamedTuple
 
 import numpy as np
 
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import NONE, row_range, row_stride
+from tapegpt.kernels.op import (
+    ArrayOp,
+    Differentiable,
+    Rows,
+    Size,
+    Slot,
+    readers,
+)
 from tapegpt.kernels.ops.elementwise import add_to, pass_gradient
 from tapegpt.kernels.simd import (
     keep_chosen,
@@ -82,17 +96,26 @@ def masked(x, key, piece, column, kept):
     return keep_chosen(x, chosen(key, piece, column, kept)) * (CHANCES / kept)
 
 
-# out = plus + x m CHANCES / kept; or, where the key is 0, out = plus + x. What is left out does
-# not depend on the element type or the width of vectors.
-# operands: rows, width, x, kept, slot of the key, number of the record, plus or NONE
-# differentiable: x, plus
+class Args(NamedTuple):
+    rows: Rows
+    width: Size
+    x: Differentiable
+    kept: Size  # of CHANCES
+    key: Slot
+    record: Size  # its number: records with one key leave out different elements
+    plus: Differentiable
+
+
+args, grads_of = readers(Args)
+
+
 @jit
-def dropout_forward(values, operands, inputs, out, at, window):
-    x, kept, plus = operands[at + 2], operands[at + 3], operands[at + 6]
-    row, pieces = row_stride(values, operands[at + 1]), -(-operands[at + 1] // GROUP)
-    seed = inputs[operands[at + 4]]
-    key = mixed(np.uint64(seed) + np.uint64(operands[at + 5]) * ODD)
-    first, last = row_range(operands[at], window)
+def dropout_forward(values, operands, inputs, out, at, batch_range):
+    rows, width, x, kept, slot, record, plus = args(operands, at)
+    row, pieces = row_stride(values, width), -(-width // GROUP)
+    seed = inputs[slot]
+    key = mixed(np.uint64(seed) + np.uint64(record) * ODD)
+    first, last = row_range(rows, batch_range)
     for r in range(first, last):
         for c in range(0, row, lanes(values)):
             i = r * row + c
@@ -103,22 +126,25 @@ def dropout_forward(values, operands, inputs, out, at, window):
 
 
 @jit
-def dropout_backward(values, grads, operands, inputs, out, at, back, window):
-    kept = operands[at + 3]
-    fresh, dout, dx, dplus = (
-        operands[back], operands[back + 1], operands[back + 2], operands[back + 3],
-    )  # fmt: skip
-    row, pieces = row_stride(values, operands[at + 1]), -(-operands[at + 1] // GROUP)
-    seed = inputs[operands[at + 4]]
-    key = mixed(np.uint64(seed) + np.uint64(operands[at + 5]) * ODD)
-    first, last = row_range(operands[at], window)
+def dropout_backward(values, grads, operands, inputs, out, at, back, batch_range):
+    rows, width, _, kept, slot, record, _ = args(operands, at)
+    g = grads_of(operands, back)
+    row, pieces = row_stride(values, width), -(-width // GROUP)
+    seed = inputs[slot]
+    key = mixed(np.uint64(seed) + np.uint64(record) * ODD)
+    first, last = row_range(rows, batch_range)
     for r in range(first, last):
         for c in range(0, row, lanes(values)):
             i = r * row + c
-            passed = load(grads, dout + i)
+            passed = load(grads, g.dout + i)
             if seed != 0 and kept < CHANCES:
                 passed = masked(passed, key, r * pieces + c // GROUP, c, kept)
-            add_to(grads, dx + i, passed, fresh & 1)
-    if dplus != NONE:
+            add_to(grads, g.dx + i, passed, g.overwrite_dx)
+    if g.dplus != NONE:
         begin, count = first * row, (last - first) * row
-        pass_gradient(grads, dplus + begin, dout + begin, count, fresh & 2)
+        pass_gradient(grads, g.dplus + begin, g.dout + begin, count, g.overwrite_dplus)
+
+
+DROPOUT = ArrayOp(
+    "dropout", Args, dropout_forward, dropout_backward, adds_to="plus", row_by_row=True
+)

@@ -1,7 +1,17 @@
-"""Operations on arrays, element by element; padding stays zero."""
+"""Operations on arrays, element by element: x, y and out are (R, C); padding stays zero."""
+
+from typing import NamedTuple
 
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import row_range, row_stride
+from tapegpt.kernels.op import (
+    ArrayOp,
+    Differentiable,
+    Rows,
+    ScalarNode,
+    Size,
+    readers,
+)
 from tapegpt.kernels.simd import (
     FEW,
     fma,
@@ -16,26 +26,26 @@ from tapegpt.kernels.simd import (
 
 
 @inlined
-def add_to(grads, at, value, fresh):
+def add_to(grads, at, value, overwrite):
     """grads[at : at + lanes] += value, or = value where nothing has been written yet."""
-    store(grads, at, value if fresh else load(grads, at) + value)
+    store(grads, at, value if overwrite else load(grads, at) + value)
 
 
 @inlined
-def pass_gradient(grads, dx, dout, count, fresh):
+def pass_gradient(grads, dx, dout, count, overwrite):
     """grads[dx : dx + count] += grads[dout : dout + count], where they are not the same."""
     if dx == dout:
         return
     for i in range(0, count, lanes(grads)):
-        add_to(grads, dx + i, load(grads, dout + i), fresh)
+        add_to(grads, dx + i, load(grads, dout + i), overwrite)
 
 
 @inlined
-def element_range(values, operands, at, window):
+def element_range(values, rows, width, batch_range):
     """First element and the one after the last of an elementwise operation's arrays."""
-    first, last = row_range(operands[at], window)
-    width = row_stride(values, operands[at + 1])
-    return first * width, last * width
+    first, last = row_range(rows, batch_range)
+    row = row_stride(values, width)
+    return first * row, last * row
 
 
 @jit
@@ -62,78 +72,117 @@ def array_product(x, first, y, other, count):
     return whole
 
 
-# out = max(0, x); operands: rows, width, x
+class UnaryArgs(NamedTuple):
+    rows: Rows
+    width: Size
+    x: Differentiable
+
+
+class AddArgs(NamedTuple):
+    rows: Rows
+    width: Size
+    x: Differentiable
+    y: Differentiable
+
+
+class ScaleArgs(NamedTuple):
+    rows: Rows
+    width: Size
+    x: Differentiable
+    factor: ScalarNode
+
+
+unary_args, unary_grads = readers(UnaryArgs)
+add_args, add_grads = readers(AddArgs)
+scale_args, scale_grads = readers(ScaleArgs)
+
+
+# out = max(0, x)
 @jit
-def array_relu_forward(values, operands, inputs, out, at, window):
-    x = operands[at + 2]
-    begin, end = element_range(values, operands, at, window)
+def array_relu_forward(values, operands, inputs, out, at, batch_range):
+    rows, width, x = unary_args(operands, at)
+    begin, end = element_range(values, rows, width, batch_range)
     for i in range(begin, end, lanes(values)):
         store(values, out + i, relu(load(values, x + i)))
 
 
 @jit
-def array_relu_backward(values, grads, operands, inputs, out, at, back, window):
-    x = operands[at + 2]
-    fresh, dout, dx = operands[back], operands[back + 1], operands[back + 2]
-    begin, end = element_range(values, operands, at, window)
+def array_relu_backward(values, grads, operands, inputs, out, at, back, batch_range):
+    rows, width, x = unary_args(operands, at)
+    g = unary_grads(operands, back)
+    begin, end = element_range(values, rows, width, batch_range)
     for i in range(begin, end, lanes(values)):
-        passed = where_positive(load(values, x + i), load(grads, dout + i))
-        add_to(grads, dx + i, passed, fresh & 1)
+        passed = where_positive(load(values, x + i), load(grads, g.dout + i))
+        add_to(grads, g.dx + i, passed, g.overwrite_dx)
 
 
-# out = x + y; operands: rows, width, x, y
+# out = x + y
 @jit
-def array_add_forward(values, operands, inputs, out, at, window):
-    x, y = operands[at + 2], operands[at + 3]
-    begin, end = element_range(values, operands, at, window)
+def array_add_forward(values, operands, inputs, out, at, batch_range):
+    rows, width, x, y = add_args(operands, at)
+    begin, end = element_range(values, rows, width, batch_range)
     for i in range(begin, end, lanes(values)):
         store(values, out + i, load(values, x + i) + load(values, y + i))
 
 
 @jit
-def array_add_backward(values, grads, operands, inputs, out, at, back, window):
-    fresh, dout, dx, dy = (
-        operands[back], operands[back + 1], operands[back + 2], operands[back + 3],
-    )  # fmt: skip
-    begin, end = element_range(values, operands, at, window)
-    pass_gradient(grads, dx + begin, dout + begin, end - begin, fresh & 1)
-    pass_gradient(grads, dy + begin, dout + begin, end - begin, fresh & 2)
+def array_add_backward(values, grads, operands, inputs, out, at, back, batch_range):
+    a, g = add_args(operands, at), add_grads(operands, back)
+    begin, end = element_range(values, a.rows, a.width, batch_range)
+    pass_gradient(grads, g.dx + begin, g.dout + begin, end - begin, g.overwrite_dx)
+    pass_gradient(grads, g.dy + begin, g.dout + begin, end - begin, g.overwrite_dy)
 
 
-# out = c x for a scalar node c, whose gradient is not taken; operands: rows, width, x, c
+# out = factor x, for a factor whose gradient is not taken
 @jit
-def array_scale_forward(values, operands, inputs, out, at, window):
-    x, c = operands[at + 2], operands[at + 3]
-    begin, end = element_range(values, operands, at, window)
+def array_scale_forward(values, operands, inputs, out, at, batch_range):
+    rows, width, x, factor = scale_args(operands, at)
+    begin, end = element_range(values, rows, width, batch_range)
     for i in range(begin, end, lanes(values)):
-        store(values, out + i, load(values, x + i) * values[c])
+        store(values, out + i, load(values, x + i) * values[factor])
 
 
 @jit
-def array_scale_backward(values, grads, operands, inputs, out, at, back, window):
-    c = operands[at + 3]
-    fresh, dout, dx = operands[back], operands[back + 1], operands[back + 2]
-    begin, end = element_range(values, operands, at, window)
+def array_scale_backward(values, grads, operands, inputs, out, at, back, batch_range):
+    a, g = scale_args(operands, at), scale_grads(operands, back)
+    begin, end = element_range(values, a.rows, a.width, batch_range)
     for i in range(begin, end, lanes(values)):
-        add_to(grads, dx + i, load(grads, dout + i) * values[c], fresh & 1)
+        add_to(grads, g.dx + i, load(grads, g.dout + i) * values[a.factor], g.overwrite_dx)
 
 
-# out = the mean of all elements, a scalar; operands: rows, width, x
+# out = the mean of all elements, a scalar
 @jit
-def array_mean_forward(values, operands, inputs, out, at, window):
-    x = operands[at + 2]
-    first, last = row_range(operands[at], window)
-    begin, end = element_range(values, operands, at, window)
-    values[out] = array_sum(values, x + begin, x + end) / ((last - first) * operands[at + 1])
+def array_mean_forward(values, operands, inputs, out, at, batch_range):
+    rows, width, x = unary_args(operands, at)
+    first, last = row_range(rows, batch_range)
+    begin, end = element_range(values, rows, width, batch_range)
+    values[out] = array_sum(values, x + begin, x + end) / ((last - first) * width)
 
 
 @jit
-def array_mean_backward(values, grads, operands, inputs, out, at, back, window):
-    width = operands[at + 1]
-    fresh, dx = operands[back], operands[back + 2]
-    first, last = row_range(operands[at], window)
+def array_mean_backward(values, grads, operands, inputs, out, at, back, batch_range):
+    rows, width, _ = unary_args(operands, at)
+    g = unary_grads(operands, back)
+    first, last = row_range(rows, batch_range)
     share = grads[out] / grads.dtype.type((last - first) * width)
     row = row_stride(values, width)
     for r in range(first, last):
-        for i in range(dx + r * row, dx + r * row + width):
-            grads[i] = share if fresh & 1 else grads[i] + share
+        for i in range(g.dx + r * row, g.dx + r * row + width):
+            grads[i] = share if g.overwrite_dx else grads[i] + share
+
+
+RELU = ArrayOp(
+    "array_relu",
+    UnaryArgs,
+    array_relu_forward,
+    array_relu_backward,
+    backward_reads=("x",),
+    row_by_row=True,
+)
+ADD = ArrayOp(
+    "array_add", AddArgs, array_add_forward, array_add_backward, adds_to="x", row_by_row=True
+)
+SCALE = ArrayOp(
+    "array_scale", ScaleArgs, array_scale_forward, array_scale_backward, row_by_row=True
+)
+MEAN = ArrayOp("array_mean", UnaryArgs, array_mean_forward, array_mean_backward)

@@ -1,7 +1,19 @@
-"""out = the sum of one row out of each of some tables: token and position embeddings together."""
+"""out[r] = the sum over tables of table[inputs[slot + r]]: token and position embeddings together.
+
+tables: (any rows, C); out: (R, C). dtable[inputs[slot + r]] += dout[r]
+"""
+
+from typing import NamedTuple
 
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.layout import padded, row_range, row_stride
+from tapegpt.kernels.op import (
+    ArrayOp,
+    Rest,
+    Rows,
+    Size,
+    readers,
+)
 from tapegpt.kernels.simd import (
     lanes,
     load,
@@ -10,29 +22,37 @@ from tapegpt.kernels.simd import (
 )
 
 
-# operands: rows, width, count, table_0, slot_0, table_1, slot_1, ... : row r takes row
-# inputs[slot_i + r] of table_i. Tables always accumulate.
+class Args(NamedTuple):
+    rows: Rows
+    width: Size
+    tables: Size
+    pairs: Rest  # of a table and its slot
+
+
+args, grads_of = readers(Args)
+
+
 @jit
-def embed_forward(values, operands, inputs, out, at, window):
-    width, count = operands[at + 1], operands[at + 2]
+def embed_forward(values, operands, inputs, out, at, batch_range):
+    rows, width, count, pairs = args(operands, at)
     row, columns = row_stride(values, width), padded(values, width)
-    first, last = row_range(operands[at], window)
+    first, last = row_range(rows, batch_range)
     for r in range(first, last):
         for column in range(0, columns, lanes(values)):
             total = splat(values, 0)
-            for i in range(at + 3, at + 3 + 2 * count, 2):
+            for i in range(pairs, pairs + 2 * count, 2):
                 chosen = operands[i] + inputs[operands[i + 1] + r] * row
                 total = total + load(values, chosen + column)
             store(values, out + r * row + column, total)
 
 
 @jit
-def embed_backward(values, grads, operands, inputs, out, at, back, window):
-    width, count = operands[at + 1], operands[at + 2]
+def embed_backward(values, grads, operands, inputs, out, at, back, batch_range):
+    rows, width, count, pairs = args(operands, at)
     row, columns = row_stride(values, width), padded(values, width)
-    dout = operands[back + 1]
-    first, last = row_range(operands[at], window)
-    for i in range(at + 3, at + 3 + 2 * count, 2):
+    dout = grads_of(operands, back).dout
+    first, last = row_range(rows, batch_range)
+    for i in range(pairs, pairs + 2 * count, 2):
         table, slot = operands[i], operands[i + 1]
         for column in range(0, columns, lanes(values)):
             # Rows of one position lie together: what they pass to its row is added up first, or
@@ -44,3 +64,6 @@ def embed_backward(values, grads, operands, inputs, out, at, back, window):
                     dtable = table + inputs[slot + r] * row + column
                     store(grads, dtable, load(grads, dtable) + passed)
                     passed = splat(values, 0)
+
+
+EMBED = ArrayOp("embed", Args, embed_forward, embed_backward, row_by_row=True)

@@ -1,64 +1,103 @@
-"""out = start + x W^T: every row of x through one matrix of weights.
+"""out = activation(start + x W^T): every row of x through one matrix of weights.
 
-W is (n_out, n_in), a row of weights per output, as in microgpt and PyTorch.
+x: (R, n_in); W: (n_out, n_in), a row of weights per output, as in microgpt and PyTorch;
+start, out: (R, n_out).
+
+dx = dout W, where x, if it is the result of a ReLU, is positive; dW = dout^T x; dstart = dout
+
+An activation's gradient is the business of the record that uses its result, see graph/fusion.py.
 """
+
+from typing import NamedTuple
 
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.layout import NONE, row_range, row_stride
+from tapegpt.kernels.op import (
+    ArrayOp,
+    Differentiable,
+    Parameter,
+    Rows,
+    SharedRoom,
+    Size,
+    readers,
+)
 from tapegpt.kernels.ops.elementwise import pass_gradient
-from tapegpt.kernels.ops.product.matmul import IDENTITY, RELU
+from tapegpt.kernels.ops.product.amx import large_matmul
+from tapegpt.kernels.ops.product.matmul import matmul
+from tapegpt.kernels.ops.product.matrix import IDENTITY, RELU, Left, Result, Right, Shape, moved
 
 ADJACENT = 1
+
+
+class Args(NamedTuple):
+    rows: Rows
+    n_in: Size
+    n_out: Size
+    x: Differentiable
+    w: Parameter
+    start: Differentiable
+    room: SharedRoom  # for a panel
+    activation: Size = IDENTITY  # IDENTITY or RELU
+    activation_of_x: Size = IDENTITY
+
+
+args, grads_of = readers(Args)
 
 
 def make_linear(multiply):
     """The two kernels, for one way to multiply matrices."""
 
-    # out = activation(start + x W^T)
-    # operands: rows, n_in, n_out, x, W, start or NONE, room for a panel, activation, that of x
-    # differentiable: x, start (and W, which always accumulates)
-    # An activation's gradient is the business of the record that uses its result, see passes.py.
     @jit
-    def linear_forward(values, operands, inputs, out, at, window):
-        n_in, n_out, x, start = (
-            operands[at + 1], operands[at + 2], operands[at + 3], operands[at + 5],
-        )  # fmt: skip
-        x_row, out_row = row_stride(values, n_in), row_stride(values, n_out)
-        first, last = row_range(operands[at], window)
+    def linear_forward(values, operands, inputs, out, at, batch_range):
+        a = args(operands, at)
+        x_row, out_row = row_stride(values, a.n_in), row_stride(values, a.n_out)
+        first, last = row_range(a.rows, batch_range)
+        begin = first * out_row
         multiply(
-            values, x + first * x_row, x_row, ADJACENT,
-            values, operands[at + 4], x_row, True, operands[at + 6],
-            values, out + first * out_row, out_row,
-            start if start == NONE else start + first * out_row,
-            last - first, n_in, n_out, operands[at + 7],
-        )  # fmt: skip
+            Left(values, a.x + first * x_row, x_row, ADJACENT),
+            Right(values, a.w, x_row, True),
+            Result(values, out + begin, out_row, moved(a.start, begin), a.activation),
+            Shape(last - first, a.n_in, a.n_out),
+            a.room,
+        )
 
     @jit
-    def linear_backward(values, grads, operands, inputs, out, at, back, window):
-        n_in, n_out, w = operands[at + 1], operands[at + 2], operands[at + 4]
-        x_row, out_row = row_stride(values, n_in), row_stride(values, n_out)
-        first, last = row_range(operands[at], window)
-        x = operands[at + 3] + first * x_row
-        fresh, dstart = operands[back], operands[back + 3]
-        dout = operands[back + 1] + first * out_row
-        dx = operands[back + 2] + first * x_row
-        # dx += dout W, where x, if it is the result of a ReLU, is positive
-        mask = x if operands[at + 8] == RELU else IDENTITY
+    def linear_backward(values, grads, operands, inputs, out, at, back, batch_range):
+        a, g = args(operands, at), grads_of(operands, back)
+        x_row, out_row = row_stride(values, a.n_in), row_stride(values, a.n_out)
+        first, last = row_range(a.rows, batch_range)
+        x, dx, dout = a.x + first * x_row, g.dx + first * x_row, g.dout + first * out_row
+        mask = x if a.activation_of_x == RELU else IDENTITY
         multiply(
-            grads, dout, out_row, ADJACENT,
-            values, w, x_row, False, operands[at + 6],
-            grads, dx, x_row, NONE if fresh & 1 else dx,
-            last - first, n_out, n_in, mask,
-        )  # fmt: skip
-        # dW += dout^T x
+            Left(grads, dout, out_row, ADJACENT),
+            Right(values, a.w, x_row, False),
+            Result(grads, dx, x_row, NONE if g.overwrite_dx else dx, mask),
+            Shape(last - first, a.n_out, a.n_in),
+            a.room,
+        )
         multiply(
-            grads, dout, ADJACENT, out_row,
-            values, x, x_row, False, operands[at + 6],
-            grads, w, x_row, w,
-            n_out, last - first, n_in, IDENTITY,
-        )  # fmt: skip
-        if dstart != NONE:
+            Left(grads, dout, ADJACENT, out_row),
+            Right(values, x, x_row, False),
+            Result(grads, a.w, x_row, a.w, IDENTITY),
+            Shape(a.n_out, last - first, a.n_in),
+            a.room,
+        )
+        if g.dstart != NONE:
             count = (last - first) * out_row
-            pass_gradient(grads, dstart + first * out_row, dout, count, fresh & 2)
+            pass_gradient(grads, g.dstart + first * out_row, dout, count, g.overwrite_dstart)
 
     return linear_forward, linear_backward
+
+
+forward, backward = make_linear(matmul)
+
+LINEAR = ArrayOp(
+    "linear",
+    Args,
+    forward,
+    backward,
+    variants=(make_linear(large_matmul),),  # for products that are large enough for AMX
+    backward_reads=("x",),
+    adds_to="start",
+    row_by_row=True,
+)

@@ -1,12 +1,24 @@
 """Recurrence: a row made from what the row of the position before was made into.
 
 A stretch of records that begins with PREVIOUS and ends with CARRY is replayed position by
-position, see sweep.py. Rows are position-major, documents in one order and the longest first, so
-what the rows of a position go on from is a prefix of the block of rows before them.
+position, see interpreter.py. Rows are position-major, documents in one order and the longest
+first, so what the rows of a position go on from is a prefix of the block of rows before them.
+
+x, out: (R, C).
 """
 
+from typing import NamedTuple
+
 from tapegpt.kernels.compile.jit import inlined, jit
-from tapegpt.kernels.layout import row_stride
+from tapegpt.kernels.layout import BatchRange, row_stride
+from tapegpt.kernels.op import (
+    ArrayOp,
+    Differentiable,
+    Rows,
+    Size,
+    Slot,
+    readers,
+)
 from tapegpt.kernels.ops.elementwise import pass_gradient
 from tapegpt.kernels.simd import (
     lanes,
@@ -16,17 +28,34 @@ from tapegpt.kernels.simd import (
 )
 
 
+class PreviousArgs(NamedTuple):
+    rows: Rows
+    width: Size
+    x: Differentiable
+    starts: Slot
+
+
+class CarryArgs(NamedTuple):
+    starts: Slot
+
+
+previous_args, previous_grads = readers(PreviousArgs)
+carry_args, _ = readers(CarryArgs)
+
+
 @inlined
-def position_window(inputs, starts, p):
-    """The window of position p alone, see rows.py."""
-    return p, p + 1, inputs[starts + p], inputs[starts + p + 1]
+def position_range(inputs, starts, p):
+    """The batch range of position p alone."""
+    return BatchRange(p, p + 1, inputs[starts + p], inputs[starts + p + 1])
 
 
-# out = x at the position before, 0 at the first; operands: rows, width, x, slot of the starts
+# out = x at the position before, 0 at the first
 @jit
-def previous_forward(values, operands, inputs, out, at, window):
-    row, x, starts = row_stride(values, operands[at + 1]), operands[at + 2], operands[at + 3]
-    p, target, count = window[0], out + window[2] * row, (window[3] - window[2]) * row
+def previous_forward(values, operands, inputs, out, at, batch_range):
+    _, width, x, starts = previous_args(operands, at)
+    row, p = row_stride(values, width), batch_range.first_position
+    target = out + batch_range.first_row * row
+    count = (batch_range.end_row - batch_range.first_row) * row
     if p == 0:
         for i in range(0, count, lanes(values)):
             store(values, target + i, splat(values, 0))
@@ -36,19 +65,26 @@ def previous_forward(values, operands, inputs, out, at, window):
             store(values, target + i, load(values, source + i))
 
 
-# Never the first to pass x a gradient: not all its rows are gone on from.
+# Always adds: some rows of x end here, and their gradient is what the losses have passed to them.
 @jit
-def previous_backward(values, grads, operands, inputs, out, at, back, window):
-    row, starts = row_stride(values, operands[at + 1]), operands[at + 3]
-    dout, dx = operands[back + 1] + window[2] * row, operands[back + 2]
-    p, count = window[0], (window[3] - window[2]) * row
+def previous_backward(values, grads, operands, inputs, out, at, back, batch_range):
+    _, width, _, starts = previous_args(operands, at)
+    g = previous_grads(operands, back)
+    row, p = row_stride(values, width), batch_range.first_position
+    count = (batch_range.end_row - batch_range.first_row) * row
     if p > 0:
-        pass_gradient(grads, dx + inputs[starts + p - 1] * row, dout, count, False)
+        dx = g.dx + inputs[starts + p - 1] * row
+        pass_gradient(grads, dx, g.dout + batch_range.first_row * row, count, False)
+
+
+PREVIOUS = ArrayOp("previous", PreviousArgs, previous_forward, previous_backward)
+CARRY = ArrayOp("carry", CarryArgs, None, None)
 
 
 @jit
 def move_state(values, operands, at, source, target):
     """Give row `target` of what `previous` reads what row `source` has."""
-    row, x = row_stride(values, operands[at + 1]), operands[at + 2]
+    _, width, x, _ = previous_args(operands, at)
+    row = row_stride(values, width)
     for i in range(0, row, lanes(values)):
         store(values, x + target * row + i, load(values, x + source * row + i))

@@ -1,14 +1,29 @@
-"""out = x / sqrt(mean(x^2) + epsilon), row by row (Zhang and Sennrich 2019, without a gain).
+"""out[r] = x[r] / sqrt(mean(x[r]^2) + epsilon)       (Zhang and Sennrich 2019, without a gain).
 
-Forward four rows go together: their sums take half of the steps, and wait for each other less.
+x, out: (R, C); inv_rms: (R,), kept for backward.
+
+dx[r] = inv_rms[r] (dout[r] - out[r] mean(out[r] dout[r]))
+
+Forward four rows go together: their sums take half of the steps, and their dependency chains
+overlap.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.layout import padded, row_range, row_stride
+from tapegpt.kernels.op import (
+    ArrayOp,
+    Differentiable,
+    Room,
+    Rows,
+    ScalarNode,
+    Size,
+    readers,
+)
 from tapegpt.kernels.ops.elementwise import add_to, array_product
 from tapegpt.kernels.simd import (
     FEW,
@@ -36,6 +51,17 @@ from tapegpt.kernels.simd import (
 )
 
 
+class Args(NamedTuple):
+    rows: Rows
+    width: Size
+    x: Differentiable
+    epsilon: ScalarNode
+    inv_rms: Room
+
+
+args, grads_of = readers(Args)
+
+
 @jit
 def rescaled_row(values, x, out, columns, width, epsilon):
     """Norm one row whose squares overflow or vanish, or that is long; returns its scale."""
@@ -61,59 +87,60 @@ def rescaled_row(values, x, out, columns, width, epsilon):
     return root / divisor
 
 
-# operands: rows, width, x, epsilon (a constant node), scales (one node a row, kept for backward)
 @jit
-def rmsnorm_forward(values, operands, inputs, out, at, window):
-    width, x, epsilon, scales = (
-        operands[at + 1], operands[at + 2], operands[at + 3], operands[at + 4],
-    )  # fmt: skip
+def rmsnorm_forward(values, operands, inputs, out, at, batch_range):
+    rows, width, x, epsilon, inv_rms = args(operands, at)
     row, columns, size = row_stride(values, width), padded(values, width), lanes(values)
     share = values.dtype.type(1 / width)
-    first, last = row_range(operands[at], window)
+    first, last = row_range(rows, batch_range)
     nothing = tile_zeros(values, four(values), 1)
     # Beyond it squares have been so small that they were subnormal, or 0.
     steepest = values.dtype.type(1e15 if values.itemsize == 4 else 1e145)
     for r in range(first, last, four(values)):
-        rows = row_offsets(r, last, row, four(values))
-        begin = tile_load(nothing, values, x, rows)
+        offsets = row_offsets(r, last, row, four(values))
+        begin = tile_load(nothing, values, x, offsets)
         squares = tile_add_product(nothing, begin, begin)
         for c in range(size, columns, size):
-            part = tile_load(nothing, values, x + c, rows)
+            part = tile_load(nothing, values, x + c, offsets)
             squares = tile_add_product(squares, part, part)
         mean = tile_row_sums(squares) * share + values[epsilon]
         scale = inverse_root(mean)
         usual = within(mean, values.dtype.type(math.inf)) and within(scale, steepest)
         if columns > FEW * size or not usual:
             for i in range(r, min(r + four(values), last)):
-                values[scales + i] = rescaled_row(
+                values[inv_rms + i] = rescaled_row(
                     values, x + i * row, out + i * row, columns, width, values[epsilon]
                 )
             continue
-        store_part(values, scales + r, scale, min(four(values), last - r))
-        tile_store(values, out, rows, tile_fma_lanes(nothing, begin, scale), last - r)
+        store_part(values, inv_rms + r, scale, min(four(values), last - r))
+        tile_store(values, out, offsets, tile_fma_lanes(nothing, begin, scale), last - r)
         for c in range(size, columns, size):
-            scaled = tile_fma_lanes(nothing, tile_load(nothing, values, x + c, rows), scale)
-            tile_store(values, out + c, rows, scaled, last - r)
+            scaled = tile_fma_lanes(nothing, tile_load(nothing, values, x + c, offsets), scale)
+            tile_store(values, out + c, offsets, scaled, last - r)
 
 
-# dx = scale (dout - out mean(out dout))
 @jit
-def rmsnorm_backward(values, grads, operands, inputs, out, at, back, window):
-    width, scales = operands[at + 1], operands[at + 4]
-    fresh, dout, dx = operands[back], operands[back + 1], operands[back + 2]
+def rmsnorm_backward(values, grads, operands, inputs, out, at, back, batch_range):
+    a, g = args(operands, at), grads_of(operands, back)
+    width = a.width
     row, columns = row_stride(values, width), padded(values, width)
-    first, last = row_range(operands[at], window)
+    first, last = row_range(a.rows, batch_range)
     share = values.dtype.type(-1 / width)
     for r in range(first, last):
-        out_r, dout_r, dx_r = out + r * row, dout + r * row, dx + r * row
-        scale, out0, dout0 = values[scales + r], load(values, out_r), load(grads, dout_r)
+        out_r, dout_r, dx_r = out + r * row, g.dout + r * row, g.dx + r * row
+        scale, out0, dout0 = values[a.inv_rms + r], load(values, out_r), load(grads, dout_r)
         products = out0 * dout0
         for i in range(lanes(values), columns, lanes(values)):
             products = fma(load(values, out_r + i), load(grads, dout_r + i), products)
         mean = totals(products) * share
         if columns > FEW * lanes(values):
             mean = splat(values, array_product(values, out_r, grads, dout_r, columns) * share)
-        add_to(grads, dx_r, fma(out0, mean, dout0) * scale, fresh & 1)
+        add_to(grads, dx_r, fma(out0, mean, dout0) * scale, g.overwrite_dx)
         for i in range(lanes(values), columns, lanes(values)):
             passed = fma(load(values, out_r + i), mean, load(grads, dout_r + i))
-            add_to(grads, dx_r + i, passed * scale, fresh & 1)
+            add_to(grads, dx_r + i, passed * scale, g.overwrite_dx)
+
+
+RMSNORM = ArrayOp(
+    "rmsnorm", Args, rmsnorm_forward, rmsnorm_backward, backward_reads=("out",), row_by_row=True
+)

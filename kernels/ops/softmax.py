@@ -1,10 +1,23 @@
-"""out = e^x / sum(e^x), row by row."""
+"""out[r] = e^x[r] / sum(e^x[r])
+
+x, out: (R, C). dx[r] = out[r] (dout[r] - sum(out[r] dout[r]))
+"""
 
 import math
 
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import padded, row_range, row_stride
-from tapegpt.kernels.ops.elementwise import add_to, array_product, array_sum
+from tapegpt.kernels.op import (
+    ArrayOp,
+)
+from tapegpt.kernels.ops.elementwise import (
+    UnaryArgs,
+    add_to,
+    array_product,
+    array_sum,
+    unary_args,
+    unary_grads,
+)
 from tapegpt.kernels.simd import (
     FEW,
     fma,
@@ -48,12 +61,11 @@ def row_exponentials(values, x, out, last, outside, largest):
     return sum_lanes(total)
 
 
-# operands: rows, width, x
 @jit
-def array_softmax_forward(values, operands, inputs, out, at, window):
-    width, x = operands[at + 1], operands[at + 2]
+def array_softmax_forward(values, operands, inputs, out, at, batch_range):
+    rows, width, x = unary_args(operands, at)
     row, columns = row_stride(values, width), padded(values, width)
-    first, last = row_range(operands[at], window)
+    first, last = row_range(rows, batch_range)
     end, outside = padding(values, width)
     for r in range(first, last):
         largest = row_maximum(values, x + r * row, end, outside)
@@ -65,15 +77,14 @@ def array_softmax_forward(values, operands, inputs, out, at, window):
             store(values, out + i, load(values, out + i) / total)
 
 
-# dx = out (dout - sum(out dout))
 @jit
-def array_softmax_backward(values, grads, operands, inputs, out, at, back, window):
-    width = operands[at + 1]
-    fresh, dout, dx = operands[back], operands[back + 1], operands[back + 2]
+def array_softmax_backward(values, grads, operands, inputs, out, at, back, batch_range):
+    rows, width, _ = unary_args(operands, at)
+    g = unary_grads(operands, back)
     row, columns = row_stride(values, width), padded(values, width)
-    first, last = row_range(operands[at], window)
+    first, last = row_range(rows, batch_range)
     for r in range(first, last):
-        out_r, dout_r, dx_r = out + r * row, dout + r * row, dx + r * row
+        out_r, dout_r, dx_r = out + r * row, g.dout + r * row, g.dx + r * row
         products = splat(values, 0)
         for i in range(0, columns, lanes(values)):
             products = fma(load(values, out_r + i), load(grads, dout_r + i), products)
@@ -83,4 +94,14 @@ def array_softmax_backward(values, grads, operands, inputs, out, at, back, windo
             total = values.dtype.type(whole)
         for i in range(0, columns, lanes(values)):
             passed = load(values, out_r + i) * (load(grads, dout_r + i) - total)
-            add_to(grads, dx_r + i, passed, fresh & 1)
+            add_to(grads, dx_r + i, passed, g.overwrite_dx)
+
+
+SOFTMAX = ArrayOp(
+    "array_softmax",
+    UnaryArgs,
+    array_softmax_forward,
+    array_softmax_backward,
+    backward_reads=("out",),
+    row_by_row=True,
+)

@@ -1,9 +1,26 @@
-"""The k largest numbers of every row, and the product of those alone with a matrix."""
+"""The k largest numbers of every row, and the product of those alone with a matrix.
+
+    topk:             inputs[slot + r k : slot + (r + 1) k] = their columns, from left to right
+    gathered_linear:  out[r] = start[r] + sum over i, inputs[slot + r k : ], of x[r, i] W[i]
+
+x: (R, n_in); W: (n_in, n_out); start, out: (R, n_out). Only the chosen rows of W are read.
+"""
 
 import math
+from typing import NamedTuple
 
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import NONE, row_range, row_stride
+from tapegpt.kernels.op import (
+    Array,
+    ArrayOp,
+    Differentiable,
+    Parameter,
+    Rows,
+    Size,
+    Slot,
+    readers,
+)
 from tapegpt.kernels.ops.elementwise import pass_gradient
 from tapegpt.kernels.simd import (
     clamp,
@@ -34,6 +51,29 @@ TOGETHER = 4
 WORD = 64  # bits
 
 
+class TopkArgs(NamedTuple):
+    rows: Rows
+    width: Size
+    x: Array
+    k: Size
+    slot: Slot
+
+
+class GatheredArgs(NamedTuple):
+    rows: Rows
+    n_in: Size
+    n_out: Size
+    x: Differentiable
+    w: Parameter
+    k: Size
+    slot: Slot
+    start: Differentiable
+
+
+topk_args, _ = readers(TopkArgs)
+gathered_args, gathered_grads = readers(GatheredArgs)
+
+
 @inlined
 def copy_finite(values, x, width, row, out):
     """Copy a row, infinities made finite and the padding NaN; returns its extremes.
@@ -52,18 +92,16 @@ def copy_finite(values, x, width, row, out):
     return -max_lanes(negative), max_lanes(largest)
 
 
-# inputs[slot + r k] to inputs[slot + r k + k - 1] = where the k largest elements of row r stand,
-# from left to right; of equals the first count. `out` is a row to work in.
-# operands: rows, width, x, k, slot
+# Of equals the first count; `out` is a row to work in.
 #
 # A threshold is found by halving the interval from low to high. What is above low counts, but of
 # what equals high only as much as the numbers above it leave room for.
 @jit
-def topk_forward(values, operands, inputs, out, at, window):
-    width, x, k, slot = operands[at + 1], operands[at + 2], operands[at + 3], operands[at + 4]
+def topk_forward(values, operands, inputs, out, at, batch_range):
+    rows, width, x, k, slot = topk_args(operands, at)
     row = row_stride(values, width)
     half, lowest = values.dtype.type(0.5), values.dtype.type(-math.inf)
-    first, last = row_range(operands[at], window)
+    first, last = row_range(rows, batch_range)
     for r in range(first, last):
         middle, high = copy_finite(values, x + r * row, width, row, out)
         low, room = lowest, k
@@ -107,15 +145,11 @@ def gathered_product(values, inputs, x, chosen, k, w, w_row, start, out, columns
     tile_store(values, out, one_row, tile, 1)
 
 
-# out = start + the sum of x[i] W[i] over the k chosen columns i of x: only those rows of W are read
-# operands: rows, n_in, n_out, x, W (n_in, n_out), k, slot of the choice, start or NONE
-# differentiable: x, start (and W, which always accumulates)
 @jit
-def gathered_linear_forward(values, operands, inputs, out, at, window):
-    n_in, n_out, x, w = operands[at + 1], operands[at + 2], operands[at + 3], operands[at + 4]
-    k, slot, start = operands[at + 5], operands[at + 6], operands[at + 7]
+def gathered_linear_forward(values, operands, inputs, out, at, batch_range):
+    rows, n_in, n_out, x, w, k, slot, start = gathered_args(operands, at)
     x_row, row = row_stride(values, n_in), row_stride(values, n_out)
-    first, last = row_range(operands[at], window)
+    first, last = row_range(rows, batch_range)
     for r in range(first, last):
         x_r, out_r, chosen = x + r * x_row, out + r * row, slot + r * k
         start_r = start if start == NONE else start + r * row
@@ -133,17 +167,14 @@ def gathered_linear_forward(values, operands, inputs, out, at, window):
 
 
 @jit
-def gathered_linear_backward(values, grads, operands, inputs, out, at, back, window):
-    n_in, n_out, x, w = operands[at + 1], operands[at + 2], operands[at + 3], operands[at + 4]
-    k, slot = operands[at + 5], operands[at + 6]
-    fresh, dout, dx, dstart = (
-        operands[back], operands[back + 1], operands[back + 2], operands[back + 3],
-    )  # fmt: skip
+def gathered_linear_backward(values, grads, operands, inputs, out, at, back, batch_range):
+    rows, n_in, n_out, x, w, k, slot, _ = gathered_args(operands, at)
+    g = gathered_grads(operands, back)
     x_row, row = row_stride(values, n_in), row_stride(values, n_out)
-    first, last = row_range(operands[at], window)
+    first, last = row_range(rows, batch_range)
     for r in range(first, last):
-        x_r, dx_r, dout_r = x + r * x_row, dx + r * x_row, dout + r * row
-        if fresh & 1:
+        x_r, dx_r, dout_r = x + r * x_row, g.dx + r * x_row, g.dout + r * row
+        if g.overwrite_dx:
             for c in range(0, x_row, lanes(grads)):
                 store(grads, dx_r + c, splat(grads, 0))
         for j in range(slot + r * k, slot + r * k + k):
@@ -154,6 +185,18 @@ def gathered_linear_backward(values, grads, operands, inputs, out, at, back, win
                 dx_i = fma(dout_c, load(values, w_i + c), dx_i)
                 store(grads, w_i + c, fma(dout_c, x_i, load(grads, w_i + c)))
             grads[dx_r + i] += sum_lanes(dx_i)
-    if dstart != NONE:
+    if g.dstart != NONE:
         begin, count = first * row, (last - first) * row
-        pass_gradient(grads, dstart + begin, dout + begin, count, fresh & 2)
+        pass_gradient(grads, g.dstart + begin, g.dout + begin, count, g.overwrite_dstart)
+
+
+TOPK = ArrayOp("topk", TopkArgs, topk_forward, None, backward_reads=("x",), row_by_row=True)
+GATHERED_LINEAR = ArrayOp(
+    "gathered_linear",
+    GatheredArgs,
+    gathered_linear_forward,
+    gathered_linear_backward,
+    backward_reads=("x",),
+    adds_to="start",
+    row_by_row=True,
+)

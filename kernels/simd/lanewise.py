@@ -125,12 +125,20 @@ def define_operator(function, instruction):
 
 
 define_operator(operator.add, "fadd")
-
 define_operator(operator.sub, "fsub")
-
 define_operator(operator.mul, "fmul")
-
 define_operator(operator.truediv, "fdiv")
+
+
+@infer_global(operator.neg)
+class VectorNegation(AbstractTemplate):
+    def generic(self, args, kws):
+        return signature(args[0], args[0]) if isinstance(args[0], Vector) else None
+
+
+@lower_builtin(operator.neg, Vector)
+def negate(context, builder, sig, args):
+    return builder.fneg(args[0])
 
 
 @intrinsic

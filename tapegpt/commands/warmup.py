@@ -3,10 +3,11 @@
 import numpy as np
 
 from tapegpt.host import peak_gflops
-from tapegpt.kernels import op
 from tapegpt.kernels.compile.cpu import MATRIX_UNIT, VECTOR_BYTES
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
-from tapegpt.kernels.registry import KERNELS, load_kernels
+from tapegpt.kernels.ops.attention import ATTENTION
+from tapegpt.kernels.ops.linear import LINEAR
+from tapegpt.kernels.registry import KERNELS, load_kernels, new_table, opcode, opcodes
 from tapegpt.sampling import sample_in_turn
 from tapegpt.settings import DTYPES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
@@ -15,7 +16,7 @@ from tapegpt.train.trainer import Trainer
 def run() -> int:
     """Compile every operation, and what trains, evaluates and samples. Returns the exit code."""
     for dtype in DTYPES:
-        addresses = np.zeros((op.COUNT, 2), np.int64)
+        addresses = new_table()
         for direction in (FORWARD, BACKWARD):
             load_kernels(addresses, np.dtype(dtype), _recorded(dtype), direction)
         # What calls the operations is the same code for all models.
@@ -34,6 +35,7 @@ def _recorded(dtype: str) -> set[int]:
     A square of attention is no wider than a vector, and a matrix unit multiplies float32 alone.
     """
     lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
-    wider = {op.ATTENTION + i for i in range(lanes.bit_length(), 5)}
+    wider = set(opcodes(ATTENTION)[lanes.bit_length() :])
     has_unit = MATRIX_UNIT and dtype == "float32"
-    return KERNELS.keys() - wider - (set() if has_unit else {op.UNIT_LINEAR})
+    unit = set() if has_unit else {opcode(LINEAR, variant=1)}
+    return set(range(len(KERNELS))) - wider - unit

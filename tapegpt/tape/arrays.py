@@ -5,16 +5,25 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tapegpt.kernels import op
 from tapegpt.kernels.compile.cpu import MATRIX_UNIT
 from tapegpt.kernels.layout import BATCH, NONE
-from tapegpt.kernels.ops.dropout import CHANCES
-from tapegpt.kernels.ops.product.amx import UNIT_LEAST, unit_room
+from tapegpt.kernels.ops import (
+    attention,
+    cross_entropy,
+    dropout,
+    elementwise,
+    embedding,
+    linear,
+    rmsnorm,
+    softmax,
+    topk,
+)
+from tapegpt.kernels.ops.product.amx import AMX_LEAST, amx_room
 from tapegpt.kernels.ops.product.lane_batching import LANE_COLUMNS
-from tapegpt.kernels.ops.product.matmul import IDENTITY, PANEL_DEPTH, WIDE
+from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH, WIDE
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.storage import all_or_nothing
-from tapegpt.tape.types import Input, Number, TapeError
+from tapegpt.tape.types import Input, Number, Shape, TapeError
 
 
 class ArrayOperations(Leaves):
@@ -38,7 +47,8 @@ class ArrayOperations(Leaves):
         if any(shape.width != width or which.count != count for _, shape, which in found):
             raise TapeError("embed wants tables of one width and as many row numbers for each")
         pairs = [number for table, _, which in found for number in (table, which.slot)]
-        return self._record_array(op.EMBED, count, width, (count, width, len(found), *pairs))
+        arguments = embedding.Args(count, width, len(found), pairs)
+        return self._record_array(embedding.EMBED, self._shape(count, width), arguments)
 
     @all_or_nothing
     def linear(self, x: int, w: int, plus: int | None = None) -> int:
@@ -53,29 +63,24 @@ class ArrayOperations(Leaves):
                 f"linear: x has {n_in} columns, W {weights.width}: they must be the same"
             )
         self._check_plus("linear", plus, rows, n_out)
-        w = self._any(w)
-        opcode, room = op.LINEAR, PANEL_DEPTH * WIDE * self.lanes
+        variant, room = 0, PANEL_DEPTH * WIDE * self.lanes
         capacity = self._capacity(rows)
-        if MATRIX_UNIT and self.dtype == np.float32 and min(capacity, n_in, n_out) >= UNIT_LEAST:
-            opcode = op.UNIT_LINEAR
+        if MATRIX_UNIT and self.dtype == np.float32 and min(capacity, n_in, n_out) >= AMX_LEAST:
+            variant = 1
             # Of x W^T, of dout W and of dout^T x.
             products = (capacity, n_in), (capacity, n_out), (n_out, capacity)
-            room = max(room, *(unit_room(*product) for product in products))
-        if self._panel is None or self.extents[self._panel] < room:
-            self._panel = self._auxiliary(room)
+            room = max(room, *(amx_room(*product) for product in products))
         start = NONE if plus is None else plus
-        arguments = (rows, n_in, n_out, x, w, start, self._panel, IDENTITY, IDENTITY)
-        return self._record_array(opcode, rows, n_out, arguments)
+        arguments = linear.Args(rows, n_in, n_out, x, w=self._any(w), start=start, room=room)
+        return self._record_array(linear.LINEAR, self._shape(rows, n_out), arguments, variant)
 
     @all_or_nothing
     def rmsnorm(self, x: int, epsilon: float = 1e-5) -> int:
         """x / sqrt(mean(x^2) + epsilon), row by row."""
         shape = self._array(x)
-        constant = self.constant(epsilon)
-        scales = self._auxiliary(self._capacity(shape.rows))
-        return self._record_array(
-            op.RMSNORM, shape.rows, shape.width, (shape.rows, shape.width, x, constant, scales)
-        )
+        constant, scales = self.constant(epsilon), self._capacity(shape.rows)
+        arguments = rmsnorm.Args(shape.rows, shape.width, x, constant, inv_rms=scales)
+        return self._record_array(rmsnorm.RMSNORM, shape, arguments)
 
     @all_or_nothing
     def attention(self, q: int, k: int, v: int, n_head: int) -> int:
@@ -100,19 +105,31 @@ class ArrayOperations(Leaves):
         columns, positions = (-(-n // LANE_COLUMNS) * LANE_COLUMNS for n in (head_dim, block))
         stride, span = columns * self.lanes, positions * self.lanes
         rows = -(-documents * n_head // self.lanes) * positions
-        in_lanes = [self._auxiliary(rows * stride) for _ in range(3)]
-        weights, result = self._auxiliary(rows * span), self._auxiliary(positions * stride)
         offsets = [
             document * shape.stride + head * head_dim
             for document in range(documents)
             for head in range(n_head)
         ]
-        arguments = (
-            shape.rows, n_head, head_dim, q, k, v, starts, block, int(whole),
-            *in_lanes, weights, result, shape.stride, len(offsets), *offsets, *offsets,
-        )  # fmt: skip
-        opcode = op.ATTENTION + size.bit_length() - 1
-        return self._record_array(opcode, shape.rows, shape.width, arguments)
+        arguments = attention.Args(
+            shape.rows,
+            n_head,
+            head_dim,
+            q,
+            k,
+            v,
+            starts,
+            block,
+            int(whole),
+            q_lanes=rows * stride,
+            k_lanes=rows * stride,
+            v_lanes=rows * stride,
+            probabilities=rows * span,
+            out_lanes=positions * stride,
+            given_row=shape.stride,
+            problems=len(offsets),
+            offsets=(*offsets, *offsets),
+        )
+        return self._record_array(attention.ATTENTION, shape, arguments, size.bit_length() - 1)
 
     @all_or_nothing
     def cross_entropy(self, logits: int, targets: Input | Iterable[int]) -> int:
@@ -127,12 +144,17 @@ class ArrayOperations(Leaves):
             weights = self._auxiliary(shape.rows + self.lanes)
             self.values[weights : weights + shape.rows] = 1 / shape.rows
         capacity = self._capacity(shape.rows)
-        exponentials = self._auxiliary(capacity * shape.stride)
-        totals, margins = (self._auxiliary(capacity + self.lanes) for _ in range(2))
-        arguments = (
-            shape.rows, shape.width, logits, which.slot, weights, exponentials, totals, margins,
-        )  # fmt: skip
-        return self._record_list(op.CROSS_ENTROPY, arguments)
+        arguments = cross_entropy.Args(
+            shape.rows,
+            shape.width,
+            logits,
+            which.slot,
+            weights,
+            exponentials=capacity * shape.stride,
+            totals=capacity + self.lanes,
+            margins=capacity + self.lanes,
+        )
+        return self._record_list(cross_entropy.CROSS_ENTROPY, arguments)
 
     @all_or_nothing
     def topk(self, x: int, k: int) -> Input:
@@ -146,7 +168,8 @@ class ArrayOperations(Leaves):
         numbers = array("q", [0]) * (self._capacity(shape.rows) * k)
         which = self._new_input(numbers, shape.rows, shape.width, k)
         room = self._auxiliary(shape.stride)
-        self._append(op.TOPK, room, (shape.rows, shape.width, x, k, which.slot))
+        arguments = topk.TopkArgs(shape.rows, shape.width, x, k, which.slot)
+        self._append(topk.TOPK, room, arguments)
         return which
 
     def gathered_linear(self, x: int, which: Input, w: int, plus: int | None = None) -> int:
@@ -165,8 +188,9 @@ class ArrayOperations(Leaves):
             raise TapeError(f"gathered_linear: {which} does not choose from columns of x")
         self._check_plus("gathered_linear", plus, shape.rows, n_out)
         start = NONE if plus is None else plus
-        arguments = (shape.rows, n_in, n_out, x, w, which.width, which.slot, start)
-        return self._record_array(op.GATHERED_LINEAR, shape.rows, n_out, arguments)
+        arguments = topk.GatheredArgs(shape.rows, n_in, n_out, x, w, which.width, which.slot, start)
+        result = self._shape(shape.rows, n_out)
+        return self._record_array(topk.GATHERED_LINEAR, result, arguments)
 
     @all_or_nothing
     def dropout(self, x: int, rate: float, key: Input, plus: int | None = None) -> int:
@@ -181,35 +205,44 @@ class ArrayOperations(Leaves):
         if self._known(key).count * key.width != 1:
             raise TapeError(f"dropout wants a key of one number, not {key}")
         self._check_plus("dropout", plus, shape.rows, shape.width)
-        kept = max(1, CHANCES - round(CHANCES * rate))
+        kept = max(1, dropout.CHANCES - round(dropout.CHANCES * rate))
         start = NONE if plus is None else plus
         number = len(self._records) // 4
-        return self._elementwise(op.DROPOUT, x, kept, key.slot, number, start)
+        arguments = dropout.Args(shape.rows, shape.width, x, kept, key.slot, number, start)
+        return self._record_array(dropout.DROPOUT, shape, arguments)
 
     def softmax(self, x: int) -> int:
         """e^x / sum(e^x), row by row."""
-        return self._elementwise(op.ARRAY_SOFTMAX, x)
+        shape = self._array(x)
+        arguments = elementwise.UnaryArgs(shape.rows, shape.width, x)
+        return self._record_array(softmax.SOFTMAX, shape, arguments)
 
     def mean(self, x: int) -> int:
         """The mean of all elements of an array, a scalar."""
         shape = self._array(x)
-        return self._record_list(op.ARRAY_MEAN, (shape.rows, shape.width, x))
+        arguments = elementwise.UnaryArgs(shape.rows, shape.width, x)
+        return self._record_list(elementwise.MEAN, arguments)
 
     def add_arrays(self, x: int, y: int) -> int:
         """x + y, of arrays of one shape."""
-        if self._array(x) != self._array(y):
+        shape = self._array(x)
+        if shape != self._array(y):
             raise TapeError(f"add: the shapes {self.shape(x)} and {self.shape(y)} differ")
-        return self._elementwise(op.ARRAY_ADD, x, y)
+        arguments = elementwise.AddArgs(shape.rows, shape.width, x, y)
+        return self._record_array(elementwise.ADD, shape, arguments)
 
     @all_or_nothing
     def scale_array(self, x: int, factor: Number) -> int:
         """factor x, for a number that is not a node."""
-        self._array(x)
-        return self._elementwise(op.ARRAY_SCALE, x, self.constant(factor))
+        shape = self._array(x)
+        arguments = elementwise.ScaleArgs(shape.rows, shape.width, x, self.constant(factor))
+        return self._record_array(elementwise.SCALE, shape, arguments)
 
     def relu_array(self, x: int) -> int:
         """max(0, x), element by element."""
-        return self._elementwise(op.ARRAY_RELU, x)
+        shape = self._array(x)
+        arguments = elementwise.UnaryArgs(shape.rows, shape.width, x)
+        return self._record_array(elementwise.RELU, shape, arguments)
 
     def _as_input(self, which: Input | Iterable[int], below: int) -> Input:
         if not isinstance(which, Input):
@@ -226,8 +259,5 @@ class ArrayOperations(Leaves):
                 f"{operation}: plus must have the result's shape, not {self.shape(plus)}"
             )
 
-    def _elementwise(self, opcode: int, x: int, *more: int) -> int:
-        shape = self._array(x)
-        return self._record_array(
-            opcode, shape.rows, shape.width, (shape.rows, shape.width, x, *more)
-        )
+    def _shape(self, rows: int, width: int) -> Shape:
+        return Shape(rows, width, self.stride(width))

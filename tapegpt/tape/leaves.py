@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tapegpt.kernels import op
 from tapegpt.kernels.layout import BATCH
+from tapegpt.kernels.registry import OPERATIONS
 from tapegpt.tape.storage import LARGEST_TAPE, Memory, all_or_nothing
 from tapegpt.tape.types import Batch, Floats, Ids, Input, Number, TapeError
 
@@ -87,7 +87,7 @@ class Leaves(Memory):
         before = self._records_until(node)
         if before > 0:
             opcode, out, at, _ = self._records[4 * before - 4 : 4 * before]
-            results = self._operands[at] if opcode in op.SEVERAL else 1
+            results = self._operands[at] if OPERATIONS[opcode].several else 1
             if node < out + results:
                 raise TapeError(f"node {node} is the result of an operation: set a leaf")
         array = max((array for array in self._shapes if array <= node), default=node)

@@ -1,24 +1,12 @@
 """The vocabulary for rows that go on from the position before."""
 
-from tapegpt.kernels import op
 from tapegpt.kernels.layout import BATCH, NONE
+from tapegpt.kernels.op import ArrayOp, gradient_place, place
+from tapegpt.kernels.ops.recurrence import CARRY, PREVIOUS, CarryArgs, PreviousArgs
+from tapegpt.kernels.registry import OPERATIONS
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.storage import all_or_nothing
-from tapegpt.tape.types import TapeError
-
-# What a position can be made of: operations that keep to the rows they are given.
-ROW_BY_ROW = {
-    op.EMBED,
-    *op.LINEARS,
-    op.RMSNORM,
-    op.ARRAY_SOFTMAX,
-    op.ARRAY_RELU,
-    op.ARRAY_ADD,
-    op.ARRAY_SCALE,
-    op.TOPK,
-    op.GATHERED_LINEAR,
-    op.DROPOUT,
-}
+from tapegpt.tape.types import Shape, TapeError
 
 
 class Recurrence(Leaves):
@@ -35,14 +23,17 @@ class Recurrence(Leaves):
             raise TapeError("previous: carry the rows of the recurrence before first")
         starts, width = self.declared_batch.starts, self._count(width, "columns")
         record = len(self._records) // 4
-        out = self._record_array(op.PREVIOUS, BATCH, width, (BATCH, width, NONE, starts))
+        shape = Shape(BATCH, width, self.stride(width))
+        arguments = PreviousArgs(BATCH, width, x=NONE, starts=starts)
+        out = self._record_array(PREVIOUS, shape, arguments)
         self._recurrence = record
         self._go_on_from(record, out)  # rows of zeros, as long as nothing is carried
         return out
 
     def _go_on_from(self, record: int, x: int) -> None:
         _, _, at, back = self._records[4 * record : 4 * record + 4]
-        self._operands[at + 2] = self._operands[back + 2] = x
+        self._operands[at + place(PreviousArgs, "x")] = x
+        self._operands[back + gradient_place(PreviousArgs, "x")] = x
 
     def carry(self, x: int) -> int:
         """Have `previous` be the rows of x, and end what is computed position by position."""
@@ -54,11 +45,14 @@ class Recurrence(Leaves):
             raise TapeError(f"carry: previous has the shape {self.shape(state)}, x {self.shape(x)}")
         for i in range(4 * (record + 1), len(self._records), 4):
             opcode, _, arguments, _ = self._records[i : i + 4]
-            if opcode not in ROW_BY_ROW or self._operands[arguments] != BATCH:
+            operation = OPERATIONS[opcode]
+            by_row = isinstance(operation, ArrayOp) and operation.row_by_row
+            if not by_row or self._operands[arguments] != BATCH:
                 raise TapeError(
                     "between previous and carry every operation is one on batch arrays, row by row"
                 )
-        self._record_list(op.CARRY, (self._operands[at + 3],))
+        starts = self._operands[at + place(PreviousArgs, "starts")]
+        self._record_list(CARRY, CarryArgs(starts))
         self._go_on_from(record, x)
         self._recurrence = None
         self._evaluated = min(self._evaluated, record)

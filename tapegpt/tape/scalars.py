@@ -3,35 +3,24 @@
 from array import array
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tapegpt.kernels import op
-from tapegpt.kernels.ops.scalar.reduce import SOFTMAX_LANES
+from tapegpt.kernels.op import ListOp
+from tapegpt.kernels.ops.scalar import dot, lookup, reduce, strided
+from tapegpt.kernels.ops.scalar.formulas import FORMULAS
+from tapegpt.kernels.ops.topk import TOPK, TopkArgs
+from tapegpt.kernels.registry import CODES, opcode
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.storage import all_or_nothing
 from tapegpt.tape.types import Ids, Input, Number, TapeError
 
-UNARY = {
-    "neg": op.NEG,
-    "exp": op.EXP,
-    "log": op.LOG,
-    "relu": op.RELU,
-    "tanh": op.TANH,
-    "softplus": op.SOFTPLUS,
-    "detach": op.DETACH,
-}
-BINARY = {
-    "add": op.ADD,
-    "mul": op.MUL,
-    "sub": op.SUB,
-    "div": op.DIV,
-    "scale": op.SCALE,
-    "pow": op.POW,
-}
-# Those that `runs` makes one record of.
-IN_RUNS = (op.ADD, op.MUL, op.SUB, op.DIV, op.SCALE, op.EXP, op.RELU)
+UNARY = {formula.name: CODES[formula] for formula in FORMULAS if not formula.second}
+BINARY = {formula.name: CODES[formula] for formula in FORMULAS if formula.second}
+# Those that `runs` makes one record of, and their places there.
+STRIDED = {formula.name: place for place, formula in enumerate(strided.ROWS)}
 
 # Terms up to which a record of many dot products is worth it. In float32 it is no place for more:
 # each sum goes from the first term to the last.
@@ -43,83 +32,89 @@ class ScalarOperations(Leaves):
 
     def add(self, a: int, b: int) -> int:
         """a + b"""
-        return self._binary(op.ADD, a, b)
+        return self._binary("add", a, b)
 
     def mul(self, a: int, b: int) -> int:
         """a b"""
-        return self._binary(op.MUL, a, b)
+        return self._binary("mul", a, b)
 
     def sub(self, a: int, b: int) -> int:
         """a - b"""
-        return self._binary(op.SUB, a, b)
+        return self._binary("sub", a, b)
 
     def div(self, a: int, b: int) -> int:
         """a / b"""
-        return self._binary(op.DIV, a, b)
+        return self._binary("div", a, b)
 
     def neg(self, a: int) -> int:
         """-a"""
-        return self._binary(op.NEG, a, a)
+        return self._unary("neg", a)
 
     def scale(self, a: int, factor: Number) -> int:
         """factor a, for a number that is not a node."""
-        return self._with_constant(op.SCALE, a, factor)
+        return self._with_constant("scale", a, factor)
 
     def pow(self, a: int, exponent: Number) -> int:
         """a ** exponent, for an exponent that is not a node."""
-        return self._with_constant(op.POW, a, exponent)
+        return self._with_constant("pow", a, exponent)
 
     def exp(self, a: int) -> int:
         """e ** a"""
-        return self._binary(op.EXP, a, a)
+        return self._unary("exp", a)
 
     def log(self, a: int) -> int:
         """ln a"""
-        return self._binary(op.LOG, a, a)
+        return self._unary("log", a)
 
     def relu(self, a: int) -> int:
         """max(0, a)"""
-        return self._binary(op.RELU, a, a)
+        return self._unary("relu", a)
 
     def tanh(self, a: int) -> int:
         """tanh a"""
-        return self._binary(op.TANH, a, a)
+        return self._unary("tanh", a)
 
     def softplus(self, a: int) -> int:
         """ln(1 + e ** a)"""
-        return self._binary(op.SOFTPLUS, a, a)
+        return self._unary("softplus", a)
 
     def detach(self, a: int) -> int:
         """a, through which no gradient passes."""
-        return self._binary(op.DETACH, a, a)
+        return self._unary("detach", a)
 
-    def _binary(self, opcode: int, a: int, b: int) -> int:
-        left, right = self._scalar(a), self._scalar(b)
+    def _unary(self, name: str, a: int) -> int:
+        node = self._scalar(a)
         out = self._allocate(1)
-        self._records.extend((opcode, out, left, right))
+        self._records.extend((UNARY[name], out, node, node))
         return out
 
-    def _with_constant(self, opcode: int, a: int, constant: Number) -> int:
+    def _binary(self, name: str, a: int, b: int) -> int:
+        left, right = self._scalar(a), self._scalar(b)
+        out = self._allocate(1)
+        self._records.extend((BINARY[name], out, left, right))
+        return out
+
+    def _with_constant(self, name: str, a: int, constant: Number) -> int:
         left, number = self._scalar(a), self._number(constant)
         node = self._allocate(2)
         self.values[node] = number
-        self._records.extend((opcode, node + 1, left, node))
+        self._records.extend((BINARY[name], node + 1, left, node))
         return node + 1
 
     def sum(self, nodes: Sequence[int]) -> int:
         """The sum of scalars."""
-        return self._reduce(op.SUM, self._scalars(nodes))
+        return self._reduce(reduce.SUM, self._scalars(nodes))
 
     def max(self, nodes: Sequence[int]) -> int:
         """The largest of scalars; its gradient goes to the first of equals."""
-        return self._reduce(op.MAX, self._scalars(nodes))
+        return self._reduce(reduce.MAX, self._scalars(nodes))
 
     def softmax_of(self, nodes: Sequence[int]) -> range:
         """e^a / (the sum of all e^a) for every a of a list of scalars; consecutive ids."""
         given = self._scalars(nodes)
         first = self._allocate(len(given))
-        padding = given[-1:] * (-len(given) % SOFTMAX_LANES)
-        self._append(op.SOFTMAX, first, (len(given), *given, *padding))
+        padding = given[-1:] * (-len(given) % reduce.SOFTMAX_LANES)
+        self._append(reduce.SOFTMAX, first, reduce.Args(len(given), given + padding))
         return range(first, self._size)
 
     def dot(self, a: Sequence[int], b: Sequence[int]) -> int:
@@ -128,11 +123,11 @@ class ScalarOperations(Leaves):
         if len(left) != len(right):
             raise TapeError(f"dot wants two lists of one length, not {len(left)} and {len(right)}")
         if _consecutive(left) and _consecutive(right):
-            return self._record_list(op.DOT_RUN, (len(left), left[0], right[0]))
-        return self._record_list(op.DOT, (len(left), *left, *right))
+            return self._record_list(dot.DOT_RUN, dot.DotRunArgs(len(left), left[0], right[0]))
+        return self._record_list(dot.DOT, dot.DotArgs(len(left), left + right))
 
-    def _reduce(self, opcode: int, nodes: list[int]) -> int:
-        return self._record_list(opcode, (len(nodes), *nodes))
+    def _reduce(self, operation: ListOp, nodes: list[int]) -> int:
+        return self._record_list(operation, reduce.Args(len(nodes), nodes))
 
     def _scalars(self, nodes: Sequence[int]) -> list[int]:
         try:
@@ -150,10 +145,10 @@ class ScalarOperations(Leaves):
         constant nodes. An id may be that of a node made in this same call, if it comes before.
         Returns the new ids, in the shape of the arrays.
         """
-        opcode, left, right = self._pairs(name, a, b)
+        code, left, right = self._pairs(name, a, b)
         out = self._allocate(left.size) + np.arange(left.size)
         rows = np.empty((left.size, 4), np.uint32)
-        rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3] = opcode, out, left.ravel(), right.ravel()
+        rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3] = code, out, left.ravel(), right.ravel()
         self._records.frombytes(rows.tobytes())
         return out.reshape(left.shape)
 
@@ -164,21 +159,25 @@ class ScalarOperations(Leaves):
         an array holds consecutive ids or one id throughout, the rows begin evenly spaced, and no
         id is that of a node made in this same call.
         """
-        opcode, left, right = self._pairs(name, a, b)
-        if opcode in IN_RUNS and left.size > 1 and max(left.max(), right.max()) < self._size:
+        _, left, right = self._pairs(name, a, b)
+        if name in STRIDED and left.size > 1 and max(left.max(), right.max()) < self._size:
             # As one row, if that is possible.
             for count in (left.size, left.shape[-1]):
                 places = [_evenly_spaced(ids.reshape(-1, count)) for ids in (left, right)]
                 if all(places):
-                    arguments = np.array([[left.size, count, opcode, *places[0], *places[1]]])
-                    return self._record_many(op.RUN, arguments, left.size).reshape(left.shape)
+                    arguments = strided.Args(
+                        left.size, count, STRIDED[name], *places[0], *places[1]
+                    )
+                    return self._record_many(strided.STRIDED, arguments, left.size).reshape(
+                        left.shape
+                    )
         return self.record(name, left, None if b is None else right)
 
     def _pairs(self, name: str, a: ArrayLike, b: ArrayLike | None) -> tuple[int, Ids, Ids]:
         """The opcode and the operands of `record`, checked."""
         known = UNARY if b is None else BINARY
-        opcode = known.get(name) if isinstance(name, str) else None
-        if opcode is None:
+        code = known.get(name) if isinstance(name, str) else None
+        if code is None:
             count = "one operand" if b is None else "two operands"
             raise TapeError(f"{name!r} is not a scalar operation with {count}")
         left = self._ids(a)
@@ -190,7 +189,7 @@ class ScalarOperations(Leaves):
             wrong = (ids.ravel() < 0) | (ids.ravel() >= out)
             if wrong.any():
                 raise TapeError(f"node {ids.ravel()[wrong][0]} is not on the tape yet")
-        return opcode, left, right
+        return code, left, right
 
     def lookup(self, first: ArrayLike, which: Input, index: int, stride: int) -> Ids:
         """For every id in `first`, the node r times `stride` ids further on.
@@ -208,9 +207,8 @@ class ScalarOperations(Leaves):
         bases, count = given.ravel(), 1
         if bases.size > 1 and (np.diff(bases) == 1).all():
             bases, count = bases[:1], bases.size
-        arguments = np.tile([count, 0, which.slot + row, stride], (len(bases), 1))
-        arguments[:, 1] = bases
-        return self._record_many(op.LOOKUP, arguments, count).reshape(given.shape)
+        arguments = lookup.Args(count, bases, which.slot + row, stride)
+        return self._record_many(lookup.LOOKUP, arguments, count).reshape(given.shape)
 
     @all_or_nothing
     def largest(self, nodes: ArrayLike, k: int) -> Input:
@@ -224,18 +222,20 @@ class ScalarOperations(Leaves):
             raise TapeError(f"largest wants at least {k} nodes with consecutive ids")
         which = self._new_input(array("q", [0]) * k, 1, len(given), k)
         room = self._auxiliary(self.stride(len(given)))
-        self._append(op.TOPK, room, (1, len(given), given[0], k, which.slot))
+        self._append(TOPK, room, TopkArgs(1, len(given), given[0], k, which.slot))
         return which
 
     def sums(self, nodes: ArrayLike) -> Ids:
         """The sum of every row of ids, (rows, terms): one record each."""
-        return self._record_many(op.SUM, _counted(self._rows_of_ids(nodes))).ravel()
+        rows = self._rows_of_ids(nodes)
+        return self._record_many(reduce.SUM, reduce.Args(rows.shape[1], rows)).ravel()
 
     def softmaxes(self, nodes: ArrayLike) -> Ids:
         """The softmax of every row of ids, (rows, terms): one record each."""
         rows = self._rows_of_ids(nodes)
-        padding = np.repeat(rows[:, -1:], -rows.shape[1] % SOFTMAX_LANES, axis=1)
-        return self._record_many(op.SOFTMAX, np.hstack([_counted(rows), padding]), rows.shape[1])
+        padding = np.repeat(rows[:, -1:], -rows.shape[1] % reduce.SOFTMAX_LANES, axis=1)
+        arguments = reduce.Args(rows.shape[1], np.hstack([rows, padding]))
+        return self._record_many(reduce.SOFTMAX, arguments, rows.shape[1])
 
     def dots(self, a: ArrayLike, b: ArrayLike) -> Ids:
         """The sum of the products of each row of ids with the other's, (rows, terms).
@@ -249,47 +249,54 @@ class ScalarOperations(Leaves):
             raise TapeError(f"operands of shapes {left.shape} and {right.shape} do not pair up")
         runs = [bool((np.diff(ids) == 1).all()) for ids in (left, right)]
         if not any(runs) or (not all(runs) and left.shape[1] > LONGEST_TOGETHER):
-            return self._record_many(op.DOT, _counted(left, right)).ravel()
+            pairs = dot.DotArgs(left.shape[1], np.hstack([left, right]))
+            return self._record_many(dot.DOT, pairs).ravel()
         if not all(runs):
             vector, matrix = (left, right) if runs[0] else (right, left)
             together = (np.diff(matrix, axis=0) == 1).all(axis=1)
-            return self._record_products(op.DOT_COLUMNS, vector, matrix, together)
+            return self._record_products(dot.DOT_COLUMNS, vector, matrix, together)
         # The vector is the one that changes less often.
         changes = [np.count_nonzero(np.diff(ids[:, 0])) for ids in (left, right)]
         vector, matrix = (left, right) if changes[0] < changes[1] else (right, left)
         if 2 * (min(changes) + 1) <= len(left) and left.shape[1] <= LONGEST_TOGETHER:
-            return self._record_products(op.DOT_ROWS, vector, matrix, True)
-        starts = np.column_stack([np.full(len(left), left.shape[1]), left[:, 0], right[:, 0]])
-        return self._record_many(op.DOT_RUN, starts).ravel()
+            return self._record_products(dot.DOT_ROWS, vector, matrix, True)
+        starts = dot.DotRunArgs(left.shape[1], left[:, 0], right[:, 0])
+        return self._record_many(dot.DOT_RUN, starts).ravel()
 
     @all_or_nothing
     def _record_products(
-        self, opcode: int, vector: Ids, matrix: Ids, together: NDArray[np.bool_] | bool
+        self, operation: ListOp, vector: Ids, matrix: Ids, together: NDArray[np.bool_] | bool
     ) -> Ids:
         """Record products of one vector as one, where the rows are `together` with the next."""
         together = together & (np.diff(vector[:, 0]) == 0)
         first, (rows, count) = self._allocate(len(vector)), vector.shape
         bounds = np.flatnonzero(np.concatenate([[True], ~together, [True]])).tolist()
         for begin, end in pairwise(bounds):
-            starts = matrix[begin:end, 0] if opcode == op.DOT_ROWS else matrix[begin]
+            starts = matrix[begin:end, 0] if operation is dot.DOT_ROWS else matrix[begin]
             listed = starts.tolist()
             # To whole vectors of rows, which is how they are read.
             padding = listed[-1:] * (-len(listed) % self.lanes)
-            arguments = (end - begin, count, int(vector[begin, 0]), *listed, *padding)
-            self._append(opcode, first + begin, arguments)
+            arguments = end - begin, count, int(vector[begin, 0]), listed + padding
+            self._append(operation, first + begin, arguments)
         return np.arange(first, first + rows)
 
     @all_or_nothing
-    def _record_many(self, opcode: int, arguments: Ids, results: int = 1) -> Ids:
-        """Record one operation with so many results for every row of arguments."""
-        count, width = arguments.shape
+    def _record_many(self, operation: ListOp, arguments: tuple[Any, ...], results: int = 1) -> Ids:
+        """Record one operation with so many results for every row of arguments.
+
+        An argument is one number for all, a column of numbers, or the rows of a list.
+        """
+        columns = [np.atleast_1d(argument) for argument in arguments]
+        columns = [column.reshape(len(column), -1) for column in columns]
+        count = max(map(len, columns))
+        rows = np.hstack([np.broadcast_to(x, (count, x.shape[1])) for x in columns], dtype=np.int64)
         first = self._allocate(count * results)
         out = np.arange(first, first + count * results).reshape(count, results)
         records = np.zeros((count, 4), np.uint32)
-        records[:, 0], records[:, 1] = opcode, out[:, 0]
-        records[:, 2] = len(self._operands) + width * np.arange(count)
+        records[:, 0], records[:, 1] = opcode(operation), out[:, 0]
+        records[:, 2] = len(self._operands) + rows.shape[1] * np.arange(count)
         self._records.frombytes(records.tobytes())
-        self._operands.frombytes(arguments.tobytes())
+        self._operands.frombytes(rows.tobytes())
         return out
 
     def _rows_of_ids(self, nodes: ArrayLike) -> Ids:
@@ -317,12 +324,6 @@ class ScalarOperations(Leaves):
 
 def _consecutive(nodes: list[int]) -> bool:
     return nodes == list(range(nodes[0], nodes[0] + len(nodes)))
-
-
-def _counted(*rows: Ids) -> Ids:
-    """Rows of ids side by side, behind the number of ids in one of the first."""
-    count = np.full((len(rows[0]), 1), rows[0].shape[1])
-    return np.hstack([count, *rows])
 
 
 def _evenly_spaced(ids: Ids) -> tuple[int, ...]:

@@ -3,23 +3,21 @@
 import operator
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import deepcopy
 from functools import wraps
-from typing import Concatenate, ParamSpec, Self, SupportsIndex, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, SupportsIndex, TypeVar
 
 import numpy as np
 
-from tapegpt.kernels import op
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
-from tapegpt.kernels.layout import BATCH, LONG_ROW
+from tapegpt.kernels.layout import BATCH, BatchRange, stride
+from tapegpt.kernels.op import ArrayOp, Kind, ListOp, flatten, kinds, with_gradients
 from tapegpt.kernels.program import Machine
-from tapegpt.kernels.registry import kernels_of, load_kernels
+from tapegpt.kernels.registry import array_op, kernels_of, load_kernels, new_table, opcode
 from tapegpt.tape.types import Batch, Floats, Input, Mark, Shape, TapeError
-
-Window = tuple[int, int, int, int]  # see kernels/layout.py
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,7 +64,7 @@ class Memory:
         self.num_params = 0  # nodes, with padding
         self.values = aligned_zeros(capacity, self.dtype)
         self.grads = aligned_zeros(capacity, self.dtype)
-        self.kernels = np.zeros((op.COUNT, 2), np.int64)
+        self.kernels = new_table()
         self._size = 0
         self._records = array("I")
         self._operands = array("q")
@@ -130,7 +128,7 @@ class Memory:
         self.grads[root] += 1
         self._load(BACKWARD)
         # Nothing after the root's record can reach it.
-        reverse_sweep(self._machine(), 0, self._records_until(root), self._window())
+        reverse_sweep(self._machine(), 0, self._records_until(root), self._batch_range())
 
     def machine(self) -> Machine:
         """A copy of the program, for replay on this tape's values and gradients.
@@ -200,7 +198,7 @@ class Memory:
         if self._evaluated == count:
             return
         self._load(FORWARD)
-        forward_sweep(self._machine(), self._evaluated, count, self._window())
+        forward_sweep(self._machine(), self._evaluated, count, self._batch_range())
         self._evaluated = count
 
     def _load(self, direction: int) -> None:
@@ -222,11 +220,11 @@ class Memory:
             np.frombuffer(self._inputs, np.int64),
         )
 
-    def _window(self) -> Window:
+    def _batch_range(self) -> BatchRange:
         if self._batch is None:
-            return (0, 0, 0, 0)
+            return BatchRange(0, 0, 0, 0)
         block = self._batch.block
-        return (0, block, 0, self._inputs[self._batch.starts + block])
+        return BatchRange(0, block, 0, self._inputs[self._batch.starts + block])
 
     def view(self, node: int) -> Floats:
         """The values of an array leaf where they lie, (rows, width), until the tape grows."""
@@ -247,7 +245,7 @@ class Memory:
         return run.reshape(rows, shape.stride)[:, : shape.width]
 
     def _loaded_rows(self, shape: Shape) -> int:
-        return self._window()[3] if shape.rows == BATCH else shape.rows
+        return self._batch_range().end_row if shape.rows == BATCH else shape.rows
 
     def _any(self, node: int) -> int:
         """The id of a scalar or array node, checked."""
@@ -302,11 +300,8 @@ class Memory:
         return self.declared_batch.documents * self.declared_batch.block
 
     def stride(self, width: int) -> int:
-        """Nodes from one row of `width` numbers to the next: as row_stride in kernels/simd/."""
-        vectors = -(-self._count(width, "columns") // self.lanes)
-        if vectors >= LONG_ROW and vectors % 2 == 0:
-            vectors += 1
-        return vectors * self.lanes
+        """Nodes from one row of `width` numbers to the next."""
+        return stride(self._count(width, "columns"), self.lanes)
 
     def _allocate(self, count: int) -> int:
         first, end = self._size, self._size + count
@@ -347,24 +342,49 @@ class Memory:
         grown[0][:old], grown[1][:old] = self.values, self.grads
         self.values, self.grads = grown
 
-    def _record_list(self, opcode: int, arguments: Iterable[int]) -> int:
-        """Record an operation whose result is a scalar, with a list of arguments."""
+    def _record_list(self, operation: ListOp | ArrayOp, arguments: tuple[Any, ...]) -> int:
+        """Record an operation whose result is a scalar."""
+        given = self._with_rooms(operation, arguments)
         out = self._allocate(1)
-        self._append(opcode, out, arguments)
+        self._append(operation, out, given)
         return out
 
-    def _record_array(self, opcode: int, rows: int, width: int, arguments: Iterable[int]) -> int:
-        """Record an operation whose result is an array."""
-        out = self._new_array(rows, width)
-        self._append(opcode, out, arguments)
+    def _record_array(
+        self, operation: ArrayOp, shape: Shape, arguments: tuple[Any, ...], variant: int = 0
+    ) -> int:
+        """Record an operation whose result is an array of this shape."""
+        given = self._with_rooms(operation, arguments)
+        out = self._new_array(shape.rows, shape.width)
+        self._append(operation, out, given, variant)
         return out
 
-    def _append(self, opcode: int, out: int, arguments: Iterable[int]) -> None:
-        at = len(self._operands)
-        self._operands.extend(arguments)
-        back = 0
-        if opcode in op.DIFFERENTIABLE:
+    def _with_rooms(
+        self, operation: ListOp | ArrayOp, arguments: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        """The arguments, with nodes in the place of how many nodes are room for the kernels."""
+        given = []
+        for argument, kind in zip(arguments, kinds(operation.args).values(), strict=True):
+            if kind in (Kind.ROOM, Kind.GRADIENT_ROOM):
+                given.append(self._auxiliary(argument))
+            elif kind is Kind.SHARED_ROOM:
+                if self._panel is None or self.extents[self._panel] < argument:
+                    self._panel = self._auxiliary(argument)
+                given.append(self._panel)
+            else:
+                given.append(argument)
+        return tuple(given)
+
+    def _append(
+        self,
+        operation: ListOp | ArrayOp,
+        out: int,
+        arguments: tuple[Any, ...],
+        variant: int = 0,
+    ) -> None:
+        code, at, back = opcode(operation, variant), len(self._operands), 0
+        self._operands.extend(flatten(arguments))
+        if array_op(code):
             back = len(self._operands)
-            places = (*op.DIFFERENTIABLE[opcode], *op.SCRATCH.get(opcode, ()))
-            self._operands.extend((0, out, *(self._operands[at + place] for place in places)))
-        self._records.extend((opcode, out, at, back))
+            gradients = (arguments[place] for place in with_gradients(operation.args))
+            self._operands.extend((0, out, *gradients))
+        self._records.extend((code, out, at, back))

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tapegpt.errors import TapegptError
+from tapegpt.graph.compile import Floats, Recording
 from tapegpt.kernels.loops.thread_group import NOBODY_COMES, Team
 from tapegpt.kernels.program import Program
-from tapegpt.program import Floats, Recording
 from tapegpt.tape.storage import ALIGNMENT, aligned_zeros
 
 REPORTS = ALIGNMENT // np.dtype(np.float64).itemsize  # a cache line for each thread

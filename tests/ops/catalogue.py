@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import references
 from numpy.typing import NDArray
+from opcodes import SEVERAL, named
 
-from tapegpt.kernels import op
+from tapegpt.kernels.registry import OPERATIONS
 from tapegpt.tape import Tape
 
 Floats = NDArray[np.float64]
@@ -24,37 +25,36 @@ HEAD_DIMS = ((1, 2), (3, 4), (5, 6, 8), (12, 16), (24, 25, 32, 37))  # by square
 
 def opcodes() -> dict[int, str]:
     """All operations by their codes."""
-    names = {code: name for name, code in vars(op).items() if type(code) is int}
-    names |= {op.ATTENTION + i: f"ATTENTION of {2**i} columns" for i in range(5)}
-    return {code: names[code] for code in range(op.SCALARS)}
+    names = {code: operation.name for code, operation in enumerate(OPERATIONS)}
+    return names | {named("attention", i): f"attention of {2**i} columns" for i in range(5)}
 
 
 def recordable() -> set[int]:
     """Those that this host records in float64."""
-    wider_than_vectors = {op.ATTENTION + i for i in range(5) if 2**i > Tape().lanes}
+    wider_than_vectors = {named("attention", i) for i in range(5) if 2**i > Tape().lanes}
     # A matrix unit's products are float32: test_array_operations.py has them follow float64.
-    return set(opcodes()) - wider_than_vectors - {op.UNIT_LINEAR}
+    return set(opcodes()) - wider_than_vectors - {named("linear", 1)}
 
 
 # Places in an operation's argument list whose product is the number of columns of its result, or
 # of its results where they are scalars. The others have one.
 RESULT_WIDTHS: dict[int, tuple[int, ...]] = {
-    **dict.fromkeys((op.LOOKUP, op.SOFTMAX, op.RUN, op.DOT_ROWS, op.DOT_COLUMNS), (0,)),
-    op.EMBED: (1,),
-    op.LINEAR: (2,),
-    op.UNIT_LINEAR: (2,),
-    op.RMSNORM: (1,),
-    **{op.ATTENTION + i: (1, 2) for i in range(5)},
-    op.ARRAY_SOFTMAX: (1,),
-    op.ARRAY_RELU: (1,),
-    op.ARRAY_ADD: (1,),
-    op.ARRAY_SCALE: (1,),
-    op.GATHERED_LINEAR: (2,),
-    op.DROPOUT: (1,),
-    op.PREVIOUS: (1,),
+    **dict.fromkeys(SEVERAL, (0,)),
+    named("embed"): (1,),
+    named("linear"): (2,),
+    named("linear", 1): (2,),
+    named("rmsnorm"): (1,),
+    **{named("attention", i): (1, 2) for i in range(5)},
+    named("array_softmax"): (1,),
+    named("array_relu"): (1,),
+    named("array_add"): (1,),
+    named("array_scale"): (1,),
+    named("gathered_linear"): (2,),
+    named("dropout"): (1,),
+    named("previous"): (1,),
 }
 # Which choose numbers of an input, or end a stretch of records.
-NO_RESULT = {op.TOPK, op.CARRY}
+NO_RESULT = {named("topk"), named("carry")}
 
 
 class Draw:

@@ -28,7 +28,8 @@ from numba.extending import intrinsic
 
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.layout import NONE
-from tapegpt.kernels.ops.product.matmul import IDENTITY, activated, matmul
+from tapegpt.kernels.ops.product.matmul import activated, matmul
+from tapegpt.kernels.ops.product.matrix import IDENTITY, Left, Result, Right, moved
 from tapegpt.kernels.simd import (
     load,
     load_first,
@@ -52,7 +53,7 @@ PARTS = 3 * PART
 PANEL_ROWS, PANEL_DEPTH = 256, 128
 
 # Products with fewer rows, columns or steps than this take longer than without the unit.
-UNIT_LEAST = 64
+AMX_LEAST = 64
 
 # Which parts of A and B are multiplied, the smallest products first: they round less.
 PRODUCTS = ((0, 2), (1, 1), (2, 0), (0, 1), (1, 0), (0, 0))
@@ -61,7 +62,7 @@ PRODUCTS = ((0, 2), (1, 1), (2, 0), (0, 1), (1, 0), (0, 0))
 SUM, A1, B1 = 0, 1, 4
 
 
-def call_unit(builder, name, *arguments):
+def call_amx(builder, name, *arguments):
     """Call an instruction of the matrix unit; plain integers are numbers of registers."""
     values = [ir.Constant(ir.IntType(8), i) if isinstance(i, int) else i for i in arguments]
     function_type = ir.FunctionType(ir.VoidType(), [value.type for value in values])
@@ -74,7 +75,7 @@ def call_with_tile(context, builder, name, register, stride, array_type, array, 
     """Load a register from array[index] on, or store it there, rows `stride` bytes apart."""
     pointer = element_pointer(context, builder, array_type, array, index, extent)
     pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
-    call_unit(builder, name, register, pointer, stride)
+    call_amx(builder, name, register, pointer, stride)
 
 
 @intrinsic
@@ -87,7 +88,7 @@ def begin_products(typing_context):
         settings += (8 * row_bytes).ljust(32, b"\0") + (8 * rows).ljust(16, b"\0")
         settings = cgutils.make_bytearray(bytearray(settings))
         variable = cgutils.global_constant(builder.module, "tile_settings", settings)
-        call_unit(builder, "ldtilecfg", builder.bitcast(variable, ir.IntType(8).as_pointer()))
+        call_amx(builder, "ldtilecfg", builder.bitcast(variable, ir.IntType(8).as_pointer()))
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -98,7 +99,7 @@ def end_products(typing_context):
     """Leave the matrix unit as it is where nobody uses it."""
 
     def codegen(context, builder, sig, args):
-        call_unit(builder, "tilerelease")
+        call_amx(builder, "tilerelease")
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -109,7 +110,7 @@ def clear_sum(typing_context):
     """The sum is 0."""
 
     def codegen(context, builder, sig, args):
-        call_unit(builder, "tilezero", SUM)
+        call_amx(builder, "tilezero", SUM)
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -159,7 +160,7 @@ def add_products(typing_context, array, left, right):
                 if (register, part) not in loaded:
                     load_part(register, start, part)
                     loaded.add((register, part))
-            call_unit(builder, "tdpbf16ps", SUM, A1 + i, B1 + j)
+            call_amx(builder, "tdpbf16ps", SUM, A1 + i, B1 + j)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp), codegen
@@ -201,135 +202,134 @@ def store_parts(typing_context, array, index, low, high):
 
 
 @jit
-def pack_rows(a, a0, a_row, rows, depth, b, packed):
+def pack_rows(a, rows, depth, array, packed):
     """Rows of A, whose steps lie side by side, as tiles: all steps of 16 rows, then of the next."""
     for row in range(0, rows, SIDE):
         for k in range(0, depth, DEPTH):
             for r in range(SIDE):
-                at = a0 + min(row + r, rows - 1) * a_row + k
-                low, high = load_first(a, at, depth - k), load_first(a, at + SIDE, depth - k - SIDE)
-                store_parts(b, packed + r * SIDE, low, high)
+                at = a.begin + min(row + r, rows - 1) * a.row + k
+                low = load_first(a.array, at, depth - k)
+                high = load_first(a.array, at + SIDE, depth - k - SIDE)
+                store_parts(array, packed + r * SIDE, low, high)
             packed += PARTS
 
 
 @jit
-def pack_transposed(a, a0, a_step, rows, depth, b, packed, room):
+def pack_transposed(a, rows, depth, array, packed, room):
     """The same where rows of A lie side by side, by way of two squares at `room`."""
     places = row_offsets(0, SIDE, SIDE, SIDE)
     for row in range(0, rows, SIDE):
         for k in range(0, depth, DEPTH):
             for step in (k, k + SIDE):
-                steps = row_offsets(min(step, depth - 1), depth, a_step, SIDE)
-                square = tile_load_first(tile_zeros(a, SIDE, 1), a, a0 + row, steps, rows - row)
+                steps = row_offsets(min(step, depth - 1), depth, a.step, SIDE)
+                square = tile_load_first(
+                    tile_zeros(a.array, SIDE, 1), a.array, a.begin + row, steps, rows - row
+                )
                 square = tile_keep_first(tile_transpose(square), depth - step)
-                tile_store(b, room + (step - k) * SIDE, places, square, SIDE)
+                tile_store(array, room + (step - k) * SIDE, places, square, SIDE)
             for r in range(0, PART, SIDE):
-                store_parts(b, packed + r, load(b, room + r), load(b, room + PART + r))
+                low, high = load(array, room + r), load(array, room + PART + r)
+                store_parts(array, packed + r, low, high)
             packed += PARTS
 
 
 @jit
-def pack_columns(b, b0, b_row, depth, packed):
+def pack_columns(b, depth, packed):
     """A vector's width of B as tiles. What is beyond the depth does not matter: in A it is 0."""
     for k in range(0, depth, DEPTH):
         for step in range(k, k + SIDE):
-            low = load(b, b0 + min(step, depth - 1) * b_row)
-            high = load(b, b0 + min(step + SIDE, depth - 1) * b_row)
-            store_parts(b, packed + (step - k) * SIDE, low, high)
+            low = load(b.array, b.begin + min(step, depth - 1) * b.row)
+            high = load(b.array, b.begin + min(step + SIDE, depth - 1) * b.row)
+            store_parts(b.array, packed + (step - k) * SIDE, low, high)
         packed += PARTS
 
 
 @jit
-def pack_transposed_columns(b, b0, b_row, depth, columns, packed, room):
-    """The same of a transposed B, whose columns are `columns` rows at b0, if there are so many."""
-    places, sources = row_offsets(0, SIDE, SIDE, SIDE), row_offsets(0, columns, b_row, SIDE)
+def pack_transposed_columns(b, depth, columns, packed, room):
+    """The same of a transposed B, whose columns are `columns` rows of it, if there are so many."""
+    array = b.array
+    places, sources = row_offsets(0, SIDE, SIDE, SIDE), row_offsets(0, columns, b.row, SIDE)
     for k in range(0, depth, DEPTH):
         for step in (k, k + SIDE):
-            square = tile_load_first(tile_zeros(b, SIDE, 1), b, b0 + step, sources, depth - step)
+            square = tile_load_first(
+                tile_zeros(array, SIDE, 1), array, b.begin + step, sources, depth - step
+            )
             square = tile_keep_first(tile_transpose(square), columns)
-            tile_store(b, room + (step - k) * SIDE, places, square, SIDE)
+            tile_store(array, room + (step - k) * SIDE, places, square, SIDE)
         for r in range(0, PART, SIDE):
-            store_parts(b, packed + r, load(b, room + r), load(b, room + PART + r))
+            low, high = load(array, room + r), load(array, room + PART + r)
+            store_parts(array, packed + r, low, high)
         packed += PARTS
 
 
 @jit
-def finish(b, sums, out, out0, out_row, start0, rows, activation):
+def finish(array, sums, out, rows):
     """Add the start, if any, to the first `rows` rows of a tile, and store what becomes of it."""
     for r in range(rows):
-        y = load(b, sums + r * SIDE)
-        if start0 >= 0:
-            y = load(out, start0 + r * out_row) + y
-        store(out, out0 + r * out_row, activated(y, b, activation, r * out_row))
+        y = load(array, sums + r * SIDE)
+        if out.start >= 0:
+            y = load(out.array, out.start + r * out.row) + y
+        y = activated(y, array, out.activation, r * out.row)
+        store(out.array, out.begin + r * out.row, y)
 
 
-def unit_room(rows: int, depth: int) -> int:
-    """Elements that unit_matmul packs a panel in."""
+def amx_room(rows: int, depth: int) -> int:
+    """Elements that amx_matmul packs a panel in."""
     tiles = -(-min(depth, PANEL_DEPTH) // DEPTH) * PARTS
     return 2 * PART + tiles * (1 + -(-min(rows, PANEL_ROWS) // SIDE))
 
 
 @jit
-def unit_matmul(
-    a, a0, a_row, a_step, b, b0, b_row, b_transposed, packed, out, out0, out_row, start0,
-    rows, depth, columns, activation,
-):  # fmt: skip
-    """As matmul, for an a_row or an a_step of 1; packed is the index in b of unit_room elements."""
+def amx_matmul(a, b, out, shape, room):
+    """As matmul, for an A of row or step 1; room: where amx_room elements fit in B's array."""
+    array, rows, depth = b.array, shape.rows, shape.depth
     begin_products()
     for k in range(0, max(1, depth), PANEL_DEPTH):
         steps = min(PANEL_DEPTH, depth - k)
         tiles = (steps + DEPTH - 1) // DEPTH * PARTS
-        right, left = packed + 2 * PART, packed + 2 * PART + tiles
-        first = start0 if k == 0 else out0
-        last = activation if k + steps == depth else IDENTITY
+        right, left = room + 2 * PART, room + 2 * PART + tiles
+        first = out.start if k == 0 else out.begin
+        last = out.activation if k + steps == depth else IDENTITY
         for top in range(0, rows, PANEL_ROWS):
             height = min(PANEL_ROWS, rows - top)
-            a_begin = a0 + top * a_row + k * a_step
-            if a_step == 1:
-                pack_rows(a, a_begin, a_row, height, steps, b, left)
+            panel = Left(a.array, a.begin + top * a.row + k * a.step, a.row, a.step)
+            if a.step == 1:
+                pack_rows(panel, height, steps, array, left)
             else:
-                pack_transposed(a, a_begin, a_step, height, steps, b, left, packed)
-            for column in range(0, columns, SIDE):
-                if b_transposed:
-                    begin = b0 + column * b_row + k
-                    pack_transposed_columns(b, begin, b_row, steps, columns - column, right, packed)
+                pack_transposed(panel, height, steps, array, left, room)
+            for column in range(0, shape.columns, SIDE):
+                if b.transposed:
+                    corner = Right(array, b.begin + column * b.row + k, b.row, True)
+                    pack_transposed_columns(corner, steps, shape.columns - column, right, room)
                 else:
-                    pack_columns(b, b0 + k * b_row + column, b_row, steps, right)
+                    corner = Right(array, b.begin + k * b.row + column, b.row, False)
+                    pack_columns(corner, steps, right)
                 for row in range(0, height, SIDE):
-                    place = (top + row) * out_row + column
-                    start = first if first < 0 else first + place
+                    place = (top + row) * out.row + column
+                    start = moved(first, place)
                     whole = height - row >= SIDE
                     if whole and start >= 0:
-                        load_sum(out, start, out_row)
+                        load_sum(out.array, start, out.row)
                         start = NONE
                     else:
                         clear_sum()
                     for i in range(0, tiles, PARTS):
-                        add_products(b, left + row // SIDE * tiles + i, right + i)
+                        add_products(array, left + row // SIDE * tiles + i, right + i)
                     if whole and last == IDENTITY:
-                        store_sum(out, out0 + place, out_row)
+                        store_sum(out.array, out.begin + place, out.row)
                     else:
-                        store_sum(b, packed, SIDE)
-                        finish(
-                            b, packed, out, out0 + place, out_row, start,
-                            min(SIDE, height - row), last if last < 0 else last + place,
-                        )  # fmt: skip
+                        store_sum(array, room, SIDE)
+                        tile = Result(
+                            out.array, out.begin + place, out.row, start, moved(last, place)
+                        )
+                        finish(array, room, tile, min(SIDE, height - row))
     end_products()
 
 
 @jit
-def large_matmul(
-    a, a0, a_row, a_step, b, b0, b_row, b_transposed, packed, out, out0, out_row, start0,
-    rows, depth, columns, activation,
-):  # fmt: skip
+def large_matmul(a, b, out, shape, room):
     """As matmul, on the matrix unit if the product is large."""
-    if min(rows, depth, columns) >= UNIT_LEAST:
-        unit_matmul(
-            a, a0, a_row, a_step, b, b0, b_row, b_transposed, packed, out, out0, out_row, start0,
-            rows, depth, columns, activation,
-        )  # fmt: skip
+    if min(shape.rows, shape.depth, shape.columns) >= AMX_LEAST:
+        amx_matmul(a, b, out, shape, room)
     else:
-        matmul(
-            a, a0, a_row, a_step, b, b0, b_row, b_transposed, packed, out, out0, out_row, start0,
-            rows, depth, columns, activation,
-        )  # fmt: skip
+        matmul(a, b, out, shape, room)

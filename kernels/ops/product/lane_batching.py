@@ -13,6 +13,8 @@ Problems come out of rows, and go back, by transposing squares of `size` columns
 (In which lanes they end up is another order, the same for all; see tile_keep_pieces.)
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from tapegpt.kernels.compile.jit import inlined, jit
@@ -38,6 +40,41 @@ from tapegpt.kernels.simd import (
 LANE_ROWS, LANE_COLUMNS = LANE_TILE
 
 
+class LaneMatrix(NamedTuple):
+    """A matrix of vectors: that of row i and column j lies at array[begin + i row + j column]."""
+
+    array: Any
+    begin: int
+    row: int
+    column: int
+
+
+class Heads(NamedTuple):
+    """Where the heads of documents lie, in rows and in vectors.
+
+    The rows of position p begin at row inputs[starts + p]. The columns of problem i begin
+    offsets[table + i] elements after them. `whole` says that vectors of a row hold nothing but
+    whole squares. Position p's vectors begin p stride elements after those of the first.
+    """
+
+    inputs: Any
+    starts: int
+    offsets: Any
+    table: int
+    n_head: int
+    head_dim: int
+    row: int
+    stride: int
+    whole: int
+
+
+@inlined
+def problems_at(heads, p):
+    """Heads of documents that go on to position p."""
+    inputs, starts = heads.inputs, heads.starts
+    return (inputs[starts + p + 1] - inputs[starts + p]) * heads.n_head
+
+
 @inlined
 def whole_tiles(count):
     """Rows, columns or steps that so many take: all products are of whole tiles."""
@@ -48,24 +85,22 @@ def make_lane_product(tile_rows):
     """The product whose tiles have so many rows."""
 
     @jit
-    def lane_product(
-        a, a0, a_row, a_step, b, b0, b_column, b_step, out, out0, out_row, rows, columns, depth
-    ):  # fmt: skip
+    def lane_product(a, b, out, shape):
         """out[i, j] = sum over k of a[i, k] b[k, j], in every lane.
 
-        The vector a[i, k] lies at a0 + i * a_row + k * a_step, b[k, j] at b0 + k * b_step +
-        j * b_column. Rows and columns are computed up to whole tiles.
+        Rows and columns are computed up to whole tiles; columns of out lie side by side.
         """
-        offsets = row_offsets(0, tile_rows, out_row, tile_rows)
-        for i in range(0, rows, tile_rows):
-            for j in range(0, columns, LANE_COLUMNS):
-                tile = tile_zeros(out, tile_rows, LANE_COLUMNS)
-                left = row_pointers(a, a0 + i * a_row, a_row, tile_rows)
-                right = row_pointers(b, b0 + j * b_column, b_column, LANE_COLUMNS)
-                for _ in range(depth):
+        size = lanes(out.array)
+        offsets = row_offsets(0, tile_rows, out.row, tile_rows)
+        for i in range(0, shape.rows, tile_rows):
+            for j in range(0, shape.columns, LANE_COLUMNS):
+                tile = tile_zeros(out.array, tile_rows, LANE_COLUMNS)
+                left = row_pointers(a.array, a.begin + i * a.row, a.row, tile_rows)
+                right = row_pointers(b.array, b.begin + j * b.column, b.column, LANE_COLUMNS)
+                for _ in range(shape.depth):
                     tile = tile_outer(tile, left, right)
-                    left, right = advance(left, a_step), advance(right, b_step)
-                tile_store(out, out0 + i * out_row + j * lanes(out), offsets, tile, tile_rows)
+                    left, right = advance(left, a.column), advance(right, b.row)
+                tile_store(out.array, out.begin + i * out.row + j * size, offsets, tile, tile_rows)
 
     return lane_product
 
@@ -103,12 +138,12 @@ def move_in(rows, begin, places, count, size, columns, vectors, out):
 
 
 @inlined
-def move_out(vectors, x, columns, size, rows, begin, places, fresh):
+def move_out(vectors, x, columns, size, rows, begin, places, overwrite):
     """The way back: the tile that goes to rows[begin + places]."""
     tile = tile_zeros(rows, size, 1)
     tile = tile_load(tile, vectors, x, row_offsets(0, columns, lanes(rows), size))
     tile = tile_transpose(tile)
-    if not fresh:
+    if not overwrite:
         tile = tile_add(tile, tile_load(tile, rows, begin, places))
     return tile
 
@@ -116,19 +151,16 @@ def move_out(vectors, x, columns, size, rows, begin, places, fresh):
 def make_moves(size):
     """rows_to_lanes and lanes_to_rows for squares of `size` columns.
 
-    Both move the lanes' worth of problems from `problem` on, at positions first to last - 1. Of
-    the tuple `heads`: the rows of position p begin at row inputs[starts + p]; the columns of
-    problem i begin offsets[table + i] elements after them; `whole` says that vectors of a row hold
-    nothing but whole squares. Position p's vectors begin p * stride elements after those of outs
-    or xs, arrays that move alike. Columns and positions that only whole tiles have become 0.
+    Both move the lanes' worth of problems from `problem` on, at positions first to last - 1. xs
+    and outs are arrays that move alike. Columns and positions that only whole tiles have become 0.
     """
 
     @jit
     def rows_to_lanes(rows, xs, heads, problem, first, last, vectors, outs):
-        inputs, starts, offsets, table, n_head, head_dim, row, stride, whole = heads
+        inputs, starts, offsets, table, _, head_dim, row, stride, whole = heads
         every, end, zero = lanes(rows) // size, whole_tiles(head_dim), zeros(vectors)
         for p in range(first, last):
-            limit = (inputs[starts + p + 1] - inputs[starts + p]) * n_head
+            limit = problems_at(heads, p)
             count = limit - problem
             begin, target = inputs[starts + p] * row, p * stride
             if whole:
@@ -154,11 +186,11 @@ def make_moves(size):
                     store(vectors, outs[j] + p * stride + c * lanes(rows), zero)
 
     @jit
-    def lanes_to_rows(vectors, xs, heads, problem, first, last, rows, outs, fresh):
-        inputs, starts, offsets, table, n_head, head_dim, row, stride, whole = heads
+    def lanes_to_rows(vectors, xs, heads, problem, first, last, rows, outs, overwrite):
+        inputs, starts, offsets, table, _, head_dim, row, stride, whole = heads
         every = lanes(rows) // size
         for p in range(first, last):
-            limit = (inputs[starts + p + 1] - inputs[starts + p]) * n_head
+            limit = problems_at(heads, p)
             count = limit - problem
             begin, source = inputs[starts + p] * row, p * stride
             if whole:
@@ -167,7 +199,9 @@ def make_moves(size):
                 for j in range(len(xs)):
                     for c in range(0, head_dim, size):
                         x, out = xs[j] + source + c * lanes(rows), outs[j] + begin + c
-                        tile = move_out(vectors, x, size, size, rows, out, places, fresh >> j & 1)
+                        tile = move_out(
+                            vectors, x, size, size, rows, out, places, overwrite >> j & 1
+                        )
                         tile_store(rows, out, places, tile, pieces)
             else:
                 places = listed_offsets(offsets, table, problem, limit, 1, lanes(rows))
@@ -175,7 +209,7 @@ def make_moves(size):
                     for c in range(0, head_dim, size):
                         x, out = xs[j] + source + c * lanes(rows), outs[j] + begin + c
                         tile = move_out(
-                            vectors, x, head_dim - c, size, rows, out, places, fresh >> j & 1
+                            vectors, x, head_dim - c, size, rows, out, places, overwrite >> j & 1
                         )
                         tile_store_pieces(rows, out, places, tile, count, head_dim - c)
 

@@ -1,6 +1,9 @@
 """Dot products of scalar nodes: one at a time, and a vector's with all rows of a matrix."""
 
+from typing import NamedTuple
+
 from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.op import Block, Column, ListOp, readers
 from tapegpt.kernels.simd import (
     FEW,
     fma,
@@ -18,27 +21,58 @@ from tapegpt.kernels.simd import (
 )
 
 
-# out = a_0 b_0 + a_1 b_1 + ... ; operands: count, a_0, a_1, ..., b_0, b_1, ...
+class DotArgs(NamedTuple):
+    length: Column
+    nodes: Block  # a_0, a_1, ..., then b_0, b_1, ...
+
+
+class DotRunArgs(NamedTuple):
+    length: Column
+    a: Column  # the first of consecutive nodes
+    b: Column
+
+
+class DotRowsArgs(NamedTuple):
+    rows: Column
+    length: Column
+    b: Column
+    a: Block  # the first node of every row, the last again and again up to a whole vector
+
+
+class DotColumnsArgs(NamedTuple):
+    columns: Column
+    length: Column
+    a: Column
+    b: Block  # likewise
+
+
+dot_args, _ = readers(DotArgs)
+dot_run_args, _ = readers(DotRunArgs)
+dot_rows_args, _ = readers(DotRowsArgs)
+dot_columns_args, _ = readers(DotColumnsArgs)
+
+
+# out = a_0 b_0 + a_1 b_1 + ...
 @jit
-def dot_forward(values, operands, out, at):
-    count = operands[at]
+def dot_forward(values, operands, inputs, out, at):
+    count, nodes = dot_args(operands, at)
     whole = 0.0  # float64, see FEW
-    for begin in range(at + 1, at + 1 + count, FEW):
+    for begin in range(nodes, nodes + count, FEW):
         total = values.dtype.type(0)
-        for i in range(begin, min(begin + FEW, at + 1 + count)):
+        for i in range(begin, min(begin + FEW, nodes + count)):
             total += values[operands[i]] * values[operands[i + count]]
         whole += total
     values[out] = whole
 
 
 @jit
-def dot_backward(values, grads, operands, dout, at):
-    count = operands[at]
+def dot_backward(values, grads, operands, inputs, out, dout, at):
+    count, nodes = dot_args(operands, at)
     if count > FEW:
-        factors_backward(values, grads, operands, dout, at + 1, at + 1 + count, count)
-        factors_backward(values, grads, operands, dout, at + 1 + count, at + 1, count)
+        factors_backward(values, grads, operands, dout, nodes, nodes + count, count)
+        factors_backward(values, grads, operands, dout, nodes + count, nodes, count)
         return
-    for i in range(at + 1, at + 1 + count):
+    for i in range(nodes, nodes + count):
         a, b = operands[i], operands[i + count]
         grads[a] += values[b] * dout
         grads[b] += values[a] * dout
@@ -68,10 +102,10 @@ def run_product(values, a, b, first, last):
     return sum_lanes(sums)
 
 
-# The same for two runs of consecutive nodes; operands: count, first a, first b
+# The same for consecutive nodes
 @jit
-def dot_run_forward(values, operands, out, at):
-    count, a, b = operands[at], operands[at + 1], operands[at + 2]
+def dot_run_forward(values, operands, inputs, out, at):
+    count, a, b = dot_run_args(operands, at)
     width = lanes(values)
     whole = count - count % width
     before = 0.0  # float64, see FEW
@@ -86,8 +120,8 @@ def dot_run_forward(values, operands, out, at):
 
 
 @jit
-def dot_run_backward(values, grads, operands, dout, at):
-    count, a, b = operands[at], operands[at + 1], operands[at + 2]
+def dot_run_backward(values, grads, operands, inputs, out, dout, at):
+    count, a, b = dot_run_args(operands, at)
     width = lanes(values)
     whole = count - count % width
     douts = splat(values, dout)
@@ -99,19 +133,17 @@ def dot_run_backward(values, grads, operands, dout, at):
         grads[b + i] += values[a + i] * dout
 
 
-# The products of one run, b, with many: out_i = a_i b, a matrix of the rows a_i times a vector.
-# operands: rows, count, first b, first a_0, first a_1, ..., the last of them again and again up to
-# a whole vector of rows
+# out_i = a_i b: a matrix of the rows a_i, (rows, count), times a vector b, (count,)
 @jit
-def dot_rows_forward(values, operands, inputs, out, at, window):
-    rows, count, b = operands[at], operands[at + 1], operands[at + 2]
+def dot_rows_forward(values, operands, inputs, out, at, batch_range):
+    rows, count, b, first = dot_rows_args(operands, at)
     width = lanes(values)
     for i in range(0, rows, width):
         sums = tile_zeros(values, width, 1)
         for j in range(0, count, width):
             exist = keep_first(splat(values, 1), count - j, 0)
             x = keep_first(load(values, b + j), count - j, 0)
-            sums = tile_fma_rows(sums, values, operands, at + 3 + i, j, x, exist)
+            sums = tile_fma_rows(sums, values, operands, first + i, j, x, exist)
         store_part(values, out + i, tile_row_sums(sums), rows - i)
 
 
@@ -127,9 +159,8 @@ def row_backward(values, grads, dout_node, a, x, dx, count):
 
 
 @jit
-def dot_rows_backward(values, grads, operands, inputs, out, at, back, window):
-    rows, count, b = operands[at], operands[at + 1], operands[at + 2]
-    first = at + 3
+def dot_rows_backward(values, grads, operands, inputs, out, at, back, batch_range):
+    rows, count, b, first = dot_rows_args(operands, at)
     for j in range(0, count, lanes(values)):
         x = load(values, b + j)
         # Two sums, of every other row: a single one would wait for itself.
@@ -144,31 +175,46 @@ def dot_rows_backward(values, grads, operands, inputs, out, at, back, window):
         store_part(grads, b + j, load(grads, b + j) + even + odd, count - j)
 
 
-# The products of one run, a, with columns: out_j = a_0 b_0j + a_1 b_1j + ..., a vector times a
-# matrix of the rows b_i. operands: columns, count, first a, first b_0, first b_1, ..., likewise
+# out_j = a_0 b_0j + a_1 b_1j + ...: a vector a, (count,), times a matrix of the rows b_i,
+# (count, columns)
 @jit
-def dot_columns_forward(values, operands, inputs, out, at, window):
-    columns, count, a = operands[at], operands[at + 1], operands[at + 2]
+def dot_columns_forward(values, operands, inputs, out, at, batch_range):
+    columns, count, a, first = dot_columns_args(operands, at)
     for j in range(0, columns, lanes(values)):
         sums = splat(values, 0)
         for i in range(count):
-            row = load(values, operands[at + 3 + i] + j)
+            row = load(values, operands[first + i] + j)
             sums = fma(row, splat(values, values[a + i]), sums)
         store_part(values, out + j, sums, columns - j)
 
 
 @jit
-def dot_columns_backward(values, grads, operands, inputs, out, at, back, window):
-    columns, count, a = operands[at], operands[at + 1], operands[at + 2]
+def dot_columns_backward(values, grads, operands, inputs, out, at, back, batch_range):
+    columns, count, a, first = dot_columns_args(operands, at)
     width = lanes(values)
     for j in range(0, columns, width):
         dout = keep_first(load(grads, out + j), columns - j, 0)
         for i in range(0, count, width):
             sums = tile_zeros(values, width, 1)
-            sums = tile_fma_rows(sums, values, operands, at + 3 + i, j, dout, dout)
+            sums = tile_fma_rows(sums, values, operands, first + i, j, dout, dout)
             da = load(grads, a + i) + tile_row_sums(sums)
             store_part(grads, a + i, da, count - i)
         for i in range(count):
-            b = operands[at + 3 + i] + j
+            b = operands[first + i] + j
             db = where_nonzero(dout, dout * values[a + i])
             store_part(grads, b, load(grads, b) + db, columns - j)
+
+
+DOT = ListOp("dot", DotArgs, dot_forward, dot_backward)
+DOT_RUN = ListOp("dot_run", DotRunArgs, dot_run_forward, dot_run_backward)
+DOT_ROWS = ListOp(
+    "dot_rows", DotRowsArgs, dot_rows_forward, dot_rows_backward, several=True, by_address=True
+)
+DOT_COLUMNS = ListOp(
+    "dot_columns",
+    DotColumnsArgs,
+    dot_columns_forward,
+    dot_columns_backward,
+    several=True,
+    by_address=True,
+)

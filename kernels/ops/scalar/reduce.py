@@ -1,8 +1,10 @@
 """Scalar operations with any number of operands, in no order: sum, max and softmax."""
 
 import math
+from typing import NamedTuple
 
 from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.op import Block, Column, ListOp, readers
 from tapegpt.kernels.simd import (
     FEW,
     add_listed,
@@ -20,12 +22,21 @@ from tapegpt.kernels.simd.math import NEAR, exp_any, exp_near
 SOFTMAX_LANES = 4
 
 
-# out = a_0 + a_1 + ... ; operands: count, a_0, a_1, ...
+class Args(NamedTuple):
+    length: Column
+    nodes: Block  # of softmax the last again and again, up to a multiple of SOFTMAX_LANES
+
+
+args, _ = readers(Args)
+
+
+# out = a_0 + a_1 + ...
 @jit
-def sum_forward(values, operands, out, at):
-    end = at + 1 + operands[at]
-    whole = 0.0  # float64: a sum of millions in float32 would lose four digits
-    for begin in range(at + 1, end, FEW):
+def sum_forward(values, operands, inputs, out, at):
+    count, nodes = args(operands, at)
+    end = nodes + count
+    whole = 0.0  # float64, see FEW
+    for begin in range(nodes, end, FEW):
         total = values.dtype.type(0)
         for i in range(begin, min(begin + FEW, end)):
             total += values[operands[i]]
@@ -34,18 +45,18 @@ def sum_forward(values, operands, out, at):
 
 
 @jit
-def sum_backward(grads, operands, dout, at):
-    if operands[at] > FEW:
-        long_sum_backward(grads, operands, dout, at)
+def sum_backward(values, grads, operands, inputs, out, dout, at):
+    count, nodes = args(operands, at)
+    if count > FEW:
+        long_sum_backward(grads, operands, dout, nodes, nodes + count)
         return
-    for i in range(at + 1, at + 1 + operands[at]):
+    for i in range(nodes, nodes + count):
         grads[operands[i]] += dout
 
 
 @jit
-def long_sum_backward(grads, operands, dout, at):
+def long_sum_backward(grads, operands, dout, i, end):
     """As sum_backward; a node that stands there many times in a row gets its gradient at once."""
-    i, end = at + 1, at + 1 + operands[at]
     while i < end:
         begin, a = i, operands[i]
         while i < end and operands[i] == a:
@@ -53,12 +64,11 @@ def long_sum_backward(grads, operands, dout, at):
         grads[a] += dout * (i - begin)
 
 
-# out_i = e ** a_i / (e ** a_0 + e ** a_1 + ...); operands: count, a_0, a_1, ..., the last of them
-# again and again up to a multiple of SOFTMAX_LANES
+# out_i = e ** a_i / (e ** a_0 + e ** a_1 + ...)
 @inlined
-def softmax_forward(values, operands, out, at):
-    count = operands[at]
-    x = load_listed(values, operands, at + 1, SOFTMAX_LANES)
+def softmax_forward(values, operands, inputs, out, at):
+    count, nodes = args(operands, at)
+    x = load_listed(values, operands, nodes, SOFTMAX_LANES)
     # Few numbers, and near ones: their exponentials stay in a register.
     if count <= SOFTMAX_LANES and within(x, values.dtype.type(NEAR)):
         e = exp_near(x)
@@ -71,11 +81,11 @@ def softmax_forward(values, operands, out, at):
 
 @jit
 def long_softmax_forward(values, operands, out, at):
-    count = operands[at]
+    count, nodes = args(operands, at)
     largest = values[largest_of(values, operands, at)]
-    total = keep_first(load_listed(values, operands, at + 1, SOFTMAX_LANES), 0, 0)
+    total = keep_first(load_listed(values, operands, nodes, SOFTMAX_LANES), 0, 0)
     for i in range(0, count, SOFTMAX_LANES):
-        x = load_listed(values, operands, at + 1 + i, SOFTMAX_LANES)
+        x = load_listed(values, operands, nodes + i, SOFTMAX_LANES)
         e = keep_first(exp_any(x - largest), count - i, 0)
         total = total + e
         store_part(values, out + i, e, count - i)
@@ -86,21 +96,21 @@ def long_softmax_forward(values, operands, out, at):
 
 
 @inlined
-def softmax_backward(values, grads, operands, out, at):
-    count = operands[at]
+def softmax_backward(values, grads, operands, inputs, out, dout, at):
+    count, nodes = args(operands, at)
     if count <= SOFTMAX_LANES:
-        dout, y = load_lanes(grads, out, SOFTMAX_LANES), load_lanes(values, out, SOFTMAX_LANES)
+        dy, y = load_lanes(grads, out, SOFTMAX_LANES), load_lanes(values, out, SOFTMAX_LANES)
         if count < SOFTMAX_LANES:
-            dout, y = keep_first(dout, count, 0), keep_first(y, count, 0)
-        if not within(dout, smallest(grads)):
-            add_listed(grads, operands, at + 1, y * (dout - totals(y * dout)))
+            dy, y = keep_first(dy, count, 0), keep_first(y, count, 0)
+        if not within(dy, smallest(grads)):
+            add_listed(grads, operands, nodes, y * (dy - totals(y * dy)))
     else:
         long_softmax_backward(values, grads, operands, out, at)
 
 
 @jit
 def long_softmax_backward(values, grads, operands, out, at):
-    count = operands[at]
+    count, nodes = args(operands, at)
     mean = keep_first(load_lanes(grads, out, SOFTMAX_LANES), 0, 0)
     nothing = True
     for i in range(0, count, SOFTMAX_LANES):
@@ -113,15 +123,15 @@ def long_softmax_backward(values, grads, operands, out, at):
     for i in range(0, count, SOFTMAX_LANES):
         dout = load_lanes(grads, out + i, SOFTMAX_LANES)
         da = load_lanes(values, out + i, SOFTMAX_LANES) * (dout - mean)
-        add_listed(grads, operands, at + 1 + i, keep_first(da, count - i, 0))
+        add_listed(grads, operands, nodes + i, keep_first(da, count - i, 0))
 
 
-# out = the largest of a_0, a_1, ... (the first of equals), or the first NaN; operands: count, a_0,
-# a_1, ...
+# out = the largest of a_0, a_1, ... (the first of equals), or the first NaN
 @jit
 def largest_of(values, operands, at):
-    best = operands[at + 1]
-    for i in range(at + 1, at + 1 + operands[at]):
+    count, nodes = args(operands, at)
+    best = operands[nodes]
+    for i in range(nodes, nodes + count):
         if math.isnan(values[operands[i]]):
             return operands[i]
         if values[operands[i]] > values[best]:
@@ -130,11 +140,16 @@ def largest_of(values, operands, at):
 
 
 @jit
-def max_forward(values, operands, inputs, out, at, window):
+def max_forward(values, operands, inputs, out, at, batch_range):
     values[out] = values[largest_of(values, operands, at)]
 
 
 @jit
-def max_backward(values, grads, operands, inputs, out, at, back, window):
+def max_backward(values, grads, operands, inputs, out, at, back, batch_range):
     if grads[out] != 0:
         grads[largest_of(values, operands, at)] += grads[out]
+
+
+SUM = ListOp("sum", Args, sum_forward, sum_backward)
+SOFTMAX = ListOp("softmax", Args, softmax_forward, softmax_backward, several=True)
+MAX = ListOp("max", Args, max_forward, max_backward, by_address=True)

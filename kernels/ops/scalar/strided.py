@@ -1,102 +1,132 @@
-"""Scalar operations on nodes side by side: one record for many of them.
+"""Scalar operations on nodes side by side: one record for many of them, a vector at a time.
 
-The formulas are those of scalar.py. Operands: results, count, opcode, then first, row and step for
-a and for b: element j of row i has its a at the node first + i row + j step. A row has `count`
-elements and the step is 1 or 0; the results follow each other. An operation with one operand has it
-twice.
+Element j of row i has its a at the node a + i a_row + j a_step. A row has `length` elements and a
+step is 1 or 0; the results follow each other. The formulas are those of formulas.py.
 """
 
-from tapegpt.kernels import op
+import textwrap
+from typing import NamedTuple
+
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined, jit
-from tapegpt.kernels.simd import (
-    keep_first,
-    lanes,
-    load,
-    relu,
-    splat,
-    store_part,
-    sum_lanes,
-    where_nonzero,
-    where_positive,
-)
+from tapegpt.kernels.op import Column, ListOp, generated, readers
+from tapegpt.kernels.ops.scalar.formulas import FORMULAS
 from tapegpt.kernels.simd.math import exp_any
 
+# Those with two operands that a gradient passes to come first.
+ROWS = tuple(sorted((f for f in FORMULAS if f.strided), key=lambda f: not f.db))
+WITH_B = sum(bool(formula.db) for formula in ROWS)
+
+# What the same is of vectors, where it is written in another way: (out, da).
+OF_VECTORS = {"relu": ("simd.relu(a)", "simd.where_positive(a, dout)")}
+
+
+class Args(NamedTuple):
+    results: Column
+    length: Column
+    formula: Column  # its place in ROWS
+    a: Column
+    a_row: Column
+    a_step: Column
+    b: Column  # of an operation with one operand that once more
+    b_row: Column
+    b_step: Column
+
+
+args, _ = readers(Args)
+
 
 @inlined
-def load_run(values, node, step):
+def load_strided(values, node, step):
     """Consecutive nodes, or one in every lane."""
-    return load(values, node) if step == 1 else splat(values, values[node])
+    return simd.load(values, node) if step == 1 else simd.splat(values, values[node])
 
 
 @inlined
-def add_run(grads, node, step, value, count):
+def add_strided(grads, node, step, value, count):
     """Add to the gradients of as many nodes; the lanes of `value` beyond are 0.
 
     Where it is one node for all, returns what to add to its gradient, else 0.
     """
     if step == 1:
-        store_part(grads, node, load(grads, node) + value, count)
+        simd.store_part(grads, node, simd.load(grads, node) + value, count)
         return grads.dtype.type(0)
-    return sum_lanes(value)
+    return simd.sum_lanes(value)
 
 
-@jit
-def run_forward(values, operands, inputs, out, at, window):
-    results, count, code = operands[at], operands[at + 1], operands[at + 2]
-    a_row, a_row_step, a_step = operands[at + 3], operands[at + 4], operands[at + 5]
-    b_row, b_row_step, b_step = operands[at + 6], operands[at + 7], operands[at + 8]
-    for row in range(out, out + results, count):
-        for j in range(0, count, lanes(values)):
-            a = load_run(values, a_row + j * a_step, a_step)
-            b = load_run(values, b_row + j * b_step, b_step)
-            if code == op.ADD:
-                result = a + b
-            elif code == op.SUB:
-                result = a - b
-            elif code == op.DIV:
-                result = a / b
-            elif code == op.EXP:
-                result = exp_any(a)
-            elif code == op.RELU:
-                result = relu(a)
-            else:  # MUL or SCALE
-                result = a * b
-            store_part(values, row + j, result, count - j)
-        a_row += a_row_step
-        b_row += b_row_step
+FORWARD = """
+def strided_forward(values, operands, inputs, out, at, batch_range):
+    s = args(operands, at)
+    a_row, b_row = s.a, s.b
+    for row in range(out, out + s.results, s.length):
+        for j in range(0, s.length, simd.lanes(values)):
+            a = load_strided(values, a_row + j * s.a_step, s.a_step)
+            b = c = load_strided(values, b_row + j * s.b_step, s.b_step)
+{chain}
+            simd.store_part(values, row + j, result, s.length - j)
+        a_row += s.a_row
+        b_row += s.b_row
+"""
 
-
-@jit
-def run_backward(values, grads, operands, inputs, out, at, back, window):
-    results, count, code = operands[at], operands[at + 1], operands[at + 2]
-    a_row, a_row_step, a_step = operands[at + 3], operands[at + 4], operands[at + 5]
-    b_row, b_row_step, b_step = operands[at + 6], operands[at + 7], operands[at + 8]
-    for row in range(out, out + results, count):
+# What the root does not depend on passes nothing on, see vanishes.
+BACKWARD = """
+def strided_backward(values, grads, operands, inputs, first, at, back, batch_range):
+    s = args(operands, at)
+    a_row, b_row = s.a, s.b
+    for row in range(first, first + s.results, s.length):
         # float64: a sum of millions in float32 would lose four digits.
         a_total, b_total = 0.0, 0.0
-        for j in range(0, count, lanes(values)):
-            a_node, b_node = a_row + j * a_step, b_row + j * b_step
-            a, b = load_run(values, a_node, a_step), load_run(values, b_node, b_step)
-            dout = keep_first(load(grads, row + j), count - j, 0)
-            da, db = dout, dout
-            if code == op.SUB:
-                db = dout * -1.0
-            elif code == op.DIV:
-                da = dout / b
-                db = load(values, row + j) * da * -1.0
-            elif code == op.EXP:
-                da = load(values, row + j) * dout
-            elif code == op.RELU:
-                da = where_positive(a, dout)
-            elif code != op.ADD:  # MUL or SCALE
-                da, db = b * dout, a * dout
-            # What the root does not depend on passes nothing on, see vanishes.
-            a_total += add_run(grads, a_node, a_step, where_nonzero(dout, da), count - j)
-            if code <= op.DIV:  # the others have one operand, or a constant b
-                b_total += add_run(grads, b_node, b_step, where_nonzero(dout, db), count - j)
-        if a_step == 0:
+        for j in range(0, s.length, simd.lanes(values)):
+            a_node, b_node = a_row + j * s.a_step, b_row + j * s.b_step
+            a = load_strided(values, a_node, s.a_step)
+            b = c = load_strided(values, b_node, s.b_step)
+            out = simd.load(values, row + j)
+            dout = simd.keep_first(simd.load(grads, row + j), s.length - j, 0)
+{chain}
+            da, db = simd.where_nonzero(dout, da), simd.where_nonzero(dout, db)
+            a_total += add_strided(grads, a_node, s.a_step, da, s.length - j)
+            if s.formula < WITH_B:
+                b_total += add_strided(grads, b_node, s.b_step, db, s.length - j)
+        if s.a_step == 0:
             grads[a_row] += a_total
-        if b_step == 0 and code <= op.DIV:
+        if s.b_step == 0 and s.formula < WITH_B:
             grads[b_row] += b_total
-        a_row += a_row_step
-        b_row += b_row_step
+        a_row += s.a_row
+        b_row += s.b_row
+"""
+
+
+def make_chain(lines_of):
+    """One branch for each formula, the last without a condition."""
+    text = ""
+    for number, formula in enumerate(ROWS):
+        test = "if" if number == 0 else "elif"
+        last = number == len(ROWS) - 1
+        text += "else:\n" if last else f"{test} s.formula == {number}:\n"
+        text += textwrap.indent(lines_of(formula), "    ") + "\n"
+    return textwrap.indent(text, 12 * " ")
+
+
+def forward_lines(formula):
+    return f"result = {OF_VECTORS.get(formula.name, [formula.out])[0]}"
+
+
+def backward_lines(formula):
+    da = OF_VECTORS[formula.name][1] if formula.name in OF_VECTORS else formula.da
+    return f"da = {da}\ndb = {formula.db or 'dout'}"
+
+
+source = FORWARD.format(chain=make_chain(forward_lines))
+source += BACKWARD.format(chain=make_chain(backward_lines))
+names = {
+    "simd": simd,
+    "exp": exp_any,
+    "args": args,
+    "load_strided": load_strided,
+    "add_strided": add_strided,
+    "WITH_B": WITH_B,
+}
+made = generated(__name__, source, names)
+strided_forward, strided_backward = jit(made["strided_forward"]), jit(made["strided_backward"])
+
+STRIDED = ListOp("strided", Args, strided_forward, strided_backward, several=True, by_address=True)

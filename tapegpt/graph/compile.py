@@ -7,19 +7,13 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
+from tapegpt.graph.fusion import fuse_relu, join_linears, joint_width
+from tapegpt.graph.memory_plan import mark_overwritten, share_gradients, share_values
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.layout import NONE
 from tapegpt.kernels.program import Program
 from tapegpt.kernels.registry import kernels_of, load_kernels
 from tapegpt.models.registry import networks, parameter_shapes
-from tapegpt.passes import (
-    fuse_relu,
-    join_linears,
-    joint_width,
-    mark_overwritten,
-    share_gradients,
-    share_values,
-)
 from tapegpt.recorders.unrolled import Dot, Scalar
 from tapegpt.recorders.vector import Vector
 from tapegpt.settings import ModelConfig

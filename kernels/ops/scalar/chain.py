@@ -1,0 +1,163 @@
+"""The chain of scalar operations: one kernel that replays a stretch of their records.
+
+Generated as flat source from the formulas and inlined by hand, so to speak: as calls they would
+take more time to compile than all the rest, and as inlined functions ten times as long.
+"""
+
+import re
+import textwrap
+
+import numpy as np
+
+from tapegpt.kernels.compile.indirect_call import read_record
+from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.op import ListOp, generated
+from tapegpt.kernels.ops.scalar.dot import DOT, DOT_RUN
+from tapegpt.kernels.ops.scalar.formulas import FORMULAS, SCOPE, Formula
+from tapegpt.kernels.ops.scalar.lookup import LOOKUP
+from tapegpt.kernels.ops.scalar.reduce import SOFTMAX, SUM
+
+# Those with one result first. The place in SCALAR_OPS is the opcode.
+LISTED = (SUM, DOT, DOT_RUN, LOOKUP, SOFTMAX)
+SCALAR_OPS: tuple[Formula | ListOp, ...] = (*FORMULAS, *LISTED)
+FIRST_SEVERAL = len(SCALAR_OPS) - sum(operation.several for operation in LISTED)
+
+
+@inlined
+def vanishes(dout):
+    """Whether a gradient is 0. The reverse sweep asks, so that operations with one result never
+    see one.
+
+    What the root does not depend on has gradient 0 and passes nothing on, however steep it is: 0
+    times infinity is 0 here. A subnormal gradient is passed on: a steep slope may make it normal.
+    """
+    return dout == 0
+
+
+PLACES = {
+    "a": "values[a]",
+    "b": "values[b]",
+    "c": "values[b]",
+    "out": "values[out]",
+    "zero": "values.dtype.type(0)",
+    "one": "values.dtype.type(1)",
+}
+
+
+def in_place(expression: str) -> str:
+    """An expression of a formula on what lies at the nodes a, b and out."""
+    return re.sub(r"\b(a|b|c|out|zero|one)\b", lambda name: PLACES[name[0]], expression)
+
+
+def forward_lines(formula: Formula) -> str:
+    return f"values[out] = {in_place(formula.out)}"
+
+
+def backward_lines(formula: Formula) -> str:
+    if not formula.da:
+        return "pass"
+    lines = [f"da = {in_place(formula.da)}", "grads[a] += da"]
+    if formula.db:
+        lines.append(f"grads[b] += {in_place(formula.db)}")
+    if formula.when:
+        lines = [f"if {in_place(formula.when)}:", *(f"    {line}" for line in lines)]
+    return "\n".join(lines)
+
+
+FORWARD = """
+def scalars_forward(values, grads, records, operands, inputs, i, end):
+    while i < end:
+        code, out, a, b = read_record(records, i)
+{adjacent}
+        i += 1
+        node, at = np.int64(out), np.int64(a)
+{others}
+        else:
+            return i - 1
+    return i
+"""
+
+FORWARD_ADJACENT = """
+if code == {code}:
+    while i < end:
+        code, out, a, b = read_record(records, i)
+        if code != {code}:
+            break
+{lines}
+        i += 1
+    continue
+"""
+
+BACKWARD = """
+def scalars_backward(values, grads, records, operands, inputs, i, begin):
+    while i >= begin:
+        code, out, a, b = read_record(records, i)
+{adjacent}
+        if code >= FIRST_CALLED:
+            break
+        i -= 1
+        node, at, dout = np.int64(out), np.int64(a), grads[out]
+        if code < FIRST_SEVERAL and vanishes(dout):
+            continue
+{others}
+    return i
+"""
+
+BACKWARD_ADJACENT = """
+if code == {code}:
+    while i >= begin:
+        code, out, a, b = read_record(records, i)
+        if code != {code}:
+            break
+        dout = grads[out]
+{lines}
+        i -= 1
+    continue
+"""
+
+FORWARD_CALL = "{name}_forward(values, operands, inputs, node, at)"
+BACKWARD_CALL = "{name}_backward(values, grads, operands, inputs, node, dout, at)"
+
+
+def make_chain(template, adjacent_template, lines_of, call):
+    """The source of one direction."""
+    adjacent = ""
+    others: list[str] = []
+    for code, operation in enumerate(SCALAR_OPS):
+        if isinstance(operation, Formula):
+            lines = lines_of(operation)
+        else:
+            lines = call.format(name=operation.name)
+        if isinstance(operation, Formula) and operation.adjacent:
+            if lines_of is backward_lines and not operation.plain:
+                lines = "if not vanishes(dout):\n" + textwrap.indent(lines, "    ")
+            lines = textwrap.indent(lines, 8 * " ")
+            adjacent += adjacent_template.format(code=code, lines=lines)
+        else:
+            test = "elif" if others else "if"
+            others.append(f"{test} code == {code}:\n" + textwrap.indent(lines, "    "))
+    return template.format(
+        adjacent=textwrap.indent(adjacent, 8 * " "),
+        others=textwrap.indent("\n".join(others), 8 * " "),
+    )
+
+
+source = make_chain(FORWARD, FORWARD_ADJACENT, forward_lines, FORWARD_CALL)
+source += make_chain(BACKWARD, BACKWARD_ADJACENT, backward_lines, BACKWARD_CALL)
+names = {
+    "np": np,
+    "read_record": read_record,
+    "vanishes": vanishes,
+    "FIRST_SEVERAL": FIRST_SEVERAL,
+    "FIRST_CALLED": len(SCALAR_OPS),
+    **SCOPE,
+    **{f"{operation.name}_forward": operation.forward for operation in LISTED},
+    **{f"{operation.name}_backward": operation.backward for operation in LISTED},
+}
+chain = generated(__name__, source, names)
+
+# Compute scalar records from i on; returns the first that is not one, or end.
+scalars_forward = jit(chain["scalars_forward"])
+# Carry gradients back through scalar records from i down; returns the first that is not one, or
+# begin - 1.
+scalars_backward = jit(chain["scalars_backward"])

@@ -1,0 +1,1 @@
+"""From a recorded tape to a program that is replayed many times."""
