@@ -18,17 +18,17 @@ vectors:
 
 A record of a scalar operation is (opcode, out, a, b), b unused where there is one operand. Every
 other record is (opcode, out, at, back), with its arguments at operands[at], operands[at + 1], ...
-in the order that the operation's kernel unpacks them. The first argument of an array operation is
+in the order of the fields that its file declares. The first argument of an array operation is
 its number of rows, or BATCH for the rows of the batch that is being replayed. Some operations on
 scalars have several results, the nodes from `out` on: their first argument is how many.
 
 For the reverse sweep an array operation has a second list:
 
-    operands[back : ]  fresh | dout | dx of every differentiable operand | scratch
+    operands[back : ]  overwrite | dout | dx of every differentiable operand | scratch
 
-Bit i of `fresh` says that the i-th of these gradients is written here first, so the kernel
+Bit i of `overwrite` says that the i-th of these gradients is written here first, so the kernel
 overwrites it instead of adding to it and nobody has to clear it. The others are indices into
-`grads`: the nodes themselves, as recorded, or where share_gradients in passes.py has moved them.
+`grads`: the nodes themselves, as recorded, or where graph/memory_plan.py has moved them.
 """
 
 from typing import NamedTuple

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 class Machine(NamedTuple):
-    """The arrays of a tape, see records.py, and the addresses of the kernels that it calls."""
+    """The arrays of a tape, see layout.py, and the addresses of the kernels that it calls."""
 
     kernels: NDArray[np.int64]  # (opcodes, 2): forward and backward, 0 where not loaded
     values: NDArray[np.floating]

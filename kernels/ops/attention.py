@@ -14,7 +14,7 @@ inputs[starts + p + 1], documents in one order, so document i's row at an earlie
 inputs[starts + s] + i.
 
 Every head of every document is a problem of its own, document after document, head after head,
-and problems are the lanes (see lanes.py): as many as a vector has lanes form a group. Of a group,
+and problems are the lanes (see lane_batching.py): as many as a vector has lanes form a group. Of a group,
 q, k, v and out are matrices of vectors, a row a position and a column a column of the head; the
 weights are one with a row for p and a column for s. Sampling comes back to one position after the
 other: the keys and values of earlier positions are still there. The tape is the KV cache.

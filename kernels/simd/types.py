@@ -19,7 +19,7 @@ WIDE_TILE, PAIR_TILE, SINGLE_TILE = (6, 2), (6, 2), (12, 1)
 if VECTOR_REGISTERS == 32:
     WIDE_TILE, PAIR_TILE, SINGLE_TILE = (6, 4), (12, 2), (16, 1)
 
-# The same where both operands are vectors, see lanes.py.
+# The same where both operands are vectors, see lane_batching.py.
 LANE_TILE = (4, 4) if VECTOR_REGISTERS == 32 else (2, 4)
 
 # Rows of the tiles for the remainder.

@@ -12,7 +12,7 @@ Node ids are plain ints. An id that an array operation returned stands for the w
 
 An operation is checked and recorded at once, and has been computed by the time anybody can look
 at a value: records wait until then, and a run of them is computed in one call, which is what
-makes recording cheap. The memory layout is drawn in kernels/op.py.
+makes recording cheap. The memory layout is drawn in kernels/layout.py.
 """
 
 from tapegpt.tape.arrays import ArrayOperations
