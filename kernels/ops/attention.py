@@ -13,11 +13,13 @@ Rows are position-major: the rows of position p lie from inputs[starts + p] up t
 inputs[starts + p + 1], documents in one order, so document i's row at an earlier position s is
 inputs[starts + s] + i.
 
-Every head of every document is a problem of its own, document after document, head after head,
-and problems are the lanes (see lane_batching.py): as many as a vector has lanes form a group. Of a group,
-q, k, v and out are matrices of vectors, a row a position and a column a column of the head; the
-weights are one with a row for p and a column for s. Sampling comes back to one position after the
-other: the keys and values of earlier positions are still there. The tape is the KV cache.
+Every head of every document is a problem of its own, document after document, head after head.
+Problems are the lanes of vectors, see lane_batching.py: as many as a vector has lanes form a group.
+Of a group, q, k, v and out are matrices of vectors, with a row for each position and a column for
+each of the head's; the probabilities are one with a row for p and a column for s.
+
+Sampling goes on by one position after the other: the keys and values of earlier ones are still
+there. The tape is the KV cache.
 """
 
 import math
