@@ -14,6 +14,10 @@ __version__ = "0.1.0"
 __all__ = ["Node", "Tape", "TapeError"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     # On first use: importing the package must not import Numba.
     if name in __all__:

@@ -305,3 +305,34 @@ def test_a_copy_is_a_tape_of_its_own() -> None:
     assert (len(tape), other.value(b)) == (1, math.e)
     c = tape.neg(a)
     assert (tape.value(c), other.value(b)) == (-1, math.e)
+
+
+def test_a_handle_stands_for_its_value_not_its_id() -> None:
+    tape = Tape()
+    tape.var(1.0)
+    handle = tape.node(tape.var(2.5))
+    assert (float(handle), int(handle), f"{math.exp(0 * float(handle)):.0f}") == (2.5, 2, "1")
+    assert math.floor(handle) == 2 and "%.1f" % handle == "2.5"  # noqa: UP031
+    assert np.asarray(handle, float) == 2.5
+    assert (np.float64(2) * handle).value == (handle * np.float32(2)).value == 5
+    with pytest.raises(TypeError):
+        [0, 1, 2][handle]  # type: ignore[call-overload]
+
+
+def test_an_empty_tape_is_true() -> None:
+    assert Tape()
+
+
+def test_finite_numbers_beyond_float32_are_refused() -> None:
+    tape = Tape("float32")
+    node = tape.var(3.4028235e38)
+    assert tape.value(tape.var(math.inf)) == math.inf
+    for attempt in (
+        lambda: tape.var(1e39),
+        lambda: tape.scale(node, -1e39),
+        lambda: tape.array([1.0, 1e39]),
+        lambda: tape.variables([1e39]),
+        lambda: tape.set_value(node, 1e39),
+    ):
+        with pytest.raises(TapeError, match="too large for float32"):
+            attempt()

@@ -99,18 +99,30 @@ class Leaves(Memory):
         if not isinstance(value, Number):
             raise TapeError(f"{value!r:.60} is not a number")
         try:
-            return self.dtype.type(value)
+            if -self._limit <= float(value) <= self._limit:
+                return self.dtype.type(value)
+            # Still finite, where it rounds to the largest.
+            with np.errstate(over="ignore"):
+                number = self.dtype.type(value)
+            if not np.isinf(number) or np.isinf(value):
+                return number
         except OverflowError:
-            raise TapeError(f"{value!r:.60} is too large for {self.dtype}") from None
+            pass
+        raise TapeError(f"{value!r:.60} is too large for {self.dtype}")
 
     def _floats(self, values: ArrayLike) -> Floats:
         try:
             given = np.asarray(values)
             if given.dtype.kind not in "fiu":
                 raise TypeError
-            return given.astype(self.dtype)
+            with np.errstate(over="ignore"):
+                floats = given.astype(self.dtype)
         except (TypeError, ValueError):
             raise TapeError(f"not an array of numbers: {values!r:.60}") from None
+        too_large = np.isinf(floats) & ~np.isinf(given)
+        if too_large.any():
+            raise TapeError(f"{given[too_large][0]} is too large for {self.dtype}")
+        return floats
 
     def input(self, values: Iterable[int], below: int) -> Input:
         """Row numbers from 0 to below - 1 that a program reads, changed with `set_input`."""

@@ -14,6 +14,7 @@ class Node:
     """A scalar node of a tape: `(a * b + a).backward()`.
 
     Operators take another handle of the same tape, or a number. Every operator records.
+    `float` and `int` give the value; a handle is no index, for that would be its id.
     """
 
     __slots__ = ("id", "tape")
@@ -22,8 +23,14 @@ class Node:
         self.tape = tape
         self.id = node
 
-    def __index__(self) -> int:
-        return self.id
+    # NumPy's scalars and arrays leave arithmetic with a handle to the handle.
+    __array_ufunc__ = None
+
+    def __float__(self) -> float:
+        return float(self.tape.value(self.id))
+
+    def __int__(self) -> int:
+        return int(float(self))
 
     def __repr__(self) -> str:
         return f"Node({self.id}, value={self.value})"

@@ -17,6 +17,7 @@ from tapegpt.kernels.layout import BATCH, BatchRange, stride
 from tapegpt.kernels.op import ArrayOp, Kind, ListOp, flatten, kinds, with_gradients
 from tapegpt.kernels.program import Machine
 from tapegpt.kernels.registry import array_op, kernels_of, load_kernels, new_table, opcode
+from tapegpt.tape.node import Node
 from tapegpt.tape.types import Batch, Floats, Input, Mark, Shape, TapeError
 
 P = ParamSpec("P")
@@ -60,6 +61,7 @@ class Memory:
             raise TapeError(f"dtype {dtype!r} is neither 'float32' nor 'float64'")
         capacity = self._count(capacity, "nodes")
         self.dtype: np.dtype[np.floating] = np.dtype(dtype)
+        self._limit = float(np.finfo(self.dtype).max)
         self.lanes = VECTOR_BYTES // self.dtype.itemsize
         self.num_params = 0  # nodes, with padding
         self.values = aligned_zeros(capacity, self.dtype)
@@ -90,6 +92,9 @@ class Memory:
     def __len__(self) -> int:
         """Nodes on the tape, padding included."""
         return self._size
+
+    def __bool__(self) -> bool:
+        return True
 
     @property
     def declared_batch(self) -> Batch:
@@ -255,17 +260,18 @@ class Memory:
             return node
         raise TapeError(f"node {node} is not on the tape, which has {self._size} nodes")
 
-    def _plain(self, node: SupportsIndex) -> int:
+    def _plain(self, node: SupportsIndex | Node) -> int:
         """The int that a handle or another kind of integer stands for."""
+        if isinstance(node, Node):
+            if node.tape is not self:
+                raise TapeError(f"the handle of node {node.id} is one of another tape")
+            return node.id
         if isinstance(node, bool):
             raise TapeError(f"{node!r} is not a node id")
         try:
-            plain = operator.index(node)
+            return operator.index(node)
         except TypeError:
             raise TapeError(f"{node!r:.60} is not a node id") from None
-        if getattr(node, "tape", self) is not self:
-            raise TapeError(f"the handle of node {plain} is one of another tape")
-        return plain
 
     @staticmethod
     def _count(count: int, what: str) -> int:
