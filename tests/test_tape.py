@@ -1,5 +1,6 @@
 """The tape as its users see it: recording, replaying, gradients, marks, and every misuse."""
 
+import copy
 import math
 import pickle
 import re
@@ -367,12 +368,107 @@ def test_handles_stand_for_ids() -> None:
 
 def test_a_handle_from_before_a_reset() -> None:
     tape = Tape()
-    tape.var(1.0)
+    fresh = tape.node(tape.var(1.0))
     mark = tape.mark()
     stale = tape.node(tape.var(2.0))
     tape.reset(mark)
-    for use in (lambda: stale + 1, lambda: 1 - stale, lambda: stale * 2, lambda: stale**2):
-        refused(tape, use, "node 1 is not on the tape")
+    uses: list[Callable[[], object]] = [
+        lambda: stale + 1,
+        lambda: 1 - stale,
+        lambda: stale * 2,
+        lambda: stale**2,
+        lambda: fresh / stale,
+        lambda: stale.exp(),
+        lambda: stale.value,
+        lambda: stale.grad,
+        lambda: float(stale),
+        lambda: stale.backward(),
+        lambda: tape.neg(stale),  # type: ignore[arg-type]
+        lambda: tape.sum([stale]),  # type: ignore[list-item]
+    ]
+    for use in uses:
+        refused(tape, use, "was forgotten by reset")
+    assert repr(stale) == "Node(1, forgotten)"
+    tape.var(3.0)  # has the id that the forgotten node had
+    for use in uses:
+        refused(tape, use, "was forgotten by reset")
+
+
+def test_a_handle_outlives_resets_to_marks_behind_it() -> None:
+    tape = Tape()
+    kept: list[tuple[Node, float]] = []
+    lost: list[Node] = []
+    marks = [tape.mark()]
+    rng = np.random.default_rng(0)
+    for turn in range(200):
+        if rng.random() < 0.7:
+            kept.append((tape.node(tape.var(float(turn))), float(turn)))
+            marks.append(tape.mark())
+        else:
+            left = int(rng.integers(max(1, len(marks) - 3), len(marks) + 1))
+            tape.reset(marks[left - 1])
+            lost += [handle for handle, _ in kept[left - 1 :]]
+            del kept[left - 1 :], marks[left:]
+        # Some are looked at after every reset, others only after several.
+        some = kept if turn % 20 == 0 else kept[::7]
+        assert [handle.value for handle, _ in some] == [value for _, value in some]
+        for handle in lost[-5:]:
+            with pytest.raises(TapeError, match="forgotten"):
+                _ = handle.value
+    assert len(kept) > 20 < len(lost)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copied_handles_are_forgotten_too(copied: Callable[[Any], Any]) -> None:
+    tape = Tape()
+    mark = tape.mark()
+    handle = tape.node(tape.var(2.0))
+    other, same = copied((tape, handle))
+    assert same.tape is other
+    assert (same * same).value == 4
+    other.reset(mark)
+    other.var(9.0)
+    with pytest.raises(TapeError, match="forgotten"):
+        same + 1
+    assert handle.value == 2
+    tape.reset(mark)
+    other, same = copied((tape, handle))
+    other.var(9.0)
+    with pytest.raises(TapeError, match="forgotten"):
+        same + 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("number", [np.float64(2), np.array(2.0), np.array(2), np.bool_(True)])
+def test_a_handle_and_a_number_of_numpy(number: Any, dtype: str) -> None:
+    tape = Tape(dtype)
+    a, plain = tape.node(tape.var(3.0)), float(number)
+    results = (a + number, number + a, a - number, number - a, a * number, number * a)
+    assert [r.value for r in results] == [
+        3 + plain, plain + 3, 3 - plain, plain - 3, 3 * plain, plain * 3
+    ]  # fmt: skip
+    assert ((a / number).value, (number / a).value, (a**number).value) == pytest.approx(
+        (3 / plain, plain / 3, 3**plain), rel=1e-6
+    )
+
+
+def test_a_handle_and_an_array_of_numpy() -> None:
+    tape = Tape()
+    a, numbers = tape.node(tape.var(3.0)), np.array([[1.0, 2.0]])
+    for nodes, expected in (
+        (a + numbers, [4, 5]),
+        (numbers + a, [4, 5]),
+        (a - numbers, [2, 1]),
+        (numbers - a, [-2, -1]),
+        (a * numbers, [3, 6]),
+        (numbers * a, [3, 6]),
+        (a / numbers, [3, 1.5]),
+        (numbers / a, [1 / 3, 2 / 3]),
+        (a**numbers, [3, 9]),
+    ):
+        assert nodes.shape == (1, 2)
+        assert nodes.astype(float).tolist() == [expected]
+    assert (np.exp(a - 3.0) + np.dot([a, a], [1.0, 2.0])).value == 10
 
 
 # Misuse

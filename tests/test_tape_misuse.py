@@ -333,6 +333,8 @@ def test_finite_numbers_beyond_float32_are_refused() -> None:
         lambda: tape.array([1.0, 1e39]),
         lambda: tape.variables([1e39]),
         lambda: tape.set_value(node, 1e39),
+        lambda: tape.var(10**39),
+        lambda: tape.var(np.array(-1e300)),
     ):
         with pytest.raises(TapeError, match="too large for float32"):
             attempt()

@@ -3,9 +3,10 @@
 import operator
 from array import array
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from tapegpt.kernels.layout import BATCH
 from tapegpt.kernels.registry import OPERATIONS
@@ -95,20 +96,23 @@ class Leaves(Memory):
             raise TapeError(f"node {node} is part of the array {array}: set all of that")
         return node
 
-    def _number(self, value: Number) -> np.floating:
-        if not isinstance(value, Number):
-            raise TapeError(f"{value!r:.60} is not a number")
+    def _number(self, value: Number | NDArray[Any]) -> np.floating:
+        if type(value) is not float:
+            if isinstance(value, np.ndarray) and value.ndim == 0:
+                value = value[()]
+            if not isinstance(value, Number):
+                raise TapeError(f"{value!r:.60} is not a number")
         try:
             if -self._limit <= float(value) <= self._limit:
                 return self.dtype.type(value)
             # Still finite, where it rounds to the largest.
             with np.errstate(over="ignore"):
                 number = self.dtype.type(value)
-            if not np.isinf(number) or np.isinf(value):
-                return number
-        except OverflowError:
-            pass
-        raise TapeError(f"{value!r:.60} is too large for {self.dtype}")
+        except OverflowError:  # an int beyond float64
+            number = self.dtype.type(np.inf)
+        if np.isinf(number) and (isinstance(value, int) or not np.isinf(value)):
+            raise TapeError(f"{value!r:.60} is too large for {self.dtype}")
+        return number
 
     def _floats(self, values: ArrayLike) -> Floats:
         try:

@@ -2,7 +2,7 @@
 
 import operator
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from copy import deepcopy
 from functools import wraps
@@ -78,6 +78,9 @@ class Memory:
         self._panel: int | None = None  # where matrix products pack what they read
         self._batch: Batch | None = None
         self._recurrence: int | None = None  # the record of a `previous` that waits for its `carry`
+        self.generation = 0  # resets so far, which tell handles of forgotten nodes
+        # (generation that it ended, nodes kept) of each reset that kept less than all since.
+        self._resets: list[tuple[int, int]] = []
         self._evaluated = 0  # records whose values have been computed
         self._ready = [0, 0]  # records whose kernels have been loaded, forward and backward
 
@@ -160,6 +163,16 @@ class Memory:
         elif not isinstance(mark, Mark) or mark not in self._marks:
             raise TapeError(f"{mark!r:.90} is not a mark of this tape since it was last reset")
         self._truncate(mark)
+        while self._resets and self._resets[-1][1] >= mark.nodes:
+            self._resets.pop()
+        self._resets.append((self.generation, mark.nodes))
+        self.generation += 1
+
+    def _survives(self, node: int, generation: int) -> bool:
+        """Whether a node that was recorded in a generation outlived all resets since."""
+        # What is kept grows from one entry to the next, so the first is the strictest.
+        _, kept = self._resets[bisect_left(self._resets, (generation, 0))]
+        return node < kept
 
     def _end(self) -> Mark:
         return Mark(self._size, len(self._records) // 4, len(self._operands), len(self._inputs))
@@ -252,7 +265,7 @@ class Memory:
     def _loaded_rows(self, shape: Shape) -> int:
         return self._batch_range().end_row if shape.rows == BATCH else shape.rows
 
-    def _any(self, node: int) -> int:
+    def _any(self, node: int | Node) -> int:
         """The id of a scalar or array node, checked."""
         if type(node) is not int:
             node = self._plain(node)
@@ -265,6 +278,10 @@ class Memory:
         if isinstance(node, Node):
             if node.tape is not self:
                 raise TapeError(f"the handle of node {node.id} is one of another tape")
+            if node.generation != self.generation:
+                if not self._survives(node.id, node.generation):
+                    raise TapeError(f"node {node.id} of this handle was forgotten by reset")
+                node.generation = self.generation
             return node.id
         if isinstance(node, bool):
             raise TapeError(f"{node!r} is not a node id")

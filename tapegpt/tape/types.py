@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 Ids = NDArray[np.int64]
-Number = int | float | np.floating | np.integer
+Number = int | float | np.floating | np.integer | np.bool_
 
 
 class TapeError(ValueError):
