@@ -1,4 +1,4 @@
-"""Training's kernels on their own: the loss of a recorded model and its gradients, and a team."""
+"""Training's kernels on their own: the loss of a recorded model and its gradients, and a group."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.graph.compile import Recording
 from tapegpt.kernels.loops.batch import pack_batch
-from tapegpt.kernels.loops.thread_group import Team
+from tapegpt.kernels.loops.thread_group import ThreadGroup
 from tapegpt.kernels.loops.train import loss_and_gradient
 
 Floats = NDArray[np.floating]
@@ -30,8 +30,8 @@ def loss_and_gradients(
     return loss, gradients
 
 
-def team(values: Floats, *grads: Floats) -> Team:
+def group(values: Floats, *grads: Floats) -> ThreadGroup:
     """Threads that share these parameters: as many as there are gradients."""
     count = len(grads)
     others = np.stack(grads[1:]) if count > 1 else np.zeros((0, len(values)), values.dtype)
-    return Team(values, grads[0], others, np.zeros((count, 8)), np.zeros(1, np.int64))
+    return ThreadGroup(values, grads[0], others, np.zeros((count, 8)), np.zeros(1, np.int64))

@@ -146,10 +146,10 @@ EQUIVALENT = {
         "matmul.matmul: for k in ... -> for k in range(0, max(2, depth), PANEL_DEPTH):",
     ],
     "How often a thread that waits leaves the processor to others changes the speed alone.": [
-        "thread_group.together: looks = 0 -> ... ",
-        "thread_group.together: looks += 1 -> ... ",
-        "thread_group.together: if looks % LOOKS == 0: -> if ... :",
-        "thread_group.together: yield_processor() -> pass",
+        "thread_group.all_reduce_sum: looks = 0 -> ... ",
+        "thread_group.all_reduce_sum: looks += 1 -> ... ",
+        "thread_group.all_reduce_sum: if looks % LOOKS == 0: -> if ... :",
+        "thread_group.all_reduce_sum: yield_processor() -> pass",
     ],
     "How far a tile reaches matters only where bounds are checked; more room than needed will do; "
     "rows after the last one are computed and left out.": [
@@ -171,7 +171,7 @@ EQUIVALENT = {
     ],
     "What is cleared once more, or copied onto itself, stays what it is.": [
         "loops/train.loss_and_gradient: grads[program.clear ... max(top, program.clear[i, 1])] = 0",
-        "thread_group.take_parameters: if thread > 0: -> if thread >= 0:",
+        "thread_group.broadcast_parameters: if thread > 0: -> if thread >= 0:",
     ],
     "An index of zero may have any type.": [
         "thread_group.arrived: at ... ir.IntType(65)(0))",

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
-from gradients import team
+from gradients import group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opcodes import has_gradients, named
@@ -219,10 +219,10 @@ def test_an_update_notices(dtype, clip_norm, kind, weight_decay, vectors, place,
         clip_norm=clip_norm, averaging=0.0,
     )  # fmt: skip
     values[:], grads[:], state[:] = 1, 1, 1
-    assert update(team(values, grads), 0, count, optimizer, 1, 100.0)
+    assert update(group(values, grads), 0, count, optimizer, 1, 100.0)
     grads[:] = 1
     {"gradient": grads, "weight": values, "state": state[0]}[where][int(place * count)] = poison
-    noticed = not update(team(values, grads), 0, count, optimizer, 2, 100.0)
+    noticed = not update(group(values, grads), 0, count, optimizer, 2, 100.0)
     finite = np.isfinite(values).all()
     assert noticed or finite
     # A sum of a few numbers beyond a tenth of the largest may be infinite.
@@ -239,7 +239,7 @@ def test_a_norm_that_overflows_is_noticed(kind):
     state = aligned_zeros((2 - kind) * 16, np.dtype("float64")).reshape(-1, 16)
     optimizer = Optimizer(kind, state, 0.8, 0.9, 1e-6, 0.0, 0.7, clip_norm=1.0, averaging=0.0)
     grads[3] = 1e200
-    finite = update(team(values, grads), 0, 16, optimizer, 1, 1e200)
+    finite = update(group(values, grads), 0, 16, optimizer, 1, 1e200)
     assert not (finite and np.isfinite(state).all())
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import references
-from gradients import team
+from gradients import group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -206,7 +206,7 @@ def test_clipping_keeps_the_direction(dtype, count, scale, share, seed):
     grads[:] = np.random.default_rng(seed).normal(size=count + MORE) * 10.0**scale
     before = grads.copy()
     longest = share * np.linalg.norm(doubles(before[:count]))
-    clip_gradient(team(grads, grads), 0, 0, count, longest)
+    clip_gradient(group(grads, grads), 0, 0, count, longest)
     expected = references.clip(doubles(before[:count]), longest)
     np.testing.assert_allclose(grads[:count], expected, rtol=3 * np.finfo(dtype).eps)
     assert (grads[count:] == before[count:]).all()
@@ -220,7 +220,7 @@ def test_clipping_does_not_hide_what_is_not_finite(dtype, value):
     grads = aligned_zeros(16, np.dtype(dtype))
     grads[:] = 1
     grads[5] = value
-    clip_gradient(team(grads, grads), 0, 0, 16, 0.5)
+    clip_gradient(group(grads, grads), 0, 0, 16, 0.5)
     assert np.isnan(grads[5]) or np.isinf(grads[5])
 
 
@@ -246,7 +246,7 @@ def test_an_update_clips_and_then_optimizes(dtype, clip_norm, kind, weight_decay
             w, first, second = references.adam(
                 w, g, first, second, step, 0.02, 0.8, 0.9, 1e-6, weight_decay
             )
-        update(team(values, grads), 0, count, optimizer, step, 0.02)
+        update(group(values, grads), 0, count, optimizer, step, 0.02)
         np.testing.assert_allclose(values[:count], w, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(state[0], first, rtol=1e-4, atol=tolerance)
         assert not grads[:count].any()
@@ -263,7 +263,7 @@ def test_an_update_averages_now_and_then(averaging):
     )  # fmt: skip
     for step in range(1, 2 * STEPS_PER_AVERAGE + 1):
         grads[:] = rng.normal(size=count + MORE)
-        update(team(values, grads), 0, count, optimizer, step, 0.1)
+        update(group(values, grads), 0, count, optimizer, step, 0.1)
         if step == STEPS_PER_AVERAGE:
             first = values[:count].copy()
             np.testing.assert_array_equal(state[1], first if averaging else 0)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import references
-from gradients import team
+from gradients import group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,8 +24,8 @@ from tapegpt.kernels.loops.optimizers import (
 from tapegpt.kernels.loops.thread_group import (
     FAULTS,
     SQUARES,
-    part,
-    together,
+    all_reduce_sum,
+    partition,
 )
 from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.recorders.memory_estimate import bytes_needed
@@ -50,7 +50,7 @@ def weights_of(trainer):
 
 @given(count=st.integers(0, 10**6), threads=st.integers(1, 200))
 def test_parts_cover_everything_once(count, threads):
-    parts = [part(count, thread, threads) for thread in range(threads)]
+    parts = [partition(count, thread, threads) for thread in range(threads)]
     assert (parts[0][0], parts[-1][1]) == (0, count)
     assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
     sizes = {end - begin for begin, end in parts}
@@ -103,7 +103,7 @@ def test_an_update_by_several_threads(dtype, kind, vectors, threads, clip_norm, 
     values[:] = rng.normal(size=count + 3)
     start = values.copy()
     grads = [rng.normal(size=count + 3).astype(dtype) for _ in range(threads)]
-    shared = team(values, *(array.copy() for array in grads))
+    shared = group(values, *(array.copy() for array in grads))
     state = aligned_zeros((2 - kind) * count, np.dtype(dtype)).reshape(-1, count)
     optimizer = Optimizer(
         kind, state, beta1=0.8, beta2=0.9, epsilon=1e-6, weight_decay=0.1, momentum=0.7,
@@ -129,11 +129,11 @@ def test_an_update_by_several_threads(dtype, kind, vectors, threads, clip_norm, 
 
 
 def test_nobody_leaves_a_meeting_early():
-    shared = team(np.zeros(8), *np.zeros((3, 8)))
+    shared = group(np.zeros(8), *np.zeros((3, 8)))
     left = []
 
     def come(thread):
-        together(shared, thread, FAULTS, 0.0)
+        all_reduce_sum(shared, thread, FAULTS, 0.0)
         left.append(thread)
 
     with ThreadPoolExecutor(3) as pool:
@@ -150,9 +150,9 @@ def test_sums_go_by_the_numbers_of_the_threads():
     """However the threads come in."""
     numbers = [1e16, 1.0, -1e16, 3.0]
     for order in itertools.permutations(range(4)):
-        shared = team(np.zeros(8), *np.zeros((4, 8)))
+        shared = group(np.zeros(8), *np.zeros((4, 8)))
         with ThreadPoolExecutor(4) as pool:
-            sums = [pool.submit(together, shared, i, SQUARES, numbers[i]) for i in order]
+            sums = [pool.submit(all_reduce_sum, shared, i, SQUARES, numbers[i]) for i in order]
             assert [future.result() for future in sums] == [sum(numbers)] * 4
 
 
@@ -162,7 +162,7 @@ def test_a_kernel_that_fails_keeps_nobody_waiting():
     def fails_in_the_second(program, shared, thread):
         if thread == 1:
             raise IndexError("a kernel reaches beyond the bounds of an array")
-        together(shared, thread, FAULTS, 0.0)
+        all_reduce_sum(shared, thread, FAULTS, 0.0)
         return thread
 
     for _ in range(2):

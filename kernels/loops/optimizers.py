@@ -12,8 +12,8 @@ from tapegpt.kernels.loops.thread_group import (
     FAULTS,
     SQUARES,
     add_gradients,
-    part,
-    together,
+    all_reduce_sum,
+    partition,
 )
 from tapegpt.kernels.simd import (
     clear_tiny,
@@ -47,19 +47,19 @@ class Optimizer(NamedTuple):
 
 
 @jit
-def update(team, thread, count, optimizer, step, learning_rate):
+def update(group, thread, count, optimizer, step, learning_rate):
     """Move parameters 0 to count - 1 against their gradients, which become 0.
 
-    All threads of the team call it, and each moves a part of them. step counts from 1; count is a
+    All threads of the group call it, and each moves a part of them. step counts from 1; count is a
     whole number of vectors. Returns whether all parameters are finite now, which they are not after
     a gradient that is not.
     """
-    values, grads, state = as_pointer(team.values), as_pointer(team.grads), optimizer.state
-    begin, end = part(count // lanes(values), thread, len(team.reports))
+    values, grads, state = as_pointer(group.values), as_pointer(group.grads), optimizer.state
+    begin, end = partition(count // lanes(values), thread, len(group.reports))
     begin, end = begin * lanes(values), end * lanes(values)
-    add_gradients(team, begin, end)
+    add_gradients(group, begin, end)
     if optimizer.clip_norm < math.inf:
-        clip_gradient(team, thread, begin, end, optimizer.clip_norm)
+        clip_gradient(group, thread, begin, end, optimizer.clip_norm)
     first = as_pointer(state[0])
     if optimizer.kind == SGD:
         finite = sgd(values, grads, first, begin, end, learning_rate, optimizer.momentum)
@@ -71,21 +71,21 @@ def update(team, thread, count, optimizer, step, learning_rate):
     if optimizer.averaging > 0 and step % STEPS_PER_AVERAGE == 0:
         n = step // STEPS_PER_AVERAGE
         average(values, as_pointer(state[-1]), begin, end, n, optimizer.averaging)
-    return together(team, thread, FAULTS, 0.0 if finite else 1.0) == 0
+    return all_reduce_sum(group, thread, FAULTS, 0.0 if finite else 1.0) == 0
 
 
 @jit
-def clip_gradient(team, thread, begin, end, longest):
+def clip_gradient(group, thread, begin, end, longest):
     """Shorten the gradient of all parameters together, if its norm is above `longest`, to that.
 
     begin, end: a thread's part of it. One whose norm is not finite stays as it is, for the
     optimizer to notice.
     """
-    grads = as_pointer(team.grads)
+    grads = as_pointer(group.grads)
     squares = 0.0  # float64: those of large float32 gradients overflow
     for i in range(begin, end):
         squares += np.float64(grads[i]) ** 2
-    norm = math.sqrt(together(team, thread, SQUARES, squares))
+    norm = math.sqrt(all_reduce_sum(group, thread, SQUARES, squares))
     if longest < norm < math.inf:
         for i in range(begin, end):
             grads[i] *= longest / norm

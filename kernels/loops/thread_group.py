@@ -42,7 +42,7 @@ yield_processor = types.ExternalFunction(
 )
 
 
-class Team(NamedTuple):
+class ThreadGroup(NamedTuple):
     """What the threads of a training share."""
 
     values: NDArray[np.floating]  # (nodes,), of thread 0
@@ -76,17 +76,18 @@ def arrived(typing_context, arrivals):
 
 
 @jit
-def together(team, thread, column, number):
-    """The sum of every thread's number, for which it waits until every thread has come here.
+def all_reduce_sum(group, thread, column, number):
+    """The sum of every thread's number: a barrier, which no thread leaves before all have come.
 
-    What a thread wrote before, all can read then. Between two sums in one column is one in another.
+    It orders memory: what any thread wrote before the barrier, all can read after it. Two sums in a
+    row need different columns, or a slow thread would read the numbers of the second.
     """
-    threads, reports = len(team.reports), team.reports
+    threads, reports = len(group.reports), group.reports
     reports[thread, column] = number
-    mine = arrive(team.arrivals)
+    mine = arrive(group.arrivals)
     last = min((mine + threads - 1) // threads * threads, NOBODY_COMES)
     looks = 0
-    while arrived(team.arrivals) < last:
+    while arrived(group.arrivals) < last:
         looks += 1
         if looks % LOOKS == 0:
             yield_processor()
@@ -97,27 +98,27 @@ def together(team, thread, column, number):
 
 
 @inlined
-def part(count, thread, threads):
+def partition(count, thread, threads):
     """Of 0 to count - 1 those that are a thread's: the first, and one past the last."""
     return count * thread // threads, count * (thread + 1) // threads
 
 
 @inlined
-def take_parameters(program, team, thread):
+def broadcast_parameters(program, group, thread):
     """Copy the parameters into the program of a thread."""
-    values, parameters = as_pointer(program.machine.values), as_pointer(team.values)
+    values, parameters = as_pointer(program.machine.values), as_pointer(group.values)
     if thread > 0:
         for i in range(0, program.num_params, lanes(values)):
             store(values, i, load(parameters, i))
 
 
 @inlined
-def add_gradients(team, begin, end):
+def add_gradients(group, begin, end):
     """Add the gradients of the other threads to those of the first, and clear them."""
     total, grads, (others, nodes) = (
-        as_pointer(team.grads),
-        as_pointer(team.other_grads),
-        team.other_grads.shape,
+        as_pointer(group.grads),
+        as_pointer(group.other_grads),
+        group.other_grads.shape,
     )
     for first in range(0, others * nodes, nodes):
         for i in range(begin, end, lanes(grads)):

@@ -9,9 +9,9 @@ from tapegpt.kernels.loops.optimizers import update
 from tapegpt.kernels.loops.schedules import scheduled_rate
 from tapegpt.kernels.loops.thread_group import (
     LOSS,
-    part,
-    take_parameters,
-    together,
+    all_reduce_sum,
+    broadcast_parameters,
+    partition,
 )
 from tapegpt.kernels.ops.dropout import dropout_key
 
@@ -32,23 +32,23 @@ def loss_and_gradient(program, batch):
 
 @jit
 def train_steps(
-    program, team, thread, tokens, offsets, batch_size, documents_per_sweep, shares, optimizer,
+    program, group, thread, tokens, offsets, batch_size, documents_per_sweep, shares, optimizer,
     schedule, seed, first, losses,
 ):  # fmt: skip
     """Do training steps first, first + 1, ..., one for each column of losses.
 
-    All threads of the team call it, each with its own number and program. A step takes the next
+    All threads of the group call it, each with its own number and program. A step takes the next
     batch_size documents of the corpus and writes the sum of their losses, weighted by the shares of
     a document and of a token, to losses, a row for each thread. Returns the number of steps done:
-    fewer than asked for where training diverged, with the loss of the next step in losses. Is that
-    not finite, the parameters are as they were before it; else the update was not finite, see
-    `update`. seed: of what dropout leaves out, uint64.
+    fewer than asked for where training diverged, with the loss of the next step in losses. If that
+    loss is not finite, the parameters are as they were before the step; if it is, the update was
+    not finite, see `update`. seed: of what dropout leaves out, uint64.
     """
     inputs = program.machine.inputs
-    begin, end = part(batch_size, thread, len(team.reports))
+    begin, end = partition(batch_size, thread, len(group.reports))
     for i in range(losses.shape[1]):
         step = first + i
-        take_parameters(program, team, thread)
+        broadcast_parameters(program, group, thread)
         loss = 0.0
         for at in range(begin, end, documents_per_sweep):
             document, count = step * batch_size + at, min(documents_per_sweep, end - at)
@@ -56,12 +56,12 @@ def train_steps(
             inputs[program.key] = dropout_key(seed, document)
             loss += loss_and_gradient(program, batch)
         inputs[program.key] = 0  # whoever replays the program now wants all of it
-        loss = together(team, thread, LOSS, loss)
+        loss = all_reduce_sum(group, thread, LOSS, loss)
         losses[thread, i] = loss
         if not math.isfinite(loss):
             return i
         if not update(
-            team, thread, program.num_params, optimizer, step + 1, scheduled_rate(schedule, step)
+            group, thread, program.num_params, optimizer, step + 1, scheduled_rate(schedule, step)
         ):
             return i
     return losses.shape[1]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tapegpt.kernels.compile.cpu import VECTOR_BYTES
+from tapegpt.kernels.layout import stride
 from tapegpt.models.registry import MODELS, network_shapes, prefixes
 
 if TYPE_CHECKING:
@@ -131,9 +133,8 @@ def flops(model: ModelConfig, vocab_size: int) -> tuple[int, int]:
 
 
 def row_stride(width: int) -> int:
-    """Nodes from one row of an array to the next, at most: see row_stride in kernels/layout.py."""
-    vectors = -(-width // LANES)
-    return LANES * (vectors + (vectors >= 4 and vectors % 2 == 0))
+    """Nodes from one row of an array to the next, at most."""
+    return max(stride(width, VECTOR_BYTES // itemsize) for itemsize in (4, 8))
 
 
 def _lane_nodes(n_head: int, head_dim: int, documents: int, block: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tapegpt.errors import TapegptError
 from tapegpt.graph.compile import Floats, Recording
-from tapegpt.kernels.loops.thread_group import NOBODY_COMES, Team
+from tapegpt.kernels.loops.thread_group import NOBODY_COMES, ThreadGroup
 from tapegpt.kernels.program import Program
 from tapegpt.tape.storage import ALIGNMENT, aligned_zeros
 
@@ -23,7 +23,7 @@ class Threads:
         machine = recording.program.machine
         grads = _rows(count - 1, len(machine.grads), machine.grads.dtype)
         self._programs = [recording.program, *(_copy(recording.program, row) for row in grads)]
-        self._team = Team(
+        self._team = ThreadGroup(
             values=machine.values,
             grads=machine.grads,
             other_grads=grads,
@@ -35,7 +35,7 @@ class Threads:
         return len(self._programs)
 
     def call(self, kernel: Callable[..., Any], *arguments: object) -> Any:
-        """Have every thread call kernel(program, team, thread, *arguments).
+        """Have every thread call kernel(program, group, thread, *arguments).
 
         Returns the first thread's result. Raises `TapegptError` if there cannot be so many threads.
         """
