@@ -31,4 +31,4 @@ def peer_of(name: str, workload: Workload):
     if name == "JAX padded" and not workload.batches().packed:
         pytest.skip(f"{workload.name} has no padding")
     peer = getattr(importlib.import_module(f"peers.{module}"), kind)
-    return peer(workload, trainer_of(workload).recording.weights)
+    return peer(workload, trainer_of(workload).compiled.weights)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from workloads import step_workloads
 
-from tapegpt.graph.compile import record
+from tapegpt.graph.compile import compiled_model
 from tapegpt.sampling import SAMPLES_PER_SWEEP, draw, sample, sample_in_turn
 from tapegpt.settings import SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
@@ -41,13 +41,13 @@ def test_kernel(measure_tokens, workload, together):
     """The random numbers are there before, the texts stay token ids."""
     trainer, model = trained(workload), workload.model
     vocab_size = trainer.tokenizer.vocab_size
-    recording = record(model, vocab_size, "vector", "float32", together)
-    for name, weights in recording.weights.items():
-        weights[:] = trainer.recording.weights[name]
+    compiled = compiled_model(model, vocab_size, "vector", "float32", together)
+    for name, weights in compiled.weights.items():
+        weights[:] = trainer.compiled.weights[name]
     uniforms = np.random.default_rng(0).random((4096, model.block_size))
 
     def run():
-        return draw(recording, NO_PROMPT, SampleConfig(), uniforms)
+        return draw(compiled, NO_PROMPT, SampleConfig(), uniforms)
 
     _, tokens = run()
     measure_tokens(run, tokens, workload, f"kernel, {together} together")
@@ -65,7 +65,7 @@ def test_sample_in_turn(measure_tokens):
     trainer, config = trained(SMALL), SampleConfig(num_samples=10_000)
 
     def run():
-        given = trainer.recording, trainer.tokenizer, config, random.Random(0)
+        given = trainer.compiled, trainer.tokenizer, config, random.Random(0)
         return list(sample_in_turn(*given))
 
     measure_tokens(run, count_tokens(run()), SMALL, "sample_in_turn")

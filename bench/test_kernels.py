@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from tapegpt.graph.compile import record
+from tapegpt.graph.compile import compiled_model
 from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
 from tapegpt.kernels.layout import BatchRange
 from tapegpt.kernels.loops.optimizers import adam
@@ -128,8 +128,8 @@ def test_operation(measure, case, direction):
 
 
 def test_adam(measure):
-    recording = record(ModelConfig(), VOCAB_SIZE, "vector", "float32", 1)
-    program, machine = recording.program, recording.program.machine
+    compiled = compiled_model(ModelConfig(), VOCAB_SIZE, "vector", "float32", 1)
+    program, machine = compiled.program, compiled.program.machine
     m, v = aligned_zeros(2 * program.num_params, machine.values.dtype).reshape(2, -1)
     machine.grads[: len(m)] = 1
     count = repeats(lambda count: replay_adam(machine.values, machine.grads, m, v, count))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tapegpt.graph.compile import record
+from tapegpt.graph.compile import compiled_model
 from tapegpt.settings import ModelConfig
 from tapegpt.tape import Tape
 
@@ -13,7 +13,7 @@ NODES = 10_000
 @pytest.mark.parametrize("n_embd", [16, 64])
 def test_model(measure, n_embd, granularity):
     measure(
-        lambda: record(ModelConfig(n_embd=n_embd), 27, granularity, "float32", 16),
+        lambda: compiled_model(ModelConfig(n_embd=n_embd), 27, granularity, "float32", 16),
         table="recording a model, ms",
         row=granularity,
         column=f"d{n_embd}",

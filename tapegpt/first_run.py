@@ -82,7 +82,7 @@ def compile_rest(dtype: str, kernels: Sequence[int]) -> None:
     trainer = Trainer(model, TrainConfig(granularity="scalar", dtype=dtype), ["a"])
     trainer.advance(0)
     nothing = np.zeros(0, np.int64)
-    draw(trainer.recording, nothing, SampleConfig(), np.zeros((0, 1)), in_turn=True)
+    draw(trainer.compiled, nothing, SampleConfig(), np.zeros((0, 1)), in_turn=True)
     table = new_table()
     for kernel in reversed(kernels):
         load_kernels(table, np.dtype(dtype), [kernel], BACKWARD)

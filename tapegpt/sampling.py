@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tapegpt.checkpoint import Run
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import TapegptError, UsageError
-from tapegpt.graph.compile import Recording, record
+from tapegpt.graph.compile import CompiledModel, compiled_model
 from tapegpt.host import bytes_available
 from tapegpt.kernels.compile.indirect_call import FORWARD
 from tapegpt.kernels.loops.sample import generate
@@ -34,15 +34,17 @@ def sample(run: Run, config: SampleConfig) -> Iterator[str]:
     together = _fitting(run, tokenizer.vocab_size, min(config.num_samples, SAMPLES_PER_SWEEP))
     try:
         model = replace(run.model, dropout=0.0)  # of nothing that is drawn
-        recording = record(model, tokenizer.vocab_size, "vector", run.training.dtype, together)
+        compiled = compiled_model(
+            model, tokenizer.vocab_size, "vector", run.training.dtype, together
+        )
     except MemoryError as error:
         raise _too_large(run) from error
-    for name, weights in recording.weights.items():
+    for name, weights in compiled.weights.items():
         weights[:] = run.weights[name]
     rng = np.random.default_rng(run.training.seed if config.seed is None else config.seed)
     for first in range(0, config.num_samples, SAMPLES_PER_CALL):
         count = min(SAMPLES_PER_CALL, config.num_samples - first)
-        samples, _ = draw(recording, prompt, config, rng.random((count, block)))
+        samples, _ = draw(compiled, prompt, config, rng.random((count, block)))
         yield from decode(samples, run.characters)
 
 
@@ -68,15 +70,15 @@ def _too_large(run: Run) -> TapegptError:
 
 
 def sample_in_turn(
-    recording: Recording, tokenizer: Tokenizer, config: SampleConfig, rng: random.Random
+    compiled: CompiledModel, tokenizer: Tokenizer, config: SampleConfig, rng: random.Random
 ) -> Iterator[str]:
     """Draw texts one by one with microgpt's random numbers: one for every token, the last too."""
-    block = len(recording.program.logits)
+    block = len(compiled.program.logits)
     prompt = encode_prompt(config.prompt, tokenizer, block)
     for first in range(0, config.num_samples, SAMPLES_PER_CALL):
         count = min(SAMPLES_PER_CALL, config.num_samples - first)
         uniforms = _copy(rng).random((count, block))
-        samples, drawn = draw(recording, prompt, config, uniforms, in_turn=True)
+        samples, drawn = draw(compiled, prompt, config, uniforms, in_turn=True)
         for _ in range(drawn):
             rng.random()
         yield from decode(samples, tokenizer.characters)
@@ -111,7 +113,7 @@ def encode_prompt(text: str, tokenizer: Tokenizer, block_size: int) -> NDArray[n
 
 
 def draw(
-    recording: Recording,
+    compiled: CompiledModel,
     prompt: NDArray[np.int64],
     config: SampleConfig,
     uniforms: NDArray[np.float64],
@@ -123,9 +125,9 @@ def draw(
     its row of uniforms from the start, or in_turn what the texts before left of all of them. To
     draw none still compiles what drawing needs, but for the kernels of the model.
     """
-    program = recording.program
+    program = compiled.program
     if len(uniforms) > 0:
-        recording.load([FORWARD])
+        compiled.load([FORWARD])
     samples = np.full(uniforms.shape, -1, np.int64)
     limits = kernel_limits(config, program.vocab_size, program.likelihoods.dtype)
     drawn = generate(program, prompt, *limits, uniforms.ravel(), in_turn, samples)

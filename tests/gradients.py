@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.corpus import TokenizedCorpus
-from tapegpt.graph.compile import Recording
+from tapegpt.graph.compile import CompiledModel
 from tapegpt.kernels.loops.batch import pack_batch
 from tapegpt.kernels.loops.thread_group import ThreadGroup
 from tapegpt.kernels.loops.train import loss_and_gradient
@@ -14,18 +14,18 @@ Arrays = dict[str, Floats]
 
 
 def loss_and_gradients(
-    recording: Recording, corpus: TokenizedCorpus, first: int, count: int
+    compiled: CompiledModel, corpus: TokenizedCorpus, first: int, count: int
 ) -> tuple[float, Arrays]:
     """The mean over documents first to first + count - 1, and its gradients by parameter."""
-    recording.load()
-    program, most = recording.program, recording.documents_per_sweep
+    compiled.load()
+    program, most = compiled.program, compiled.documents_per_sweep
     loss = 0.0
     for begin in range(first, first + count, most):
         together = min(most, first + count - begin)
         window = pack_batch(program, corpus.tokens, corpus.offsets, begin, together, 1 / count, 0.0)
         loss += loss_and_gradient(program, window)
     prefix = program.machine.grads[: program.num_params]
-    gradients = {name: view.copy() for name, view in recording.by_name(prefix).items()}
+    gradients = {name: view.copy() for name, view in compiled.by_name(prefix).items()}
     prefix[:] = 0
     return loss, gradients
 

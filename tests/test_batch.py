@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opcodes import all_named
 
-from tapegpt.graph.compile import record
+from tapegpt.graph.compile import compiled_model
 from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
 from tapegpt.kernels.layout import BatchRange
 from tapegpt.kernels.loops.batch import pack_batch
@@ -33,21 +33,21 @@ def model(request):
 
 
 def recorded(model, dtype="float64"):
-    recording = record(model, VOCABULARY, "vector", dtype, DOCUMENTS)
-    recording.load()
-    return recording
+    compiled = compiled_model(model, VOCABULARY, "vector", dtype, DOCUMENTS)
+    compiled.load()
+    return compiled
 
 
 @pytest.fixture(scope="module")
-def recording(model):
+def compiled(model):
     return recorded(model)
 
 
-def randomised(recording, seed=0):
+def randomised(compiled, seed=0):
     rng = np.random.default_rng(seed)
-    for weight in recording.weights.values():
+    for weight in compiled.weights.values():
         weight[:] = rng.normal(size=weight.shape) * 0.5
-    return recording
+    return compiled
 
 
 documents_of_text = st.lists(
@@ -85,8 +85,8 @@ def naive_rows(documents, block, look_back):
     count=st.integers(1, DOCUMENTS),
     stale=st.integers(0, 99),
 )
-def test_rows_are_packed_position_by_position(recording, model, documents, first, count, stale):
-    program, block = recording.program, model.block_size
+def test_rows_are_packed_position_by_position(compiled, model, documents, first, count, stale):
+    program, block = compiled.program, model.block_size
     inputs, weights = program.machine.inputs, program.machine.values[program.weights :]
     capacity = DOCUMENTS * block
     inputs[:] = weights[:capacity] = stale
@@ -111,22 +111,22 @@ def test_rows_are_packed_position_by_position(recording, model, documents, first
         assert (column[len(rows) : capacity] == stale).all()
 
 
-def loss_and_parameter_gradient(recording, documents, first, count):
-    program = recording.program
+def loss_and_parameter_gradient(compiled, documents, first, count):
+    program = compiled.program
     program.machine.grads[: program.num_params] = 0
     window = pack_batch(program, *corpus(documents), first, count, SHARE, 0.0)
     loss = loss_and_gradient(program, window)
-    gradients = recording.by_name(program.machine.grads)
+    gradients = compiled.by_name(program.machine.grads)
     return loss, {name: gradient.copy() for name, gradient in gradients.items()}
 
 
 @given(documents=documents_of_text, first=st.integers(0, 9), count=st.integers(1, DOCUMENTS))
-def test_loss_of_a_batch_is_that_of_its_documents(recording, model, documents, first, count):
-    loss, _ = loss_and_parameter_gradient(randomised(recording), documents, first, count)
+def test_loss_of_a_batch_is_that_of_its_documents(compiled, model, documents, first, count):
+    loss, _ = loss_and_parameter_gradient(randomised(compiled), documents, first, count)
     expected = sum(
         SHARE
         * references.gpt_loss(
-            recording.weights, model.n_layer, model.n_head, document[: model.block_size + 1]
+            compiled.weights, model.n_layer, model.n_head, document[: model.block_size + 1]
         )
         for document in chosen(documents, first, count)
     )
@@ -138,17 +138,17 @@ def test_loss_of_a_batch_is_that_of_its_documents(recording, model, documents, f
     count=st.integers(1, DOCUMENTS),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_gradient_of_a_batch_is_the_slope(recording, documents, count, seed):
-    randomised(recording, seed)
+def test_gradient_of_a_batch_is_the_slope(compiled, documents, count, seed):
+    randomised(compiled, seed)
     rng = np.random.default_rng(seed + 1)
-    _, gradients = loss_and_parameter_gradient(recording, documents, 0, count)
-    directions = {name: rng.normal(size=weight.shape) for name, weight in recording.weights.items()}
-    start = {name: weight.copy() for name, weight in recording.weights.items()}
+    _, gradients = loss_and_parameter_gradient(compiled, documents, 0, count)
+    directions = {name: rng.normal(size=weight.shape) for name, weight in compiled.weights.items()}
+    start = {name: weight.copy() for name, weight in compiled.weights.items()}
 
     def loss_after(step):
-        for name, weight in recording.weights.items():
+        for name, weight in compiled.weights.items():
             weight[:] = start[name] + step * directions[name]
-        return loss_and_parameter_gradient(recording, documents, 0, count)[0]
+        return loss_and_parameter_gradient(compiled, documents, 0, count)[0]
 
     expected = sum((gradients[name] * directions[name]).sum() for name in directions)
     # A step may take one of the ReLUs across its kink; a much smaller one then does not.
@@ -212,10 +212,10 @@ def test_reverse_goes_position_by_position_too(model):
     """All but attention, whose gradients go from later positions to earlier ones."""
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, VOCABULARY, length).tolist() for length in (9, 2, 5, 7, 3)]
-    recording = randomised(recorded(model))
-    program = recording.program
+    compiled = randomised(recorded(model))
+    program = compiled.program
     machine = program.machine
-    loss_and_parameter_gradient(recording, documents, 0, 5)
+    loss_and_parameter_gradient(compiled, documents, 0, 5)
     attention = all_named("attention")
     begin = int(np.flatnonzero(np.isin(machine.records[:, 0], attention))[-1]) + 1
     window = BatchRange(0, model.block_size, 0, machine.inputs[program.starts + model.block_size])
@@ -224,7 +224,7 @@ def test_reverse_goes_position_by_position_too(model):
         machine.grads[: program.num_params] = 0
         for part in parts:
             reverse_sweep(machine, begin, program.ends[-1], part)
-        gradients = recording.by_name(machine.grads)
+        gradients = compiled.by_name(machine.grads)
         results.append({name: gradient.copy() for name, gradient in gradients.items()})
     whole, stepwise = results
     assert np.abs(whole["layer1.attn_wo"]).max() > 1e-3

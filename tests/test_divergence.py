@@ -57,7 +57,7 @@ def poison(trainer, i, direction, value):
 
     Records after it do so: they look up 0, or `value` where the first target is a z.
     """
-    recording, program = trainer.recording, trainer.recording.program
+    compiled, program = trainer.compiled, trainer.compiled.program
     machine, nodes = program.machine, results(program.machine, i, direction)
     table = len(machine.values)
     looked_up = table + program.vocab_size
@@ -83,16 +83,16 @@ def poison(trainer, i, direction, value):
     for which in (FORWARD, BACKWARD):
         load_kernels(machine.kernels, values.dtype, kernels_of(machine.records), which)
     ends = program.ends + len(extra) * (program.ends > i)
-    trainer.recording = replace(
-        recording,
+    trainer.compiled = replace(
+        compiled,
         program=program._replace(machine=machine, ends=ends),
-        weights=recording.by_name(values[: program.num_params]),
+        weights=compiled.by_name(values[: program.num_params]),
     )
-    trainer._threads = Threads(trainer.recording, trainer.training.threads)
+    trainer._threads = Threads(trainer.compiled, trainer.training.threads)
 
 
 def weights_of(trainer):
-    return np.concatenate([array.ravel() for array in trainer.recording.weights.values()])
+    return np.concatenate([array.ravel() for array in trainer.compiled.weights.values()])
 
 
 def make(model, **settings):
@@ -134,7 +134,7 @@ TOGETHER = (named("array_add"), named("array_scale"), named("cross_entropy"))
 def check_operations(model, each, **settings):
     """Poison `each` records of every operation; returns how often, and how often that stopped."""
     untouched = make(model, **settings)
-    machine = untouched.recording.program.machine
+    machine = untouched.compiled.program.machine
     step = poisoned_step(untouched)
     untouched.advance(4)
     expected = weights_of(untouched)
@@ -246,7 +246,7 @@ def test_a_norm_that_overflows_is_noticed(kind):
 def test_squares_that_overflow_are_noticed():
     """Adam in float64: the moment is infinite from then on, and its weight stays as it is."""
     trainer = make("gpt", granularity="vector")
-    linear = np.flatnonzero(trainer.recording.program.machine.records[:, 0] == named("linear"))
+    linear = np.flatnonzero(trainer.compiled.program.machine.records[:, 0] == named("linear"))
     poison(trainer, int(linear[2]), BACKWARD, 1e200)
     with pytest.raises(DivergedError, match="the gradient is not finite, or too large"):
         trainer.advance(4)
@@ -277,7 +277,7 @@ def test_nothing_is_saved(tmp_path, monkeypatch, capsys, direction, clip, line):
     def make_poisoned(*given):
         trainer = Trainer(*given)
         steps.append(poisoned_step(trainer))
-        linear = np.flatnonzero(trainer.recording.program.machine.records[:, 0] == named("linear"))
+        linear = np.flatnonzero(trainer.compiled.program.machine.records[:, 0] == named("linear"))
         poison(trainer, int(linear[2]), direction, math.nan)
         return trainer
 

@@ -126,7 +126,7 @@ def test_every_training_uses_what_it_compiles(dtype):
             trainer = Trainer(ModelConfig(n_embd=2, n_head=2, block_size=2), training, ["ab"])
             trainer.advance(0)
             nothing = np.zeros(0, np.int64)
-            draw(trainer.recording, nothing, SampleConfig(), np.zeros((0, 2)), in_turn=True)
+            draw(trainer.compiled, nothing, SampleConfig(), np.zeros((0, 2)), in_turn=True)
     assert [*train_steps.signatures, *generate.signatures] == signatures
 
 

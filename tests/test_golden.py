@@ -51,7 +51,7 @@ def make_trainer(
 def first_gradients(trainer: Trainer, documents: list[str]) -> Arrays:
     """The gradients of the first step, without doing it."""
     first, *_ = shuffled(documents, random.Random(trainer.training.seed))
-    return loss_and_gradients(trainer.recording, tokenize([first], trainer.tokenizer), 0, 1)[1]
+    return loss_and_gradients(trainer.compiled, tokenize([first], trainer.tokenizer), 0, 1)[1]
 
 
 def everything(arrays: Arrays) -> NDArray[np.float64]:
@@ -70,14 +70,14 @@ def test_original(name: str, granularity: str) -> None:
 
     losses = trainer.advance(len(golden["losses"]))
     np.testing.assert_allclose(losses, golden["losses"], rtol=0, atol=tolerance)
-    parameters = everything(trainer.recording.weights)
+    parameters = everything(trainer.compiled.weights)
     assert parameters.sum() == pytest.approx(golden["param_sum"], abs=tolerance * 100)
     assert abs(parameters).sum() == pytest.approx(golden["param_abs_sum"], rel=tolerance)
     np.testing.assert_allclose(parameters[:8], golden["first_params"], rtol=0, atol=tolerance)
 
     count = len(golden["samples"])
     config = SampleConfig(temperature=0.5, num_samples=count)
-    drawn = sample_in_turn(trainer.recording, trainer.tokenizer, config, trainer.rng)
+    drawn = sample_in_turn(trainer.compiled, trainer.tokenizer, config, trainer.rng)
     assert list(drawn) == golden["samples"]
 
 
@@ -90,7 +90,7 @@ def test_numpy_port(model: str, granularity: str) -> None:
     losses = trainer.advance(len(golden["losses"]))
     np.testing.assert_allclose(losses, golden["losses"], rtol=0, atol=1e-8)
     config = SampleConfig(temperature=0.5, num_samples=len(golden["samples"]))
-    drawn = sample_in_turn(trainer.recording, trainer.tokenizer, config, trainer.rng)
+    drawn = sample_in_turn(trainer.compiled, trainer.tokenizer, config, trainer.rng)
     assert list(drawn) == golden["samples"]
 
 
@@ -130,7 +130,7 @@ def test_odd_configurations(name: str, granularity: str) -> None:
     corpus = tokenize(oracle.documents, trainer.tokenizer)
     for step in range(STEPS):
         loss, gradients = oracle.train()
-        found = loss_and_gradients(trainer.recording, corpus, step, 1)
+        found = loss_and_gradients(trainer.compiled, corpus, step, 1)
         assert found[0] == pytest.approx(loss, rel=1e-12)
         for parameter, expected in gradients.items():
             floor = 1e-12 * np.abs(expected).max()
@@ -138,10 +138,10 @@ def test_odd_configurations(name: str, granularity: str) -> None:
                 found[1][parameter], expected, rtol=1e-9, atol=floor, err_msg=parameter
             )
         assert trainer.advance(1) == pytest.approx(loss, rel=1e-12)
-    for parameter, weights in trainer.recording.weights.items():
+    for parameter, weights in trainer.compiled.weights.items():
         np.testing.assert_allclose(weights, oracle.weights[parameter], rtol=1e-9, atol=1e-10)
     config = SampleConfig(temperature=0.7, num_samples=8)
-    drawn = sample_in_turn(trainer.recording, trainer.tokenizer, config, trainer.rng)
+    drawn = sample_in_turn(trainer.compiled, trainer.tokenizer, config, trainer.rng)
     assert list(drawn) == [oracle.sample(0.7) for _ in range(8)]
 
 

@@ -20,7 +20,7 @@ from ops.catalogue import CATALOGUE, Recorded
 from ops.catalogue import Draw as DrawCase
 
 from tapegpt.corpus import TokenizedCorpus
-from tapegpt.graph.compile import record
+from tapegpt.graph.compile import compiled_model
 from tapegpt.settings import GRANULARITIES, ModelConfig
 
 Floats = NDArray[np.float64]
@@ -119,20 +119,20 @@ def check_model(kind: str, granularity: str, draw: Draw, counts: Counter[str]) -
     corpus = TokenizedCorpus(
         np.concatenate(documents).astype(np.int32), np.cumsum([0, *map(len, documents)])
     )
-    recording = record(model, vocab_size, granularity, "float64", len(documents))
-    recording.program.machine.inputs[recording.program.key] = 3
-    weights = recording.weights
+    compiled = compiled_model(model, vocab_size, granularity, "float64", len(documents))
+    compiled.program.machine.inputs[compiled.program.key] = 3
+    weights = compiled.weights
     for matrix in weights.values():
         matrix[:] = rng.normal(0, matrix.shape[1] ** -0.5, matrix.shape)
     start = {name: matrix.copy() for name, matrix in weights.items()}
-    _, gradients = loss_and_gradients(recording, corpus, 0, len(documents))
+    _, gradients = loss_and_gradients(compiled, corpus, 0, len(documents))
     for chosen in [[name] for name in weights] + [list(weights)]:
         direction = {name: rng.normal(size=weights[name].shape) for name in chosen}
 
         def moved(distance: float, direction: dict[str, Floats] = direction) -> float:
             for name, speed in direction.items():
                 weights[name][:] = start[name] + distance * speed
-            loss, _ = loss_and_gradients(recording, corpus, 0, len(documents))
+            loss, _ = loss_and_gradients(compiled, corpus, 0, len(documents))
             for name in direction:
                 weights[name][:] = start[name]
             return loss

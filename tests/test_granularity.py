@@ -8,7 +8,7 @@ from gradients import Arrays, loss_and_gradients
 from numpy.typing import NDArray
 
 from tapegpt.corpus import TokenizedCorpus
-from tapegpt.graph.compile import Recording, record
+from tapegpt.graph.compile import CompiledModel, compiled_model
 from tapegpt.kernels.loops.optimizers import ADAM, Optimizer
 from tapegpt.kernels.loops.sample import generate
 from tapegpt.kernels.loops.schedules import LINEAR, Schedule
@@ -76,21 +76,21 @@ def make_corpus(block: int, vocab_size: int) -> TokenizedCorpus:
     return TokenizedCorpus(np.concatenate(documents).astype(np.int32), offsets)
 
 
-def draw_weights(recording: Recording) -> None:
+def draw_weights(compiled: CompiledModel) -> None:
     """The same numbers for every recording of a model."""
     rng = np.random.default_rng(8)
-    for name, weights in recording.weights.items():
+    for name, weights in compiled.weights.items():
         # A state that is multiplied with larger numbers again and again would overflow.
         deviation = 0.3 * len(weights) ** -0.5 if name == "m" else 0.3
         weights[:] = rng.normal(0, deviation, weights.shape)
 
 
-def make_recording(sizes: str, granularity: str, dtype: str, documents: int = 1) -> Recording:
+def make_recording(sizes: str, granularity: str, dtype: str, documents: int = 1) -> CompiledModel:
     model, vocab_size = make_model(sizes)
-    recording = record(model, vocab_size, granularity, dtype, documents)
-    recording.load()
-    draw_weights(recording)
-    return recording
+    compiled = compiled_model(model, vocab_size, granularity, dtype, documents)
+    compiled.load()
+    draw_weights(compiled)
+    return compiled
 
 
 @cache
@@ -98,8 +98,8 @@ def reference(sizes: str) -> list[tuple[float, Arrays]]:
     """Loss and gradients of every single document, number by number."""
     model, vocab_size = make_model(sizes)
     corpus = make_corpus(model.block_size, vocab_size)
-    recording = make_recording(sizes, "scalar", "float64")
-    return [loss_and_gradients(recording, corpus, d, 1) for d in range(7)]
+    compiled = make_recording(sizes, "scalar", "float64")
+    return [loss_and_gradients(compiled, corpus, d, 1) for d in range(7)]
 
 
 def mean_of_documents(sizes: str, which: list[int]) -> tuple[float, Arrays]:
@@ -129,9 +129,9 @@ def assert_agree(
 def test_single_documents(granularity: str, sizes: str) -> None:
     model, vocab_size = make_model(sizes)
     corpus = make_corpus(model.block_size, vocab_size)
-    recording = make_recording(sizes, granularity, "float64")
+    compiled = make_recording(sizes, granularity, "float64")
     for document, expected in enumerate(reference(sizes)):
-        found = loss_and_gradients(recording, corpus, document, 1)
+        found = loss_and_gradients(compiled, corpus, document, 1)
         assert_agree(found, expected, 1e-10)
 
 
@@ -141,8 +141,8 @@ def test_single_documents(granularity: str, sizes: str) -> None:
 def test_float32(granularity: str, sizes: str) -> None:
     model, vocab_size = make_model(sizes)
     corpus = make_corpus(model.block_size, vocab_size)
-    recording = make_recording(sizes, granularity, "float32", 7)
-    found = loss_and_gradients(recording, corpus, 0, 7)
+    compiled = make_recording(sizes, granularity, "float32", 7)
+    found = loss_and_gradients(compiled, corpus, 0, 7)
     expected = mean_of_documents(sizes, list(range(7)))
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
     for name, gradient in expected[1].items():
@@ -155,12 +155,12 @@ def test_float32(granularity: str, sizes: str) -> None:
 def test_batches_are_means_over_documents(documents_per_sweep: int, sizes: str) -> None:
     model, vocab_size = make_model(sizes)
     corpus = make_corpus(model.block_size, vocab_size)
-    recording = make_recording(sizes, "vector", "float64", documents_per_sweep)
+    compiled = make_recording(sizes, "vector", "float64", documents_per_sweep)
     # From the middle of the corpus, once around its end.
-    found = loss_and_gradients(recording, corpus, 4, 7)
+    found = loss_and_gradients(compiled, corpus, 4, 7)
     assert_agree(found, mean_of_documents(sizes, list(range(7))), 1e-10)
     # A smaller batch, after a larger one has left its rows behind.
-    found = loss_and_gradients(recording, corpus, 1, 2)
+    found = loss_and_gradients(compiled, corpus, 1, 2)
     assert_agree(found, mean_of_documents(sizes, [1, 2]), 1e-10)
 
 
@@ -171,42 +171,42 @@ def test_batches_are_means_over_documents(documents_per_sweep: int, sizes: str) 
 def test_gradient_along_random_directions(sizes: str, granularity: str) -> None:
     model, vocab_size = make_model(sizes)
     corpus = make_corpus(model.block_size, vocab_size)
-    recording = make_recording(sizes, granularity, "float64", 7)
-    _, gradients = loss_and_gradients(recording, corpus, 0, 7)
-    start = {name: weights.copy() for name, weights in recording.weights.items()}
+    compiled = make_recording(sizes, granularity, "float64", 7)
+    _, gradients = loss_and_gradients(compiled, corpus, 0, 7)
+    start = {name: weights.copy() for name, weights in compiled.weights.items()}
     rng = np.random.default_rng(1)
     for _ in range(3):
         direction = {name: rng.normal(size=weights.shape) for name, weights in start.items()}
         expected = sum((gradients[name] * speed).sum() for name, speed in direction.items())
 
         def moved(distance: float, direction: Arrays = direction) -> float:
-            for name, weights in recording.weights.items():
+            for name, weights in compiled.weights.items():
                 weights[:] = start[name] + distance * direction[name]
-            return loss_and_gradients(recording, corpus, 0, 7)[0]
+            return loss_and_gradients(compiled, corpus, 0, 7)[0]
 
         h = 1e-7  # so small that no step crosses the kink of a ReLU (with these weights)
         assert (moved(h) - moved(-h)) / (2 * h) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 def train(
-    recording: Recording, corpus: TokenizedCorpus, batch_size: int, steps: int, threads: int = 1
+    compiled: CompiledModel, corpus: TokenizedCorpus, batch_size: int, steps: int, threads: int = 1
 ) -> tuple[NDArray[np.float64], Arrays]:
     losses = np.zeros((threads, steps))
-    parameters = recording.program.machine.values[: recording.program.num_params]
+    parameters = compiled.program.machine.values[: compiled.program.num_params]
     state = np.stack([np.zeros_like(parameters)] * 2)
     optimizer = Optimizer(
         ADAM, state, beta1=0.85, beta2=0.99, epsilon=1e-8, weight_decay=0.0, momentum=0.0,
         clip_norm=np.inf, averaging=0.0,
     )  # fmt: skip
     schedule = Schedule(LINEAR, 0.01, decay=1.0, warmup=0.0, origin=0.0, span=float(steps))
-    done = Threads(recording, threads).call(
+    done = Threads(compiled, threads).call(
         train_steps, corpus.tokens, corpus.offsets, batch_size,
-        recording.documents_per_sweep, (1 / batch_size, 0.0), optimizer, schedule, np.uint64(0), 0,
+        compiled.documents_per_sweep, (1 / batch_size, 0.0), optimizer, schedule, np.uint64(0), 0,
         losses,
     )  # fmt: skip
     assert done == steps
     assert (losses == losses[0]).all()
-    return losses[0], {name: weights.copy() for name, weights in recording.weights.items()}
+    return losses[0], {name: weights.copy() for name, weights in compiled.weights.items()}
 
 
 @pytest.mark.parametrize(
@@ -233,8 +233,8 @@ def test_training_steps(
     corpus = make_corpus(model.block_size, vocab_size)
     # Five documents a step out of seven: every step is another batch.
     expected = train(make_recording(sizes, "scalar", "float64"), corpus, 5, 12)
-    recording = make_recording(sizes, granularity, "float64", documents_per_sweep)
-    losses, weights = train(recording, corpus, 5, 12, threads)
+    compiled = make_recording(sizes, granularity, "float64", documents_per_sweep)
+    losses, weights = train(compiled, corpus, 5, 12, threads)
     np.testing.assert_allclose(losses, expected[0], rtol=1e-9)
     for name, matrix in expected[1].items():
         np.testing.assert_allclose(weights[name], matrix, rtol=1e-7, atol=1e-9, err_msg=name)
@@ -246,19 +246,19 @@ def test_training_steps(
 def test_padding_stays_zero(sizes: str, dtype: str, granularity: str) -> None:
     model, vocab_size = make_model(sizes)
     corpus = make_corpus(model.block_size, vocab_size)
-    recording = make_recording(sizes, granularity, dtype, 3)
-    train(recording, corpus, 7, 3)
-    machine = recording.program.machine
-    weights = np.zeros_like(machine.values[: recording.program.num_params])
-    for view in recording.by_name(weights).values():
+    compiled = make_recording(sizes, granularity, dtype, 3)
+    train(compiled, corpus, 7, 3)
+    machine = compiled.program.machine
+    weights = np.zeros_like(machine.values[: compiled.program.num_params])
+    for view in compiled.by_name(weights).values():
         view[:] = 1
     assert not machine.values[: len(weights)][weights == 0].any()
     assert not machine.grads[: len(weights)].any()
 
 
-def samples(recording: Recording, uniforms: NDArray[np.float64]) -> list[list[int]]:
+def samples(compiled: CompiledModel, uniforms: NDArray[np.float64]) -> list[list[int]]:
     result = np.zeros(uniforms.shape, np.int64)
-    program = recording.program
+    program = compiled.program
     prompt = np.zeros(0, np.int64)
     generate(program, prompt, 2.0, program.vocab_size, 1.0, uniforms.ravel(), False, result)
     return result.tolist()
@@ -271,6 +271,6 @@ def test_samples(sizes: str) -> None:
     together = samples(make_recording(sizes, "vector", "float64", 9), uniforms)
     assert len({tuple(sample) for sample in together}) > 1
     for granularity in GRANULARITIES:
-        recording = make_recording(sizes, granularity, "float64")
-        one_by_one = [samples(recording, row[None])[0] for row in uniforms]
+        compiled = make_recording(sizes, granularity, "float64")
+        one_by_one = [samples(compiled, row[None])[0] for row in uniforms]
         assert one_by_one == together

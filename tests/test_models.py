@@ -43,7 +43,7 @@ def test_a_model_is_its_class_alone(bigram, granularity):
     training = TrainConfig(steps=200, batch_size=2, granularity=granularity, dtype="float64")
     trainer = Trainer(bigram, training, ["ab", "abab"])
     assert trainer.learning_rate == 0.01
-    assert {name: w.shape for name, w in trainer.recording.weights.items()} == {"table": (3, 3)}
+    assert {name: w.shape for name, w in trainer.compiled.weights.items()} == {"table": (3, 3)}
     first, *_, last = trainer.advance(200)
     assert first == pytest.approx(math.log(3), abs=0.2)
     assert last < 0.7 * first

@@ -146,12 +146,14 @@ def test_a_model_is_the_same_with_relus_fused(dtype, monkeypatch):
     results = []
     for fuse in (fuse_relu, lambda machine: machine):
         monkeypatch.setattr(program, "fuse_relu", fuse)
-        recording = program.record(MODEL, tokenizer.vocab_size, "vector", dtype, len(DOCUMENTS))
+        compiled = program.compiled_model(
+            MODEL, tokenizer.vocab_size, "vector", dtype, len(DOCUMENTS)
+        )
         rng = np.random.default_rng(0)
-        for weight in recording.weights.values():
+        for weight in compiled.weights.values():
             weight[:] = rng.normal(size=weight.shape) * 0.5
-        codes = opcodes(recording.program.machine)
-        results.append((codes, *loss_and_gradients(recording, corpus, 0, len(DOCUMENTS))))
+        codes = opcodes(compiled.program.machine)
+        results.append((codes, *loss_and_gradients(compiled, corpus, 0, len(DOCUMENTS))))
     (fused_codes, fused_loss, fused_gradients), (codes, loss, gradients) = results
     assert codes.count(named("array_relu")) == MODEL.n_layer
     assert fused_codes == [code for code in codes if code != named("array_relu")]
@@ -204,12 +206,12 @@ def measured(model, dtype, documents=DOCUMENTS, scale=0.5):
     """Opcodes, loss and gradients of a recorded model with random weights, twice over a batch."""
     tokenizer = Tokenizer.from_documents(documents)
     corpus = tokenize(documents, tokenizer)
-    recording = program.record(model, tokenizer.vocab_size, "vector", dtype, len(documents))
+    compiled = program.compiled_model(model, tokenizer.vocab_size, "vector", dtype, len(documents))
     rng = np.random.default_rng(0)
-    for weight in recording.weights.values():
+    for weight in compiled.weights.values():
         weight[:] = rng.normal(size=weight.shape) * scale
-    loss_and_gradients(recording, corpus, 2, 3)  # leaves something where gradients lie
-    return recording.program.machine, *loss_and_gradients(recording, corpus, 0, len(documents))
+    loss_and_gradients(compiled, corpus, 2, 3)  # leaves something where gradients lie
+    return compiled.program.machine, *loss_and_gradients(compiled, corpus, 0, len(documents))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapegpt.corpus import TokenizedCorpus
-from tapegpt.graph.compile import record
+from tapegpt.graph.compile import compiled_model
 from tapegpt.settings import ModelConfig
 
 GRANULARITIES = ["scalar", "dot", "vector"]
@@ -41,13 +41,13 @@ def test_loss_and_gradients(granularity, problem):
     documents = [[delimiter, *rng.integers(0, delimiter, n), delimiter] for n in lengths]
     offsets = np.cumsum([0, *map(len, documents)])
     corpus = TokenizedCorpus(np.concatenate(documents).astype(np.int32), offsets)
-    recording = record(model, vocab_size, granularity, "float64", len(documents))
-    for matrix in recording.weights.values():
+    compiled = compiled_model(model, vocab_size, granularity, "float64", len(documents))
+    for matrix in compiled.weights.values():
         matrix[:] = rng.normal(0, matrix.shape[1] ** -0.5, matrix.shape)
-    found = loss_and_gradients(recording, corpus, 0, len(documents))
+    found = loss_and_gradients(compiled, corpus, 0, len(documents))
     n_att = model.n_att if model.model == "rnn-att" else None
     each = [
-        recurrent_reference.loss_and_gradients(recording.weights, document, n_att)
+        recurrent_reference.loss_and_gradients(compiled.weights, document, n_att)
         for document in documents
     ]
     assert found[0] == pytest.approx(np.mean([loss for loss, _ in each]), rel=1e-11)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tapegpt import sampling
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import TapegptError, UsageError
-from tapegpt.graph.compile import record
+from tapegpt.graph.compile import compiled_model
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.loops.sample import (
     choose,
@@ -45,20 +45,20 @@ NO_PROMPT = np.zeros(0, np.int64)
 
 def random_weights(seed, scale=0.35):
     """Weights large enough that every prefix has its own, uneven distribution."""
-    recording = record(MODEL, VOCABULARY, "vector", "float64", 1)
+    compiled = compiled_model(MODEL, VOCABULARY, "vector", "float64", 1)
     rng = np.random.default_rng(seed)
-    return {name: rng.normal(size=w.shape) * scale for name, w in recording.weights.items()}
+    return {name: rng.normal(size=w.shape) * scale for name, w in compiled.weights.items()}
 
 
-recorded = functools.cache(record)
+recorded = functools.cache(compiled_model)
 
 
 def loaded(weights, granularity="vector", dtype="float64", documents=8):
-    recording = recorded(MODEL, VOCABULARY, granularity, dtype, documents)
-    recording.load()
-    for name, view in recording.weights.items():
+    compiled = recorded(MODEL, VOCABULARY, granularity, dtype, documents)
+    compiled.load()
+    for name, view in compiled.weights.items():
         view[:] = weights[name]
-    return recording
+    return compiled
 
 
 def trained(dtype="float64", characters=CHARACTERS, seed=0):
@@ -119,8 +119,8 @@ def texts_by_id(samples):
     ]
 
 
-def drawn(recording, config, uniforms, prompt=NO_PROMPT, **options):
-    samples, _ = draw(recording, prompt, config, uniforms, **options)
+def drawn(compiled, config, uniforms, prompt=NO_PROMPT, **options):
+    samples, _ = draw(compiled, prompt, config, uniforms, **options)
     return texts_by_id(samples)
 
 
@@ -140,10 +140,10 @@ CONFIGS = [
 def test_texts_are_those_of_the_plain_network(config, granularity, prompt):
     for seed in range(3):
         weights = random_weights(seed)
-        recording = loaded(weights, granularity)
+        compiled = loaded(weights, granularity)
         uniforms = np.random.default_rng(seed).random((9, MODEL.block_size))
         expected = [numpy_text(weights, config, row, prompt) for row in uniforms]
-        assert drawn(recording, config, uniforms, np.array(prompt, np.int64)) == expected
+        assert drawn(compiled, config, uniforms, np.array(prompt, np.int64)) == expected
 
 
 def test_float32_draws_the_same_texts():
@@ -161,9 +161,9 @@ def test_texts_do_not_depend_on_how_many_are_drawn_together(dtype, prompt):
     uniforms = np.random.default_rng(1).random((40, MODEL.block_size))
 
     def by(together):
-        recording = loaded(weights, dtype=dtype, documents=together)
+        compiled = loaded(weights, dtype=dtype, documents=together)
         config, ids = SampleConfig(temperature=1), np.array(prompt, np.int64)
-        return drawn(recording, config, uniforms, ids)
+        return drawn(compiled, config, uniforms, ids)
 
     one_by_one = by(1)
     assert len(set(map(len, one_by_one))) > 3
@@ -177,11 +177,11 @@ def test_keys_and_values_of_every_width_move(head_dim, n_head):
     uniforms = np.random.default_rng(1).random((40, MODEL.block_size))
 
     def by(together):
-        recording = record(model, VOCABULARY, "vector", "float64", together)
+        compiled = compiled_model(model, VOCABULARY, "vector", "float64", together)
         rng = np.random.default_rng(2)
-        for weights in recording.weights.values():
+        for weights in compiled.weights.values():
             weights[:] = rng.normal(size=weights.shape) / math.sqrt(model.n_embd)
-        return drawn(recording, SampleConfig(temperature=3), uniforms)
+        return drawn(compiled, SampleConfig(temperature=3), uniforms)
 
     one_by_one = by(1)
     assert len(set(map(len, one_by_one))) > 3
@@ -190,25 +190,25 @@ def test_keys_and_values_of_every_width_move(head_dim, n_head):
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_texts_in_turn_use_what_is_left_of_the_numbers(granularity):
-    recording, config = loaded(random_weights(1), granularity), SampleConfig(temperature=1)
+    compiled, config = loaded(random_weights(1), granularity), SampleConfig(temperature=1)
     uniforms = np.random.default_rng(2).random((40, MODEL.block_size))
     prompt = np.array([3, 3])
-    samples, count = draw(recording, prompt, config, uniforms, in_turn=True)
+    samples, count = draw(compiled, prompt, config, uniforms, in_turn=True)
     begin = 0
     for row in samples:
         alone = np.resize(uniforms.ravel()[begin:], (1, MODEL.block_size))
-        expected, used = draw(recording, prompt, config, alone)
+        expected, used = draw(compiled, prompt, config, alone)
         assert row.tolist() == expected[0].tolist()
         begin += used
     assert begin == count < uniforms.size
 
 
 def test_what_comes_after_the_delimiter_is_left_alone():
-    recording = loaded(random_weights(2))
+    compiled = loaded(random_weights(2))
     samples = np.full((20, MODEL.block_size), 99)
     uniforms = np.random.default_rng(2).random(samples.size)
     limits = kernel_limits(SampleConfig(temperature=9), VOCABULARY, np.dtype(np.float64))
-    count = generate(recording.program, NO_PROMPT, *limits, uniforms, False, samples)
+    count = generate(compiled.program, NO_PROMPT, *limits, uniforms, False, samples)
     ends = [row.index(BOS) if BOS in row else MODEL.block_size for row in samples.tolist()]
     assert min(ends) < MODEL.block_size
     assert count == sum(min(end + 1, MODEL.block_size) for end in ends)
@@ -419,9 +419,9 @@ def in_turn(granularity="vector", seed=5, dtype="float64", **options):
     """Texts with microgpt's random numbers, and the generator after them."""
     run = trained()
     rng = random.Random(seed)
-    recording = loaded(run.tensors, granularity, dtype, 1)
+    compiled = loaded(run.tensors, granularity, dtype, 1)
     tokenizer = Trainer(MODEL, TrainConfig(), [CHARACTERS]).tokenizer
-    return list(sample_in_turn(recording, tokenizer, SampleConfig(**options), rng)), rng
+    return list(sample_in_turn(compiled, tokenizer, SampleConfig(**options), rng)), rng
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -552,7 +552,7 @@ def test_little_memory_draws_fewer_together(monkeypatch):
 
     def counting(model, vocab_size, granularity, dtype, documents):
         counts.append(documents)
-        return record(model, vocab_size, granularity, dtype, documents)
+        return compiled_model(model, vocab_size, granularity, dtype, documents)
 
     monkeypatch.setattr(sampling, "record", counting)
     one, two = (

@@ -45,7 +45,7 @@ def make(model=SMALL, **changes):
 
 
 def weights_of(trainer):
-    return np.concatenate([array.ravel() for array in trainer.recording.weights.values()])
+    return np.concatenate([array.ravel() for array in trainer.compiled.weights.values()])
 
 
 @given(count=st.integers(0, 10**6), threads=st.integers(1, 200))
@@ -157,7 +157,7 @@ def test_sums_go_by_the_numbers_of_the_threads():
 
 
 def test_a_kernel_that_fails_keeps_nobody_waiting():
-    three = Threads(make(threads=3).recording, 3)
+    three = Threads(make(threads=3).compiled, 3)
 
     def fails_in_the_second(program, shared, thread):
         if thread == 1:
@@ -229,7 +229,7 @@ def test_every_thread_takes_memory():
         bytes_needed(model, 5, "vector", "float64", 16, 2, threads=count) for count in (4, 1)
     )
     tracemalloc.start()
-    copies = Threads(trainer.recording, 4)
+    copies = Threads(trainer.compiled, 4)
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(copies) == 4

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tapegpt.checkpoint import RunError, load, save
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.errors import DivergedError, UsageError
-from tapegpt.graph.compile import record
+from tapegpt.graph.compile import compiled_model
 from tapegpt.kernels.ops.product.amx import amx_room
 from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH
 from tapegpt.kernels.simd import VECTOR_BYTES, WIDE_TILE
@@ -51,7 +51,7 @@ def state(trainer):
     """All that a step changes, as bytes."""
     return [
         array.tobytes()
-        for arrays in (trainer.recording.weights, *trainer.snapshot().optimizer.values())
+        for arrays in (trainer.compiled.weights, *trainer.snapshot().optimizer.values())
         for array in arrays.values()
     ]
 
@@ -81,11 +81,11 @@ ADAM = {"learning_rate": 0.03, "beta1": 0.6, "beta2": 0.9, "epsilon": 1e-2}
 )
 def test_a_step_clips_and_optimizes_at_the_scheduled_rate(settings, shares):
     trainer = make(**settings)
-    config, weights = trainer.training, trainer.recording.weights
+    config, weights = trainer.training, trainer.compiled.weights
     corpus = TokenizedCorpus(trainer._tokens, trainer._offsets)
     first, second = 0.0, 0.0
     for step, share in enumerate(shares[:6]):
-        _, gradients = loss_and_gradients(trainer.recording, corpus, step, 1)
+        _, gradients = loss_and_gradients(trainer.compiled, corpus, step, 1)
         w, g = everything(weights), everything(gradients)
         g = references.clip(g, config.clip_norm or math.inf)
         rate = share * settings["learning_rate"]
@@ -134,7 +134,7 @@ def test_tokens_that_weigh_the_same(granularity, batch_size, fractions):
     losses = trainer.advance(len(documents))  # each document has come batch_size times
     expected, tokens = 0.0, 0
     for document in documents:
-        loss = references.gpt_loss(trainer.recording.weights, 1, 2, document)
+        loss = references.gpt_loss(trainer.compiled.weights, 1, 2, document)
         expected += loss * (len(document) - 1)
         tokens += len(document) - 1
     assert losses.mean() == pytest.approx(expected / tokens, rel=1e-12)
@@ -162,14 +162,14 @@ def test_every_bit_of_the_seed_chooses_what_dropout_leaves_out():
     rng = np.random.default_rng(0)
     given_weights = {
         name: rng.normal(size=weights.shape)
-        for name, weights in make(DROPOUT, ["abc"]).recording.weights.items()
+        for name, weights in make(DROPOUT, ["abc"]).compiled.weights.items()
     }
     seeds = [5, *(5 ^ 1 << bit for bit in range(64)), 0, 2**64 - 1]
     losses = []
     for seed in seeds:
         trainer = make(DROPOUT, ["abc"], seed=seed, learning_rate=1e-300)
         for name, weights in given_weights.items():
-            trainer.recording.weights[name][:] = weights
+            trainer.compiled.weights[name][:] = weights
         losses.append(tuple(trainer.advance(4)))
     assert len(set(losses)) == len(seeds)
 
@@ -178,18 +178,18 @@ def test_every_bit_of_the_seed_chooses_what_dropout_leaves_out():
 def test_dropout_is_for_training_alone(dtype):
     plain, other = (make(model, dtype=dtype, val_fraction=0.3) for model in (MODEL, DROPOUT))
     other.advance(3)
-    for name, weights in plain.recording.weights.items():
-        weights[:] = other.recording.weights[name]
+    for name, weights in plain.compiled.weights.items():
+        weights[:] = other.compiled.weights[name]
     assert plain.evaluate() == pytest.approx(other.evaluate(), rel=1e-6)
     config = SampleConfig(num_samples=5, temperature=1.0)
     drawn = [
-        list(sample_in_turn(it.recording, it.tokenizer, config, random.Random(1)))
+        list(sample_in_turn(it.compiled, it.tokenizer, config, random.Random(1)))
         for it in (plain, other)
     ]
     assert (
         drawn[0]
         == drawn[1]
-        == list(sample_in_turn(other.recording, other.tokenizer, config, random.Random(1)))
+        == list(sample_in_turn(other.compiled, other.tokenizer, config, random.Random(1)))
     )
 
 
@@ -215,7 +215,7 @@ def test_the_schedule_follows_the_clock(schedule):
         if schedule == "cosine" and done == 0:  # which rises with the first step, however long
             continue
         np.testing.assert_allclose(
-            everything(timed.recording.weights), everything(counted.recording.weights), rtol=1e-9
+            everything(timed.compiled.weights), everything(counted.compiled.weights), rtol=1e-9
         )
 
 
@@ -225,16 +225,16 @@ def test_the_schedule_goes_on_at_the_pace_given():
     trainer.elapsed, together = 9.0, []
     corpus = TokenizedCorpus(trainer._tokens, trainer._offsets)
     for step, rate in enumerate([0.01, 0.005, 0.0, 0.0]):
-        _, gradients = loss_and_gradients(trainer.recording, corpus, step, 1)
-        w = everything(trainer.recording.weights) - rate * everything(gradients)
+        _, gradients = loss_and_gradients(trainer.compiled, corpus, step, 1)
+        w = everything(trainer.compiled.weights) - rate * everything(gradients)
         trainer.advance(1, 0.5)
         trainer.elapsed += 0.5
-        np.testing.assert_allclose(everything(trainer.recording.weights), w, rtol=1e-9)
+        np.testing.assert_allclose(everything(trainer.compiled.weights), w, rtol=1e-9)
         together.append(w)
     again = make(steps=None, seconds=10.0, optimizer="sgd", momentum=0.0, learning_rate=0.1)
     again.elapsed = 9.0
     again.advance(4, 0.5)
-    np.testing.assert_allclose(everything(again.recording.weights), together[-1], rtol=1e-9)
+    np.testing.assert_allclose(everything(again.compiled.weights), together[-1], rtol=1e-9)
 
 
 def shuffled_tokens(trainer):
@@ -255,7 +255,7 @@ def test_batches_go_round_the_shuffled_corpus(batch_size):
     for step in range(4):
         expected = np.mean(
             [
-                references.gpt_loss(trainer.recording.weights, 1, 2, documents[n % len(documents)])
+                references.gpt_loss(trainer.compiled.weights, 1, 2, documents[n % len(documents)])
                 for n in range(step * batch_size, (step + 1) * batch_size)
             ]
         )
@@ -290,11 +290,11 @@ def test_gradients_of_a_large_batch_add_up(monkeypatch, granularity, at_once, ba
     whole = make(batch_size=batch_size)
     monkeypatch.setattr(trainer_module, "ROWS_PER_SWEEP", at_once * MODEL.block_size)
     parts = make(batch_size=batch_size, granularity=granularity)
-    assert parts.recording.documents_per_sweep == (at_once if granularity == "vector" else 1)
+    assert parts.compiled.documents_per_sweep == (at_once if granularity == "vector" else 1)
     for _ in range(5):
         np.testing.assert_allclose(whole.advance(1), parts.advance(1), rtol=1e-9)
-    for name, weights in whole.recording.weights.items():
-        np.testing.assert_allclose(parts.recording.weights[name], weights, rtol=1e-7, atol=1e-10)
+    for name, weights in whole.compiled.weights.items():
+        np.testing.assert_allclose(parts.compiled.weights[name], weights, rtol=1e-7, atol=1e-10)
 
 
 def test_no_steps_change_nothing():
@@ -309,7 +309,7 @@ def test_no_steps_change_nothing():
 def test_a_weight_that_is_not_finite_stops_training(granularity, dtype, value):
     trainer = make(granularity=granularity, dtype=dtype, learning_rate=0.125)
     trainer.advance(3)
-    trainer.recording.weights["layer0.mlp_fc2"][1, 2] = value
+    trainer.compiled.weights["layer0.mlp_fc2"][1, 2] = value
     before = state(trainer)
     with pytest.raises(DivergedError, match=r"at step 4: the loss .*rate 0\.125\)"):
         trainer.advance(10)
@@ -320,7 +320,7 @@ def test_a_weight_that_is_not_finite_stops_training(granularity, dtype, value):
 def test_a_weight_that_no_document_uses_is_noticed_too():
     trainer = make()
     unused = ord("c") - ord("a")
-    trainer.recording.weights["wte"][unused, 0] = math.nan
+    trainer.compiled.weights["wte"][unused, 0] = math.nan
     trainer._tokens, trainer._offsets = np.array([5, 0, 5], np.int32), np.array([0, 3])
     with pytest.raises(DivergedError, match="at step 1: a weight is not finite"):
         trainer.advance(2)
@@ -520,13 +520,13 @@ def test_the_memory_estimate_is_about_right(
 
 
 def check_memory_estimate(model, vocab_size, granularity, documents):
-    recording = record(model, vocab_size, granularity, "float32", documents)
-    nodes = int(recording.program.tops[-1])
+    compiled = compiled_model(model, vocab_size, granularity, "float32", documents)
+    nodes = int(compiled.program.tops[-1])
     most = 4 * model.n_embd, documents * model.block_size
     padding = 2000 * model.ensemble * model.n_layer
     padding += PANEL_DEPTH * WIDE_TILE[1] * VECTOR_BYTES // 4 + amx_room(max(most), max(most))
     assert nodes_needed(model, vocab_size, granularity, documents) >= 0.7 * nodes - padding
-    machine = recording.program.machine
+    machine = compiled.program.machine
     taken = machine.records.nbytes + machine.operands.nbytes + 8 * (nodes - padding)
     assert bytes_needed(model, vocab_size, granularity, "float32", documents) >= taken
 
@@ -555,7 +555,7 @@ def test_the_memory_estimate_of_a_large_vocabulary(model, granularity):
     sizes = ModelConfig(model=model, n_embd=8, n_head=2, n_state=8, block_size=2)
     check_memory_estimate(sizes, 10_001, granularity, 3)
     # Most of it is the vocabulary's, but not ten times what is needed.
-    nodes = int(record(sizes, 10_001, granularity, "float32", 3).program.tops[-1])
+    nodes = int(compiled_model(sizes, 10_001, granularity, "float32", 3).program.tops[-1])
     assert nodes_needed(sizes, 10_001, granularity, 3) < 2 * nodes
 
 

@@ -42,7 +42,7 @@ def mean_over_tokens(trainer, texts):
     losses = []
     for text in texts:
         tokens = tokens_of(trainer, text)
-        logits = references.gpt_logits(trainer.recording.weights, 1, 2, tokens[:-1])
+        logits = references.gpt_logits(trainer.compiled.weights, 1, 2, tokens[:-1])
         for row, target in zip(logits, tokens[1:], strict=True):
             losses.append(references.cross_entropy(row[None], [target]))
     return np.mean(losses)
@@ -112,7 +112,7 @@ def test_the_loss_of_all_test_tokens(granularity, dtype):
 
 def test_evaluations_are_made_with_the_averaged_weights():
     trainer = make(averaging=0.5, val_fraction=0.3, test_fraction=0.3, batch_size=2)
-    latest = trainer.recording.weights["lm_head"]
+    latest = trainer.compiled.weights["lm_head"]
     first = trainer.evaluate()
     assert first == pytest.approx(mean_over_tokens(trainer, split(DOCUMENTS, 8)[1][:4]), rel=1e-12)
     seen = []
@@ -140,7 +140,7 @@ def test_an_ensemble_predicts_with_the_mean_of_its_logits():
     trainer = Trainer(
         replace(MODEL, ensemble=3), TrainConfig(dtype="float64", val_fraction=0.3), DOCUMENTS
     )
-    weights = trainer.recording.weights
+    weights = trainer.compiled.weights
     losses = []
     for text in split(DOCUMENTS, 4)[1]:
         tokens = tokens_of(trainer, text)
@@ -164,7 +164,7 @@ def test_only_the_others_are_trained_on(batch_size):
     assert whole.advance(9 // batch_size).tobytes() == part.advance(9 // batch_size).tobytes()
     expected = np.mean(
         [
-            references.gpt_loss(part.recording.weights, 1, 2, tokens_of(part, text))
+            references.gpt_loss(part.compiled.weights, 1, 2, tokens_of(part, text))
             for text in split(DOCUMENTS, 3)[0][:batch_size]
         ]
     )
@@ -219,7 +219,7 @@ def test_only_a_smaller_number_is_an_improvement(monkeypatch, losses, best, stal
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_a_model_that_is_not_finite_has_a_loss_that_is_not(granularity, dtype):
     trainer = make(granularity=granularity, dtype=dtype, val_fraction=0.3)
-    trainer.recording.weights["layer0.mlp_fc2"][1, 2] = math.nan
+    trainer.compiled.weights["layer0.mlp_fc2"][1, 2] = math.nan
     assert math.isnan(trainer.evaluate())
     assert (trainer.best_loss, trainer.stale) == (None, 1)
 
@@ -237,7 +237,7 @@ def test_training_is_finished_with_its_budget():
 def test_another_state_can_be_tested():
     trainer = make(test_fraction=0.3, batch_size=2)
     before = trainer.test()
-    kept = {name: weights.copy() for name, weights in trainer.recording.weights.items()}
+    kept = {name: weights.copy() for name, weights in trainer.compiled.weights.items()}
     trainer.advance(9)
     after = trainer.test()
     assert after != before

@@ -69,8 +69,8 @@ def run(preset: str | None, settings: Mapping[str, object], files: Files, quiet:
             trainer = Trainer(model, training, documents)
         else:
             trainer = Trainer.resumed(replace(saved, training=training), documents)
-        with helped(training.dtype, trainer.recording.kernels):
-            trainer.recording.load()
+        with helped(training.dtype, trainer.compiled.kernels):
+            trainer.compiled.load()
         folder.prepare(evaluates=training.val_fraction > 0)
         saver = Saver(trainer, folder, files.save_every, files.rescue)
         with open_metrics(files.metrics, trainer.step) as log:
@@ -96,7 +96,7 @@ def run(preset: str | None, settings: Mapping[str, object], files: Files, quiet:
     steps = f" after {trainer.step} steps" if training.seconds is not None else ""
     LOG.info("saved in %s%s%s", folder.path, steps, moved)
     with trainer.predicting(saver.best_weights()):
-        texts = sample_in_turn(trainer.recording, trainer.tokenizer, SampleConfig(), trainer.rng)
+        texts = sample_in_turn(trainer.compiled, trainer.tokenizer, SampleConfig(), trainer.rng)
         # Standard output is for metrics alone where they go there.
         print_texts(texts, sys.stderr if files.metrics == STANDARD_OUTPUT else sys.stdout)
     return 0
@@ -107,7 +107,7 @@ def _say_what_is_trained(trainer: "Trainer", documents: int) -> None:
         "%d documents, %d characters, %d parameters, %s %s",
         documents,
         trainer.tokenizer.vocab_size - 1,
-        sum(weights.size for weights in trainer.recording.weights.values()),
+        sum(weights.size for weights in trainer.compiled.weights.values()),
         trainer.training.granularity,
         trainer.training.dtype,
     )

@@ -24,7 +24,7 @@ def run() -> int:
         trainer = Trainer(ModelConfig(n_embd=4, block_size=2), training, ["ab", "ba"])
         trainer.advance(1)
         trainer.evaluate()
-        list(sample_in_turn(trainer.recording, trainer.tokenizer, SampleConfig(), trainer.rng))
+        list(sample_in_turn(trainer.compiled, trainer.tokenizer, SampleConfig(), trainer.rng))
     peak_gflops()
     return 0
 

@@ -23,7 +23,7 @@ Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class Recording:
+class CompiledModel:
     """A program, and the parameters in it by name."""
 
     program: Program
@@ -62,14 +62,14 @@ class Recording:
         }
 
 
-def record(
+def compiled_model(
     model: ModelConfig,
     vocab_size: int,
     granularity: str,
     dtype: str,
     documents_per_sweep: int,
-) -> Recording:
-    """Record a model for batches of documents; its parameters are zero at first.
+) -> CompiledModel:
+    """Record and compile a model for batches of documents; its parameters are zero at first.
 
     scalar and dot take one document at a time, whatever documents_per_sweep says.
     """
@@ -79,7 +79,9 @@ def record(
     return _record_unrolled(kind, model, vocab_size, dtype)
 
 
-def _record_vector(model: ModelConfig, vocab_size: int, dtype: str, documents: int) -> Recording:
+def _record_vector(
+    model: ModelConfig, vocab_size: int, dtype: str, documents: int
+) -> CompiledModel:
     tape = Tape(dtype)
     shapes = parameter_shapes(model, vocab_size)
     weights = {name: tape.parameter(np.zeros(shape)) for name, shape in shapes.items()}
@@ -130,12 +132,14 @@ def _record_vector(model: ModelConfig, vocab_size: int, dtype: str, documents: i
         documents=np.zeros(documents, np.int64),
         likelihoods=np.zeros((documents + 1) * tape.stride(vocab_size), dtype),
     )
-    return Recording(program, documents, {name: tape.view(node) for name, node in weights.items()})
+    return CompiledModel(
+        program, documents, {name: tape.view(node) for name, node in weights.items()}
+    )
 
 
 def _record_unrolled(
     kind: type[Scalar], model: ModelConfig, vocab_size: int, dtype: str
-) -> Recording:
+) -> CompiledModel:
     tape = Tape(dtype)
     shapes = parameter_shapes(model, vocab_size)
     weights = {name: tape.scalar_parameters(np.zeros(shape)) for name, shape in shapes.items()}
@@ -189,7 +193,7 @@ def _record_unrolled(
         name: program.machine.values[nodes[0, 0] : nodes[-1, -1] + 1].reshape(nodes.shape)
         for name, nodes in weights.items()
     }
-    return Recording(program, 1, views)
+    return CompiledModel(program, 1, views)
 
 
 def _mean(tape: Tape, nodes: list[int]) -> int:

@@ -13,7 +13,7 @@ from tapegpt.bounds import flag
 from tapegpt.checkpoint import Run, RunError, state_names
 from tapegpt.corpus import Tokenizer, digest_of, remarks_on, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
-from tapegpt.graph.compile import Recording, record
+from tapegpt.graph.compile import CompiledModel, compiled_model
 from tapegpt.host import bytes_available
 from tapegpt.kernels.loops.train import train_steps
 from tapegpt.kernels.loops.validation import held_out_loss
@@ -76,16 +76,16 @@ class Trainer:
         self._offsets = corpus.offsets[: held_out + 1]
         self._held_out = corpus.offsets[held_out : test + 1]
         self._test = corpus.offsets[test:]
-        self.recording = record(
+        self.compiled = compiled_model(
             model,
             self.tokenizer.vocab_size,
             training.granularity,
             training.dtype,
             _documents_per_sweep(model, training),
         )
-        self._threads = Threads(self.recording, training.threads)
+        self._threads = Threads(self.compiled, training.threads)
         self._shares = self._weigh()
-        self._state = _optimizer_state(self.recording, training)
+        self._state = _optimizer_state(self.compiled, training)
         self._draw_weights()
         if training.averaging > 0:
             self._state[-1] = self._parameters
@@ -93,14 +93,14 @@ class Trainer:
     def _draw_weights(self) -> None:
         by_input = self.training.initialization == "by-input"
         looked_up = tables(self.model)
-        for name, weights in self.recording.weights.items():
+        for name, weights in self.compiled.weights.items():
             transposed = by_input and name not in looked_up
             for row in weights.T if transposed else weights:
                 row[:] = [self.rng.gauss(0, INITIAL_DEVIATION) for _ in row]
 
     @property
     def _parameters(self) -> NDArray[np.floating]:
-        program = self.recording.program
+        program = self.compiled.program
         return program.machine.values[: program.num_params]
 
     @classmethod
@@ -112,7 +112,7 @@ class Trainer:
                 f"the run was trained on another corpus of {run.documents} documents:"
                 " choose its --data, or another --out"
             )
-        for name, weights in trainer.recording.weights.items():
+        for name, weights in trainer.compiled.weights.items():
             weights[:] = run.tensors[name]
         for name, views in trainer._state_by_name().items():
             for tensor, view in views.items():
@@ -151,7 +151,7 @@ class Trainer:
         """
         config = self.training
         if count > 0:
-            self.recording.load()
+            self.compiled.load()
         span = self.budget.span(self.step, self.elapsed, pace)
         every = np.zeros((len(self._threads), count))
         losses: NDArray[np.float64] = every[0]
@@ -160,7 +160,7 @@ class Trainer:
             self._tokens,
             self._offsets,
             config.batch_size,
-            self.recording.documents_per_sweep,
+            self.compiled.documents_per_sweep,
             self._shares,
             kernel_optimizer(config, self._state),
             kernel_schedule(config, self.learning_rate, *span),
@@ -199,11 +199,11 @@ class Trainer:
         offsets: NDArray[np.int64],
         weights: Mapping[str, NDArray[np.floating]] | None = None,
     ) -> float:
-        self.recording.load()
+        self.compiled.load()
         losses = np.zeros((len(self._threads), 2))
         with self.predicting(weights):
             self._threads.call(
-                held_out_loss, self._tokens, offsets, self.recording.documents_per_sweep, losses
+                held_out_loss, self._tokens, offsets, self.compiled.documents_per_sweep, losses
             )
         total, tokens = losses.sum(axis=0)
         return float(total / tokens)
@@ -216,7 +216,7 @@ class Trainer:
         latest = self._parameters.copy()
         if weights is not None:
             for name, array in weights.items():
-                self.recording.weights[name][:] = array
+                self.compiled.weights[name][:] = array
         elif self.training.averaging > 0:
             self._parameters[:] = self._state[-1]
         try:
@@ -235,7 +235,7 @@ class Trainer:
     def _state_by_name(self) -> dict[str, dict[str, NDArray[np.floating]]]:
         names = state_names(self.training)
         return {
-            name: self.recording.by_name(array)
+            name: self.compiled.by_name(array)
             for name, array in zip(names, self._state, strict=True)
         }
 
@@ -279,14 +279,14 @@ class Trainer:
             random_state=self.rng.getstate(),
             documents=len(self._offsets) + len(self._held_out) + len(self._test) - 3,
             corpus_digest=self.corpus_digest,
-            tensors=self.recording.weights,
+            tensors=self.compiled.weights,
             optimizer=self._state_by_name(),
         )
 
 
-def _optimizer_state(recording: Recording, training: TrainConfig) -> NDArray[np.floating]:
+def _optimizer_state(compiled: CompiledModel, training: TrainConfig) -> NDArray[np.floating]:
     """Zeros: (arrays, num_params)."""
-    count, program = len(state_names(training)), recording.program
+    count, program = len(state_names(training)), compiled.program
     state = aligned_zeros(count * program.num_params, program.machine.values.dtype)
     return state.reshape(count, program.num_params)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tapegpt.errors import TapegptError
-from tapegpt.graph.compile import Floats, Recording
+from tapegpt.graph.compile import CompiledModel, Floats
 from tapegpt.kernels.loops.thread_group import NOBODY_COMES, ThreadGroup
 from tapegpt.kernels.program import Program
 from tapegpt.tape.storage import ALIGNMENT, aligned_zeros
@@ -19,10 +19,10 @@ REPORTS = ALIGNMENT // np.dtype(np.float64).itemsize  # a cache line for each th
 class Threads:
     """`count` threads, and what they share; the first has the program of the recording itself."""
 
-    def __init__(self, recording: Recording, count: int) -> None:
-        machine = recording.program.machine
+    def __init__(self, compiled: CompiledModel, count: int) -> None:
+        machine = compiled.program.machine
         grads = _rows(count - 1, len(machine.grads), machine.grads.dtype)
-        self._programs = [recording.program, *(_copy(recording.program, row) for row in grads)]
+        self._programs = [compiled.program, *(_copy(compiled.program, row) for row in grads)]
         self._team = ThreadGroup(
             values=machine.values,
             grads=machine.grads,

@@ -13,54 +13,6 @@ from tapegpt.kernels.compile.jit import inlined
 from tapegpt.kernels.simd import first_lane, one_lane
 from tapegpt.kernels.simd.math import NEAR, exp_near, softplus_near
 
-NOTHING = ""  # no gradient passes
-
-
-@dataclass(frozen=True)
-class Formula:
-    """One scalar operation."""
-
-    name: str
-    out: str
-    da: str
-    db: str = NOTHING
-    # Gradients pass only where this holds, where the formula would give 0 times infinity.
-    when: str = ""
-    # Most of a scalar program, in long runs: staying with them takes half the time per record.
-    adjacent: bool = False
-    # dout is added as it is: there is no use in looking whether it is worth passing on.
-    plain: bool = False
-    # Also for vectors of nodes side by side, see strided.py.
-    strided: bool = False
-    several = False  # results
-
-    @property
-    def second(self) -> str:
-        """The name of the second operand: b, c for a constant, or nothing."""
-        names = {node.id for node in ast.walk(ast.parse(self.out)) if isinstance(node, ast.Name)}
-        return next((name for name in ("b", "c") if name in names), "")
-
-
-FORMULAS = (
-    Formula("add", "a + b", "dout", "dout", adjacent=True, plain=True, strided=True),
-    Formula("mul", "a * b", "b * dout", "a * dout", adjacent=True, strided=True),
-    Formula("sub", "a - b", "dout", "-dout", strided=True),
-    Formula("div", "a / b", "dout / b", "-out * da", strided=True),
-    Formula("scale", "a * c", "c * dout", strided=True),
-    Formula("exp", "exp(a)", "out * dout", strided=True),
-    Formula("relu", "zero if a < zero else a", "dout", when="a > zero", strided=True),
-    Formula("neg", "-a", "-dout"),
-    Formula("pow", "a ** c", "c * a ** (c - one) * dout", when="c != zero"),
-    Formula("log", "log(a)", "dout / a"),
-    Formula("tanh", "tanh(a)", "(one - out * out) * dout"),
-    Formula("softplus", "softplus(values, a)", "logistic(values, a, out) * dout"),
-    Formula("detach", "a", NOTHING),
-)
-
-for formula in FORMULAS:
-    if (formula.second == "b") != bool(formula.db):
-        raise ValueError(f"{formula.name}: db and the operand b belong together")
-
 
 # ln(1 + e^x)
 @inlined
@@ -91,3 +43,69 @@ SCOPE = {
     "softplus": softplus,
     "logistic": logistic,
 }
+
+NOTHING = ""  # no gradient passes
+
+
+def names_in(expression: str) -> set[str]:
+    """The names in an expression, which may be empty."""
+    nodes = ast.walk(ast.parse(expression))
+    return {node.id for node in nodes if isinstance(node, ast.Name)}
+
+
+@dataclass(frozen=True)
+class Formula:
+    """One scalar operation."""
+
+    name: str
+    out: str
+    da: str
+    db: str = NOTHING
+    # Gradients pass only where this holds, where the formula would give 0 times infinity.
+    when: str = ""
+    # Most of a scalar program, in long runs: staying with them takes half the time per record.
+    adjacent: bool = False
+    # dout is added as it is: there is no use in looking whether it is worth passing on.
+    plain: bool = False
+    # Also for vectors of nodes side by side, see strided.py.
+    strided: bool = False
+    several = False  # results
+
+    def __post_init__(self) -> None:
+        """Refuse an incomplete row at import."""
+        operands = {"a", "b", "c", "zero", "one", "values", *SCOPE}
+        gradients = operands | {"out", "dout"}
+        for expression, known in (
+            (self.out, operands),
+            (self.when, operands),
+            (self.da, gradients),
+            (self.db, gradients | {"da"}),
+        ):
+            if unknown := names_in(expression) - known:
+                raise ValueError(f"{self.name}: {expression} has unknown names, {unknown}")
+        if "a" not in names_in(self.out):
+            raise ValueError(f"{self.name}: out does not depend on a")
+        if (self.second == "b") != bool(self.db):
+            raise ValueError(f"{self.name}: the operand b and its gradient db belong together")
+
+    @property
+    def second(self) -> str:
+        """The name of the second operand: b, c for a constant, or nothing."""
+        return next((name for name in ("b", "c") if name in names_in(self.out)), "")
+
+
+FORMULAS = (
+    Formula("add", "a + b", "dout", "dout", adjacent=True, plain=True, strided=True),
+    Formula("mul", "a * b", "b * dout", "a * dout", adjacent=True, strided=True),
+    Formula("sub", "a - b", "dout", "-dout", strided=True),
+    Formula("div", "a / b", "dout / b", "-out * da", strided=True),
+    Formula("scale", "a * c", "c * dout", strided=True),
+    Formula("exp", "exp(a)", "out * dout", strided=True),
+    Formula("relu", "zero if a < zero else a", "dout", when="a > zero", strided=True),
+    Formula("neg", "-a", "-dout"),
+    Formula("pow", "a ** c", "c * a ** (c - one) * dout", when="c != zero"),
+    Formula("log", "log(a)", "dout / a"),
+    Formula("tanh", "tanh(a)", "(one - out * out) * dout"),
+    Formula("softplus", "softplus(values, a)", "logistic(values, a, out) * dout"),
+    Formula("detach", "a", NOTHING),
+)
