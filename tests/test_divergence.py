@@ -283,7 +283,7 @@ def test_nothing_is_saved(tmp_path, monkeypatch, capsys, direction, clip, line):
 
     monkeypatch.setattr(trainer_module, "Trainer", make_poisoned)
     capsys.readouterr()
-    assert main([*arguments, "--steps", "9"]) == 3
+    assert main([*arguments, "--steps", "9", "--overwrite"]) == 3
     expected = f"tapegpt: error: training diverged at step {steps[0] + 1}: {line}"
     found = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(re.escape(expected).replace(r"1\.\*", r"1\.\d+"), found), found

@@ -554,7 +554,7 @@ def test_little_memory_draws_fewer_together(monkeypatch):
         counts.append(documents)
         return compiled_model(model, vocab_size, granularity, dtype, documents)
 
-    monkeypatch.setattr(sampling, "record", counting)
+    monkeypatch.setattr(sampling, "compiled_model", counting)
     one, two = (
         sampling.bytes_needed(MODEL, VOCABULARY, "vector", "float64", documents)
         for documents in (1, 2)
@@ -579,7 +579,7 @@ def test_a_run_too_large_for_memory_is_refused(monkeypatch):
     def exhausted(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(sampling, "record", exhausted)
+    monkeypatch.setattr(sampling, "compiled_model", exhausted)
     with pytest.raises(TapegptError, match="too large for this machine's memory"):
         next(sample(run, SampleConfig()))
 
