@@ -2,8 +2,11 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.op import Block, Column, ListOp, readers
+from tapegpt.kernels.ops.scalar.reduce import repeats
 from tapegpt.kernels.simd import (
     FEW,
     fma,
@@ -56,19 +59,16 @@ dot_columns_args, _ = readers(DotColumnsArgs)
 @jit
 def dot_forward(values, operands, inputs, out, at):
     count, nodes = dot_args(operands, at)
-    whole = 0.0  # float64, see FEW
-    for begin in range(nodes, nodes + count, FEW):
-        total = values.dtype.type(0)
-        for i in range(begin, min(begin + FEW, nodes + count)):
-            total += values[operands[i]] * values[operands[i + count]]
-        whole += total
-    values[out] = whole
+    total = 0.0  # float64, as of sums
+    for i in range(nodes, nodes + count):
+        total += np.float64(values[operands[i]]) * values[operands[i + count]]
+    values[out] = total
 
 
 @jit
 def dot_backward(values, grads, operands, inputs, out, dout, at):
     count, nodes = dot_args(operands, at)
-    if count > FEW:
+    if repeats(operands, nodes, count) or repeats(operands, nodes + count, count):
         factors_backward(values, grads, operands, dout, nodes, nodes + count, count)
         factors_backward(values, grads, operands, dout, nodes + count, nodes, count)
         return

@@ -6,7 +6,6 @@ from typing import NamedTuple
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.op import Block, Column, ListOp, readers
 from tapegpt.kernels.simd import (
-    FEW,
     add_listed,
     keep_first,
     load_lanes,
@@ -34,28 +33,33 @@ args, _ = readers(Args)
 @jit
 def sum_forward(values, operands, inputs, out, at):
     count, nodes = args(operands, at)
-    end = nodes + count
-    whole = 0.0  # float64, see FEW
-    for begin in range(nodes, end, FEW):
-        total = values.dtype.type(0)
-        for i in range(begin, min(begin + FEW, end)):
-            total += values[operands[i]]
-        whole += total
-    values[out] = whole
+    total = 0.0  # float64: millions of terms in float32 would lose half of their digits
+    for i in range(nodes, nodes + count):
+        total += values[operands[i]]
+    values[out] = total
 
 
 @jit
 def sum_backward(values, grads, operands, inputs, out, dout, at):
     count, nodes = args(operands, at)
-    if count > FEW:
-        long_sum_backward(grads, operands, dout, nodes, nodes + count)
-        return
-    for i in range(nodes, nodes + count):
-        grads[operands[i]] += dout
+    if repeats(operands, nodes, count):
+        repeated_sum_backward(grads, operands, dout, nodes, nodes + count)
+    else:
+        for i in range(nodes, nodes + count):
+            grads[operands[i]] += dout
+
+
+@inlined
+def repeats(operands, nodes, count):
+    """Whether a list looks like a node many times over.
+
+    Its gradient is then added up before it is added: bit by bit millions would lose digits.
+    """
+    return count > 1 and operands[nodes] == operands[nodes + 1]
 
 
 @jit
-def long_sum_backward(grads, operands, dout, i, end):
+def repeated_sum_backward(grads, operands, dout, i, end):
     """As sum_backward; a node that stands there many times in a row gets its gradient at once."""
     while i < end:
         begin, a = i, operands[i]
