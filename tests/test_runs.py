@@ -116,7 +116,7 @@ OUTSIDE: dict[str, tuple[str, Callable[[Ids], list[Ids]]]] = {
     "not an operation of runs": ("tanh", lambda nodes: [nodes[:9]]),
     "scattered": ("add", lambda nodes: [nodes[[1, 2, 4]], nodes[:3]]),
     "every other one": ("mul", lambda nodes: [nodes[:3], nodes[:6:2]]),
-    "backwards": ("exp", lambda nodes: [nodes[5::-1]]),
+    "one of two backwards": ("mul", lambda nodes: [nodes[:6], nodes[5::-1]]),
     "uneven rows": ("relu", lambda nodes: [nodes[np.array([0, 9, 17])[:, None] + np.arange(3)]]),
     "a single one": ("add", lambda nodes: [nodes[:1], nodes[:1]]),
 }
@@ -132,6 +132,16 @@ def test_what_does_not_lie_in_runs_is_recorded_one_by_one(case: str) -> None:
         tapes.append(tape)
     expected, found = (tape.machine().records.tolist() for tape in tapes)
     assert found == expected
+
+
+@pytest.mark.parametrize("name", IN_RUNS)
+@pytest.mark.parametrize("turned", [np.s_[::-1, ::-1], np.s_[:, ::-1], np.s_[::-1, 30:3:-1]])
+def test_operands_that_run_backwards(name: str, turned: tuple[slice, slice]) -> None:
+    def places(nodes: Ids) -> list[Ids]:
+        return [nodes[:160].reshape(4, 40)[turned], nodes[200:360].reshape(4, 40)[turned]]
+
+    both(name, places)
+    both(name, lambda nodes: [places(nodes)[0][0], np.full_like(places(nodes)[0][0], nodes[50])])
 
 
 def test_runs_may_use_their_own_results() -> None:

@@ -125,10 +125,23 @@ def test_dtype(dtype: str) -> None:
 def test_an_array_value_is_a_copy() -> None:
     tape = Tape()
     x = tape.array([[1.0, 2.0], [3.0, 4.0]])
-    tape.value(x)[:] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        tape.value(x)[:] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        tape.grad(x)[:] = 0
     assert tape.value(x).tolist() == [[1, 2], [3, 4]]
     tape.view(x)[:] = 0
     assert tape.value(x).tolist() == [[0, 0], [0, 0]]
+
+
+def test_set_value_takes_what_array_takes() -> None:
+    tape = Tape()
+    row, one = tape.array([1.0, 2.0, 3.0]), tape.array(1.0)
+    tape.set_value(row, [4.0, 5.0, 6.0])
+    tape.set_value(one, 7)
+    assert (tape.value(row).tolist(), tape.value(one).tolist()) == ([[4, 5, 6]], [[7]])
+    column = tape.array([[1.0], [2.0]])
+    refused(tape, lambda: tape.set_value(column, [1.0, 2.0]), "has the shape (2, 1)")
 
 
 def test_growth_keeps_everything() -> None:

@@ -4,6 +4,9 @@ import contextlib
 import copy
 import math
 import pickle
+import sys
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -198,7 +201,7 @@ class Hostile(RuleBasedStateMachine):
         return self.rng.choice([numbers, np.array(numbers, object), iter(numbers)])
 
     def input(self) -> Any:
-        known = [which for which in self.inputs if which in self.tape._known_inputs]
+        known = [which for which in self.inputs if which in self.tape._known_inputs.values()]
         which = self.rng.choice(known if known and self.rng.random() < 0.9 else self.inputs)
         if self.rng.random() < 0.3 or not isinstance(which, Input):
             return self.numbers()
@@ -338,3 +341,146 @@ def test_finite_numbers_beyond_float32_are_refused() -> None:
     ):
         with pytest.raises(TapeError, match="too large for float32"):
             attempt()
+
+
+def together(threads: int, work: Callable[[int], None]) -> list[BaseException]:
+    """Do the work in threads that take turns as often as possible; what they raised."""
+    raised: list[BaseException] = []
+
+    def run(which: int) -> None:
+        try:
+            work(which)
+        except BaseException as error:
+            raised.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        running = [threading.Thread(target=run, args=(which,)) for which in range(threads)]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    return raised
+
+
+RECORDED_BY_THREADS: dict[str, tuple[Callable[[Tape, int], Any], Callable[[float], float]]] = {
+    "add": (lambda tape, x: tape.add(x, x), lambda x: 2 * x),
+    "neg": (lambda tape, x: tape.neg(x), lambda x: -x),
+    "scale": (lambda tape, x: tape.scale(x, 3.0), lambda x: 3 * x),
+    "var": (lambda tape, x: tape.var(tape.value(x)), lambda x: x),
+    "operators": (lambda tape, x: (tape.node(x) * 2 + 1).id, lambda x: 2 * x + 1),
+    "sum": (lambda tape, x: tape.sum([x, x, x]), lambda x: 3 * x),
+    "dot": (lambda tape, x: tape.dot([x], [x]), lambda x: x * x),
+    "runs": (lambda tape, x: int(tape.runs("mul", [x, x], [x, x])[1]), lambda x: x * x),
+    "sums": (lambda tape, x: int(tape.sums([[x, x], [x, x]])[1]), lambda x: 2 * x),
+    "mean": (lambda tape, x: tape.mean(tape.array([[tape.value(x)]])), lambda x: x),
+    "softmax_of": (lambda tape, x: tape.softmax_of([x, x])[1], lambda x: 0.5),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED_BY_THREADS)
+def test_threads_record_on_one_tape(name: str) -> None:
+    record, formula = RECORDED_BY_THREADS[name]
+    tape = Tape(capacity=1)
+    inputs = [tape.var(float(k)) for k in range(1, 5)]
+    tape.value(record(tape, inputs[0]))  # kernels are loaded
+    made: list[list[int]] = [[] for _ in inputs]
+
+    def work(which: int) -> None:
+        for turn in range(200):
+            node = record(tape, inputs[which])
+            made[which].append(node)
+            if turn % 10 == 0:
+                assert tape.value(node) == formula(which + 1)
+
+    assert together(len(inputs), work) == []
+    assert len({node for nodes in made for node in nodes}) == 4 * 200
+    for k, nodes in enumerate(made):
+        assert {tape.value(node) for node in nodes} == {formula(k + 1)}
+
+
+def test_threads_compute_one_tape() -> None:
+    tape = Tape()
+    x = tape.var(3.0)
+    y = tape.mul(x, x)
+
+    def work(which: int) -> None:
+        for turn in range(100):
+            if which == 0:
+                tape.add(y, x)
+            elif which == 1:
+                tape.backward(y)
+                assert tape.grad(x) == 6
+            elif which == 2:
+                tape.forward()
+            else:
+                tape.set_value(x, 3.0)
+                assert len(tape.machine().records) >= turn // 100
+            assert tape.value(y) == 9
+
+    assert together(4, work) == []
+
+
+def test_a_tape_goes_from_thread_to_thread() -> None:
+    tape = Tape()
+    x = tape.var(3.0)
+    nodes = [tape.mul(x, x)]
+    for _ in range(3):
+        assert together(1, lambda _: nodes.append(tape.add(nodes[-1], x))) == []
+    assert together(1, lambda _: tape.backward(nodes[-1])) == []
+    assert (tape.value(nodes[-1]), tape.grad(x)) == (18, 9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda tape: pickle.loads(pickle.dumps(tape))]
+)
+def test_copies_begin_on_a_cache_line(copied: Callable[[Tape], Tape], dtype: str) -> None:
+    tape = Tape(dtype, capacity=7)
+    x = tape.array(np.arange(15.0).reshape(3, 5))
+    total = tape.mean(x)
+    tape.backward(total)
+    kept = []
+    for size in range(40):
+        other = copied(tape)
+        kept.append((bytearray(17 * size + 1), other))
+        assert other.values.ctypes.data % 64 == other.grads.ctypes.data % 64 == 0
+        assert np.array_equal(other.grad(x), tape.grad(x))
+        other.set_value(x, np.ones((3, 5)))
+        assert (other.value(total), tape.value(total)) == (7, 7)
+        other.forward()
+        assert (other.value(total), tape.value(total)) == (1, 7)
+
+
+def calls_of(function: Callable[[], object]) -> int:
+    """How many functions it calls, whoever wrote them."""
+    count = 0
+
+    def tick(frame: Any, event: str, what: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(tick)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_what_a_reset_costs_does_not_grow_with_what_it_keeps() -> None:
+    costs = []
+    for older in (10, 2000):
+        tape = Tape()
+        for _ in range(older):
+            tape.array([[1.0]])
+            tape.input([0], 1)
+            tape.mark()
+        mark = tape.mark()
+        tape.relu(tape.array([[1.0]]))
+        tape.mark()
+        costs.append(calls_of(tape.mark) + calls_of(lambda tape=tape, mark=mark: tape.reset(mark)))
+    assert costs[0] == costs[1]

@@ -22,7 +22,7 @@ from tapegpt.kernels.ops.product.amx import AMX_LEAST, amx_room
 from tapegpt.kernels.ops.product.lane_batching import LANE_COLUMNS
 from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH, WIDE
 from tapegpt.tape.leaves import Leaves
-from tapegpt.tape.storage import all_or_nothing
+from tapegpt.tape.storage import all_or_nothing, alone
 from tapegpt.tape.types import Input, Number, Shape, TapeError
 
 
@@ -172,6 +172,7 @@ class ArrayOperations(Leaves):
         self._append(topk.TOPK, room, arguments)
         return which
 
+    @alone
     def gathered_linear(self, x: int, which: Input, w: int, plus: int | None = None) -> int:
         """plus + x W for x (rows, n_in), of which only the columns `which` count, W (n_in, n_out).
 
@@ -211,18 +212,21 @@ class ArrayOperations(Leaves):
         arguments = dropout.Args(shape.rows, shape.width, x, kept, key.slot, number, start)
         return self._record_array(dropout.DROPOUT, shape, arguments)
 
+    @alone
     def softmax(self, x: int) -> int:
         """e^x / sum(e^x), row by row."""
         shape = self._array(x)
         arguments = elementwise.UnaryArgs(shape.rows, shape.width, x)
         return self._record_array(softmax.SOFTMAX, shape, arguments)
 
+    @alone
     def mean(self, x: int) -> int:
         """The mean of all elements of an array, a scalar."""
         shape = self._array(x)
         arguments = elementwise.UnaryArgs(shape.rows, shape.width, x)
         return self._record_list(elementwise.MEAN, arguments)
 
+    @alone
     def add_arrays(self, x: int, y: int) -> int:
         """x + y, of arrays of one shape."""
         shape = self._array(x)
@@ -238,6 +242,7 @@ class ArrayOperations(Leaves):
         arguments = elementwise.ScaleArgs(shape.rows, shape.width, x, self.constant(factor))
         return self._record_array(elementwise.SCALE, shape, arguments)
 
+    @alone
     def relu_array(self, x: int) -> int:
         """max(0, x), element by element."""
         shape = self._array(x)

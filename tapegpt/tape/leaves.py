@@ -10,15 +10,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from tapegpt.kernels.layout import BATCH
 from tapegpt.kernels.registry import OPERATIONS
-from tapegpt.tape.storage import LARGEST_TAPE, Memory, all_or_nothing
+from tapegpt.tape.replay import Replay
+from tapegpt.tape.storage import LARGEST_TAPE, all_or_nothing, alone
 from tapegpt.tape.types import Batch, Floats, Ids, Input, Number, TapeError
 
 LARGEST_KEY = 2**63 - 1  # of dropout
 
 
-class Leaves(Memory):
+class Leaves(Replay):
     """Nodes that no record computes, and inputs."""
 
+    @alone
     def var(self, value: Number) -> int:
         """A new scalar node."""
         number = self._number(value)
@@ -30,6 +32,7 @@ class Leaves(Memory):
         """A new scalar node whose gradient nobody wants: a var by another name."""
         return self.var(value)
 
+    @alone
     def variables(self, values: ArrayLike) -> Ids:
         """One new scalar node for every element of an array; ids in the array's shape."""
         given = self._floats(values)
@@ -45,6 +48,7 @@ class Leaves(Memory):
         self.num_params = self._align()
         return node
 
+    @alone
     def scalar_parameters(self, values: ArrayLike) -> Ids:
         """Trained numbers as scalar nodes, ids in the array's shape; before anything else."""
         self._only_parameters()
@@ -52,6 +56,7 @@ class Leaves(Memory):
         self.num_params = self._size
         return nodes
 
+    @alone
     def end_parameters(self) -> None:
         """Pad the parameters to whole vectors, as the optimizer's kernels want them."""
         self._only_parameters()
@@ -61,6 +66,7 @@ class Leaves(Memory):
         if self._size != self.num_params or self._records:
             raise TapeError("parameters come first on a tape: reset it before recording more")
 
+    @alone
     def array(self, values: ArrayLike) -> int:
         """A fixed array, (rows, width), or (width,) for one row."""
         given = np.atleast_2d(self._floats(values))
@@ -70,10 +76,14 @@ class Leaves(Memory):
         self._view(self.values, node)[:] = given
         return node
 
+    @alone
     def set_value(self, node: int, value: ArrayLike) -> None:
-        """Change a leaf; `forward` then recomputes what depends on it."""
+        """Change a leaf; `forward` then recomputes what depends on it.
+
+        value: a number, or for an array what `array` takes.
+        """
         node, shape = self._leaf(node), self.shape(node)
-        given = self._floats(value)
+        given = np.atleast_2d(self._floats(value)) if shape else self._floats(value)
         if given.shape != shape:
             raise TapeError(f"node {node} has the shape {shape}, the value given {given.shape}")
         self._evaluate()
@@ -128,6 +138,7 @@ class Leaves(Memory):
             raise TapeError(f"{given[too_large][0]} is too large for {self.dtype}")
         return floats
 
+    @alone
     def input(self, values: Iterable[int], below: int) -> Input:
         """Row numbers from 0 to below - 1 that a program reads, changed with `set_input`."""
         below = self._count(below, "rows")
@@ -138,6 +149,7 @@ class Leaves(Memory):
             raise TapeError("an input holds at least one number")
         return self._new_input(given, len(given), below)
 
+    @alone
     def set_input(self, which: Input, values: Iterable[int]) -> None:
         """Replace the numbers of an input; `forward` then recomputes what depends on them."""
         self._known(which)
@@ -153,12 +165,12 @@ class Leaves(Memory):
     def _new_input(self, numbers: Iterable[int], count: int, below: int, width: int = 1) -> Input:
         which = Input(len(self._inputs), count, below, width)
         self._inputs.extend(numbers)
-        self._known_inputs.add(which)
+        self._known_inputs[which.slot] = which
         return which
 
     def _known(self, which: Input) -> Input:
         """An input, checked: a kernel reads wherever it points."""
-        if not isinstance(which, Input) or which not in self._known_inputs:
+        if not isinstance(which, Input) or self._known_inputs.get(which.slot) != which:
             raise TapeError(f"{which!r:.60} is not an input of this tape")
         return which
 

@@ -5,7 +5,7 @@ from tapegpt.kernels.op import ArrayOp, gradient_place, place
 from tapegpt.kernels.ops.recurrence import CARRY, PREVIOUS, CarryArgs, PreviousArgs
 from tapegpt.kernels.registry import OPERATIONS
 from tapegpt.tape.leaves import Leaves
-from tapegpt.tape.storage import all_or_nothing
+from tapegpt.tape.storage import all_or_nothing, alone
 from tapegpt.tape.types import Shape, TapeError
 
 
@@ -35,6 +35,7 @@ class Recurrence(Leaves):
         self._operands[at + place(PreviousArgs, "x")] = x
         self._operands[back + gradient_place(PreviousArgs, "x")] = x
 
+    @alone
     def carry(self, x: int) -> int:
         """Have `previous` be the rows of x, and end what is computed position by position."""
         record = self._recurrence

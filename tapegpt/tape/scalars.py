@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from tapegpt.kernels.ops.scalar.formulas import FORMULAS
 from tapegpt.kernels.ops.topk import TOPK, TopkArgs
 from tapegpt.kernels.registry import CODES, opcode
 from tapegpt.tape.leaves import Leaves
-from tapegpt.tape.storage import all_or_nothing
+from tapegpt.tape.storage import all_or_nothing, alone
 from tapegpt.tape.types import Ids, Input, Number, TapeError
 
 UNARY = {formula.name: CODES[formula] for formula in FORMULAS if not formula.second}
@@ -83,32 +83,50 @@ class ScalarOperations(Leaves):
         return self._unary("detach", a)
 
     def _unary(self, name: str, a: int) -> int:
-        node = self._scalar(a)
-        out = self._allocate(1)
-        self._records.extend((UNARY[name], out, node, node))
-        return out
+        return self._record_scalar(UNARY[name], a, a)
 
     def _binary(self, name: str, a: int, b: int) -> int:
-        left, right = self._scalar(a), self._scalar(b)
-        out = self._allocate(1)
-        self._records.extend((BINARY[name], out, left, right))
-        return out
+        return self._record_scalar(BINARY[name], a, b)
+
+    def _record_scalar(self, code: int, a: int, b: int) -> int:
+        self._acquire()
+        try:
+            out, shapes = self._size, self._shapes
+            # Most are: the calls would take as long as all the rest.
+            plain = type(a) is type(b) is int and 0 <= a < out > b >= 0
+            if not plain or a in shapes or b in shapes:
+                a, b = self._scalar(a), self._scalar(b)
+            if out < self._room:
+                self._size = out + 1
+            else:
+                self._allocate(1)
+            self._records.extend((code, out, a, b))
+            return out
+        finally:
+            self._release()
 
     def _with_constant(self, name: str, a: int, constant: Number) -> int:
-        left, number = self._scalar(a), self._number(constant)
-        node = self._allocate(2)
-        self.values[node] = number
-        self._records.extend((BINARY[name], node + 1, left, node))
-        return node + 1
+        self._acquire()
+        try:
+            left, number = self._scalar(a), self._number(constant)
+            node = self._allocate(2)
+            self.values[node] = number
+            self._records.extend((BINARY[name], node + 1, left, node))
+            return node + 1
+        finally:
+            self._release()
 
+    @alone
     def sum(self, nodes: Sequence[int]) -> int:
         """The sum of scalars."""
         return self._reduce(reduce.SUM, self._scalars(nodes))
 
+    @alone
     def max(self, nodes: Sequence[int]) -> int:
         """The largest of scalars; its gradient goes to the first of equals."""
         return self._reduce(reduce.MAX, self._scalars(nodes))
 
+    @alone
     def softmax_of(self, nodes: Sequence[int]) -> range:
         """e^a / (the sum of all e^a) for every a of a list of scalars; consecutive ids."""
         given = self._scalars(nodes)
@@ -117,6 +135,7 @@ class ScalarOperations(Leaves):
         self._append(reduce.SOFTMAX, first, reduce.Args(len(given), given + padding))
         return range(first, self._size)
 
+    @alone
     def dot(self, a: Sequence[int], b: Sequence[int]) -> int:
         """The sum of the products of two lists of scalars, pair by pair."""
         left, right = self._scalars(a), self._scalars(b)
@@ -131,13 +150,20 @@ class ScalarOperations(Leaves):
 
     def _scalars(self, nodes: Sequence[int]) -> list[int]:
         try:
-            given = [self._scalar(node) for node in nodes]
+            size, shapes = self._size, self._shapes
+            given = [
+                node
+                if type(node) is int and 0 <= node < size and node not in shapes
+                else self._scalar(node)
+                for node in nodes
+            ]
         except TypeError:
             raise TapeError(f"{nodes!r:.60} is not a list of node ids") from None
         if not given:
             raise TapeError("an operation on a list of nodes wants at least one")
         return given
 
+    @alone
     def record(self, name: str, a: ArrayLike, b: ArrayLike | None = None) -> Ids:
         """Record one scalar operation for every pair of ids in two arrays of one shape.
 
@@ -152,25 +178,27 @@ class ScalarOperations(Leaves):
         self._records.frombytes(rows.tobytes())
         return out.reshape(left.shape)
 
+    @alone
     def runs(self, name: str, a: ArrayLike, b: ArrayLike | None = None) -> Ids:
         """As `record`, but a single record where the ids permit it: faster to replay.
 
         They do for add, mul, sub, div, scale, exp and relu, if every row (along the last axis) of
         an array holds consecutive ids or one id throughout, the rows begin evenly spaced, and no
-        id is that of a node made in this same call.
+        id is that of a node made in this same call. All of them may run backwards: so do the new
+        ids then.
         """
         _, left, right = self._pairs(name, a, b)
         if name in STRIDED and left.size > 1 and max(left.max(), right.max()) < self._size:
-            # As one row, if that is possible.
-            for count in (left.size, left.shape[-1]):
-                places = [_evenly_spaced(ids.reshape(-1, count)) for ids in (left, right)]
+            # As one row, if that is possible, or from the last element to the first.
+            for count, step in product((left.size, left.shape[-1]), (1, -1)):
+                rows = [ids.reshape(-1, count)[:, ::step] for ids in (left, right)]
+                places = [_evenly_spaced(ids) for ids in rows]
                 if all(places):
                     arguments = strided.Args(
                         left.size, count, STRIDED[name], *places[0], *places[1]
                     )
-                    return self._record_many(strided.STRIDED, arguments, left.size).reshape(
-                        left.shape
-                    )
+                    out = self._record_many(strided.STRIDED, arguments, left.size)
+                    return out.reshape(rows[0].shape)[:, ::step].reshape(left.shape)
         return self.record(name, left, None if b is None else right)
 
     def _pairs(self, name: str, a: ArrayLike, b: ArrayLike | None) -> tuple[int, Ids, Ids]:
@@ -191,6 +219,7 @@ class ScalarOperations(Leaves):
                 raise TapeError(f"node {ids.ravel()[wrong][0]} is not on the tape yet")
         return code, left, right
 
+    @alone
     def lookup(self, first: ArrayLike, which: Input, index: int, stride: int) -> Ids:
         """For every id in `first`, the node r times `stride` ids further on.
 
@@ -225,11 +254,13 @@ class ScalarOperations(Leaves):
         self._append(TOPK, room, TopkArgs(1, len(given), given[0], k, which.slot))
         return which
 
+    @alone
     def sums(self, nodes: ArrayLike) -> Ids:
         """The sum of every row of ids, (rows, terms): one record each."""
         rows = self._rows_of_ids(nodes)
         return self._record_many(reduce.SUM, reduce.Args(rows.shape[1], rows)).ravel()
 
+    @alone
     def softmaxes(self, nodes: ArrayLike) -> Ids:
         """The softmax of every row of ids, (rows, terms): one record each."""
         rows = self._rows_of_ids(nodes)
@@ -237,6 +268,7 @@ class ScalarOperations(Leaves):
         arguments = reduce.Args(rows.shape[1], np.hstack([rows, padding]))
         return self._record_many(reduce.SOFTMAX, arguments, rows.shape[1])
 
+    @alone
     def dots(self, a: ArrayLike, b: ArrayLike) -> Ids:
         """The sum of the products of each row of ids with the other's, (rows, terms).
 

@@ -2,21 +2,19 @@
 
 import operator
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable
 from copy import deepcopy
 from functools import wraps
+from threading import RLock
 from typing import Any, Concatenate, ParamSpec, Self, SupportsIndex, TypeVar
 
 import numpy as np
 
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES
-from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
-from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
 from tapegpt.kernels.layout import BATCH, BatchRange, stride
-from tapegpt.kernels.op import ArrayOp, Kind, ListOp, flatten, kinds, with_gradients
-from tapegpt.kernels.program import Machine
-from tapegpt.kernels.registry import array_op, kernels_of, load_kernels, new_table, opcode
+from tapegpt.kernels.op import ArrayOp, Kind, ListOp, kinds, with_gradients
+from tapegpt.kernels.registry import new_table, opcode
 from tapegpt.tape.node import Node
 from tapegpt.tape.types import Batch, Floats, Input, Mark, Shape, TapeError
 
@@ -24,8 +22,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 M = TypeVar("M", bound="Memory")
 
-RECORD = np.dtype((np.uint32, 4))
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+NO_BATCH = BatchRange(0, 0, 0, 0)
+LOCK = ("_acquire", "_release")
 LARGEST_TAPE = 2**31  # nodes: ids are 32-bit
 
 
@@ -36,19 +35,44 @@ def aligned_zeros(count: int, dtype: np.dtype[np.floating]) -> Floats:
     return raw[start : start + count]
 
 
-def all_or_nothing(
-    method: Callable[Concatenate[M, P], R],
-) -> Callable[Concatenate[M, P], R]:
-    """Make a method that records in several parts forget them all if it fails on the way."""
+def aligned_copy(array: Floats) -> Floats:
+    """A copy of an array, float[count], on a 64-byte boundary."""
+    copy = aligned_zeros(len(array), array.dtype)
+    copy[:] = array
+    return copy
+
+
+def alone(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
+    """Have other threads wait until a method is done with the tape."""
 
     @wraps(method)
     def call(self: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        before = self._end()
+        self._acquire()
         try:
             return method(self, *args, **kwargs)
-        except BaseException:
-            self._truncate(before)
-            raise
+        finally:
+            self._release()
+
+    return call
+
+
+def all_or_nothing(
+    method: Callable[Concatenate[M, P], R],
+) -> Callable[Concatenate[M, P], R]:
+    """As `alone`, for one that records in several parts: if it fails it forgets them all."""
+
+    @wraps(method)
+    def call(self: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self._acquire()
+        try:
+            before = self._end()
+            try:
+                return method(self, *args, **kwargs)
+            except BaseException:
+                self._truncate(before)
+                raise
+        finally:
+            self._release()
 
     return call
 
@@ -68,11 +92,14 @@ class Memory:
         self.grads = aligned_zeros(capacity, self.dtype)
         self.kernels = new_table()
         self._size = 0
+        self._beyond = ALIGNMENT // self.dtype.itemsize  # nodes that vector loads may look past it
+        self._room = min(capacity - self._beyond, LARGEST_TAPE)  # nodes, before the arrays move
         self._records = array("I")
         self._operands = array("q")
         self._inputs = array("q")
-        self._known_inputs: set[Input] = set()
-        self._marks: set[Mark] = set()
+        # These four grow in the order in which a reset cuts them back.
+        self._known_inputs: dict[int, Input] = {}  # by slot
+        self._marks: list[Mark] = []
         self._shapes: dict[int, Shape] = {}
         self.extents: dict[int, int] = {}  # how many nodes an array, or room for a kernel, takes
         self._panel: int | None = None  # where matrix products pack what they read
@@ -83,10 +110,24 @@ class Memory:
         self._resets: list[tuple[int, int]] = []
         self._evaluated = 0  # records whose values have been computed
         self._ready = [0, 0]  # records whose kernels have been loaded, forward and backward
+        self._loaded: tuple[set[int], set[int]] = (set(), set())  # the opcodes of those
+        self._open()
+
+    def _open(self) -> None:
+        # For a thread while it changes the tape or has it computed.
+        lock = RLock()
+        self._acquire, self._release = lock.acquire, lock.release
 
     def __getstate__(self) -> dict[str, object]:
-        # For copies and pickles: the addresses mean nothing in another process.
-        return {**self.__dict__, "kernels": np.zeros_like(self.kernels), "_ready": [0, 0]}
+        # For copies and pickles: addresses and locks mean nothing in another process.
+        state = {name: value for name, value in self.__dict__.items() if name not in LOCK}
+        fresh = {"kernels": np.zeros_like(self.kernels), "_ready": [0, 0]}
+        return {**state, **fresh, "_loaded": (set(), set())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.values, self.grads = aligned_copy(self.values), aligned_copy(self.grads)
+        self._open()
 
     def __copy__(self) -> Self:
         # Two tapes with one list of records would each run into what the other has recorded.
@@ -111,62 +152,34 @@ class Memory:
         known = self._shapes.get(self._any(node))
         return () if known is None else (self._loaded_rows(known), known.width)
 
-    def value(self, node: int) -> float | Floats:
-        """The value of a scalar, or a copy of an array's, (rows, width)."""
-        self._evaluate()
-        return self._read(self.values, node)
-
-    def grad(self, node: int) -> float | Floats:
-        """The gradient of the last `backward`'s root with respect to a node, in its shape."""
-        return self._read(self.grads, node)
-
-    def forward(self) -> None:
-        """Compute every record again, after leaves or inputs have changed."""
-        self._evaluated = 0
-        self._evaluate()
-
-    def backward(self, root: int, accumulate: bool = False) -> None:
-        """Fill in the gradients of a scalar node with respect to all nodes.
-
-        With accumulate, gradients of the parameters add to what earlier calls left there.
-        """
-        root = self._scalar(root)
-        self._evaluate()
-        self.grads[self.num_params if accumulate else 0 : self._size] = 0
-        self.grads[root] += 1
-        self._load(BACKWARD)
-        # Nothing after the root's record can reach it.
-        reverse_sweep(self._machine(), 0, self._records_until(root), self._batch_range())
-
-    def machine(self) -> Machine:
-        """A copy of the program, for replay on this tape's values and gradients.
-
-        Its kernels are those that the tape itself has needed so far, see kernels/registry.py.
-        """
-        live = self._machine()
-        return live._replace(
-            records=live.records.copy(), operands=live.operands.copy(), inputs=live.inputs.copy()
-        )
-
+    @alone
     def mark(self) -> Mark:
         """Where the tape now ends, for `reset`."""
         if self._recurrence is not None:
             raise TapeError("mark: carry the rows of the recurrence first")
         mark = self._end()
-        self._marks.add(mark)
+        if not self._marks or self._marks[-1] != mark:
+            self._marks.append(mark)
         return mark
 
+    @alone
     def reset(self, mark: Mark | None = None) -> None:
         """Forget everything recorded after a mark, or all but the parameters."""
         if mark is None:
             mark = Mark(self.num_params, 0, 0, 0)
-        elif not isinstance(mark, Mark) or mark not in self._marks:
+        elif not self._is_mark(mark):
             raise TapeError(f"{mark!r:.90} is not a mark of this tape since it was last reset")
         self._truncate(mark)
         while self._resets and self._resets[-1][1] >= mark.nodes:
             self._resets.pop()
         self._resets.append((self.generation, mark.nodes))
         self.generation += 1
+
+    def _is_mark(self, mark: Mark) -> bool:
+        if not isinstance(mark, Mark) or not all(type(place) is int for place in mark):
+            return False
+        at = bisect_left(self._marks, mark)
+        return at < len(self._marks) and self._marks[at] == mark
 
     def _survives(self, node: int, generation: int) -> bool:
         """Whether a node that was recorded in a generation outlived all resets since."""
@@ -187,14 +200,11 @@ class Memory:
         del self._inputs[mark.inputs :]
         self._evaluated = min(self._evaluated, mark.records)
         self._ready = [min(ready, mark.records) for ready in self._ready]
-        self._marks = {
-            known
-            for known in self._marks
-            if all(then <= now for then, now in zip(known, mark, strict=True))
-        }
-        self._known_inputs = {known for known in self._known_inputs if known.slot < mark.inputs}
-        self._shapes = {node: shape for node, shape in self._shapes.items() if node < mark.nodes}
-        self.extents = {node: n for node, n in self.extents.items() if node < mark.nodes}
+        while self._marks and _ends_after(self._marks[-1], mark):
+            self._marks.pop()
+        _cut_back(self._known_inputs, mark.inputs)
+        _cut_back(self._shapes, mark.nodes)
+        _cut_back(self.extents, mark.nodes)
         if self._panel is not None and self._panel >= mark.nodes:
             self._panel = None
         if self._batch is not None and self._batch.weights >= mark.nodes:
@@ -202,58 +212,11 @@ class Memory:
         if self._recurrence is not None and self._recurrence >= mark.records:
             self._recurrence = None
 
-    def _records_until(self, node: int) -> int:
-        """How many records there are up to the last whose results begin at a node or before it."""
-        # Results appear in the order of their ids. Mostly the last one is wanted.
-        records = range(len(self._records) // 4)
-        if records and self._records[-3] <= node:
-            return len(records)
-        return bisect_right(records, node, key=lambda record: self._records[4 * record + 1])
-
-    def _evaluate(self) -> None:
-        """Compute the records that have not been computed yet."""
-        count = len(self._records) // 4
-        if self._evaluated == count:
-            return
-        self._load(FORWARD)
-        forward_sweep(self._machine(), self._evaluated, count, self._batch_range())
-        self._evaluated = count
-
-    def _load(self, direction: int) -> None:
-        """Have the kernels of all records ready to be called."""
-        count = len(self._records) // 4
-        if self._ready[direction] < count:
-            records = self._machine().records[self._ready[direction] :]
-            load_kernels(self.kernels, self.dtype, kernels_of(records), direction)
-            self._ready[direction] = count
-
-    def _machine(self) -> Machine:
-        """The arrays where they lie. The tape cannot record while this is alive."""
-        return Machine(
-            self.kernels,
-            self.values,
-            self.grads,
-            np.frombuffer(self._records, RECORD),
-            np.frombuffer(self._operands, np.int64),
-            np.frombuffer(self._inputs, np.int64),
-        )
-
     def _batch_range(self) -> BatchRange:
         if self._batch is None:
-            return BatchRange(0, 0, 0, 0)
+            return NO_BATCH
         block = self._batch.block
         return BatchRange(0, block, 0, self._inputs[self._batch.starts + block])
-
-    def view(self, node: int) -> Floats:
-        """The values of an array leaf where they lie, (rows, width), until the tape grows."""
-        self._array(node)
-        return self._view(self.values, self._any(node))
-
-    def _read(self, source: Floats, node: int) -> float | Floats:
-        plain = self._any(node)
-        if plain in self._shapes:
-            return self._view(source, plain).copy()
-        return float(source[plain])
 
     def _view(self, source: Floats, node: int) -> Floats:
         """An array node's part of values or grads, (rows, width), until the tape grows."""
@@ -330,10 +293,8 @@ class Memory:
         first, end = self._size, self._size + count
         if end > LARGEST_TAPE:
             raise TapeError(f"a tape holds {LARGEST_TAPE} nodes: make the model or batch smaller")
-        # Vector loads may look beyond the end of an array.
-        room = end + ALIGNMENT // self.dtype.itemsize
-        if room > len(self.values):
-            self._grow(room)
+        if end > self._room:
+            self._grow(end)
         self._size = end
         return first
 
@@ -360,16 +321,18 @@ class Memory:
 
     def _grow(self, count: int) -> None:
         """Make room for `count` nodes at least: the arrays move."""
-        old = len(self.values)
+        old, count = len(self.values), count + self._beyond
         grown = [aligned_zeros(max(count, 2 * old), self.dtype) for _ in range(2)]
         grown[0][:old], grown[1][:old] = self.values, self.grads
         self.values, self.grads = grown
+        self._room = min(len(self.values) - self._beyond, LARGEST_TAPE)
 
     def _record_list(self, operation: ListOp | ArrayOp, arguments: tuple[Any, ...]) -> int:
         """Record an operation whose result is a scalar."""
-        given = self._with_rooms(operation, arguments)
+        if isinstance(operation, ArrayOp):
+            arguments = self._with_rooms(operation, arguments)
         out = self._allocate(1)
-        self._append(operation, out, given)
+        self._append(operation, out, arguments)
         return out
 
     def _record_array(
@@ -381,9 +344,7 @@ class Memory:
         self._append(operation, out, given, variant)
         return out
 
-    def _with_rooms(
-        self, operation: ListOp | ArrayOp, arguments: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
+    def _with_rooms(self, operation: ArrayOp, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments, with nodes in the place of how many nodes are room for the kernels."""
         given = []
         for argument, kind in zip(arguments, kinds(operation.args).values(), strict=True):
@@ -405,9 +366,23 @@ class Memory:
         variant: int = 0,
     ) -> None:
         code, at, back = opcode(operation, variant), len(self._operands), 0
-        self._operands.extend(flatten(arguments))
-        if array_op(code):
+        for argument in arguments:
+            if isinstance(argument, (tuple, list, range)):
+                self._operands.extend(argument)
+            else:
+                self._operands.append(argument)
+        if isinstance(operation, ArrayOp) and operation.backward:
             back = len(self._operands)
             gradients = (arguments[place] for place in with_gradients(operation.args))
             self._operands.extend((0, out, *gradients))
         self._records.extend((code, out, at, back))
+
+
+def _cut_back(known: dict[int, Any], end: int) -> None:
+    """Forget the last entries, those from `end` on."""
+    while known and next(reversed(known)) >= end:
+        known.popitem()
+
+
+def _ends_after(mark: Mark, other: Mark) -> bool:
+    return any(place > end for place, end in zip(mark, other, strict=True))
