@@ -84,15 +84,15 @@ CASES = [
 
 
 @njit
-def replay_forward(machine, begin, end, window, count):
+def replay_forward(tape_arrays, begin, end, window, count):
     for _ in range(count):
-        forward_sweep(machine, begin, end, window)
+        forward_sweep(tape_arrays, begin, end, window)
 
 
 @njit
-def replay_backward(machine, begin, end, window, count):
+def replay_backward(tape_arrays, begin, end, window, count):
     for _ in range(count):
-        reverse_sweep(machine, begin, end, window)
+        reverse_sweep(tape_arrays, begin, end, window)
 
 
 @njit
@@ -112,12 +112,12 @@ def repeats(replay: Callable[[int], object]) -> int:
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_operation(measure, case, direction):
-    machine, begin, end, window = recorded(case)
+    tape_arrays, begin, end, window = recorded(case)
     replay = {"forward": replay_forward, "backward": replay_backward}[direction]
-    count = repeats(lambda count: replay(machine, begin, end, window, count))
+    count = repeats(lambda count: replay(tape_arrays, begin, end, window, count))
     flops = case.flops * (1 if direction == "forward" else 2)
     measure(
-        lambda: replay(machine, begin, end, window, count),
+        lambda: replay(tape_arrays, begin, end, window, count),
         table="kernel",
         row=case.name,
         column=direction,
@@ -129,12 +129,12 @@ def test_operation(measure, case, direction):
 
 def test_adam(measure):
     compiled = compiled_model(ModelConfig(), VOCAB_SIZE, "vector", "float32", 1)
-    program, machine = compiled.program, compiled.program.machine
-    m, v = aligned_zeros(2 * program.num_params, machine.values.dtype).reshape(2, -1)
-    machine.grads[: len(m)] = 1
-    count = repeats(lambda count: replay_adam(machine.values, machine.grads, m, v, count))
+    program, tape_arrays = compiled.program, compiled.program.tape_arrays
+    m, v = aligned_zeros(2 * program.num_params, tape_arrays.values.dtype).reshape(2, -1)
+    tape_arrays.grads[: len(m)] = 1
+    count = repeats(lambda count: replay_adam(tape_arrays.values, tape_arrays.grads, m, v, count))
     measure(
-        lambda: replay_adam(machine.values, machine.grads, m, v, count),
+        lambda: replay_adam(tape_arrays.values, tape_arrays.grads, m, v, count),
         table="kernel",
         row=f"adam, {len(m)} parameters",
         column="forward",
@@ -144,7 +144,7 @@ def test_adam(measure):
 
 
 def recorded(case: Case):
-    """The machine, the records of one operation in it, and the window of a full batch.
+    """The arrays of a tape, the records of one operation in them, and the window of a full batch.
 
     All values and gradients that the records read are there.
     """
@@ -163,15 +163,15 @@ def recorded(case: Case):
     root = out if tape.shape(out) == () else tape.mean(tape.relu(out))
     tape.backward(root)  # of no rows: it only loads the kernels
 
-    machine, rows = tape.machine(), case.rows
+    tape_arrays, rows = tape.replay_arrays(), case.rows
     starts = slice(batch.starts, batch.starts + positions + 1)
-    machine.inputs[starts] = documents * np.arange(positions + 1)
+    tape_arrays.inputs[starts] = documents * np.arange(positions + 1)
     for numbers in (batch.tokens, batch.targets):
-        machine.inputs[numbers.slot : numbers.slot + rows] = rng.integers(VOCAB_SIZE, size=rows)
-    machine.values[batch.weights : batch.weights + rows] = 1 / rows
+        tape_arrays.inputs[numbers.slot : numbers.slot + rows] = rng.integers(VOCAB_SIZE, size=rows)
+    tape_arrays.values[batch.weights : batch.weights + rows] = 1 / rows
     window = BatchRange(0, positions, 0, rows)
-    replay_forward(machine, 0, len(machine.records), window, 1)
-    machine.grads[:] = 0
-    machine.grads[root] = 1
-    replay_backward(machine, 0, len(machine.records), window, 1)
-    return machine, begin, end, window
+    replay_forward(tape_arrays, 0, len(tape_arrays.records), window, 1)
+    tape_arrays.grads[:] = 0
+    tape_arrays.grads[root] = 1
+    replay_backward(tape_arrays, 0, len(tape_arrays.records), window, 1)
+    return tape_arrays, begin, end, window

@@ -69,7 +69,7 @@ def test_bulk(measure, way):
         tape = Tape("float32", capacity=2**17)
         tape.variables(numbers)
         BULK[way](tape, ids)
-        tape.machine()
+        tape.replay_arrays()
 
     measure(
         run,

@@ -29,22 +29,22 @@ PREVIOUS, CARRY = opcode(recurrence.PREVIOUS), opcode(recurrence.CARRY)
 
 
 @inlined
-def unpack(machine):
-    """The arrays of a machine, as kernels get them."""
+def unpack(tape_arrays):
+    """The arrays of a tape, as kernels get them."""
     return (
-        machine.kernels,
-        as_pointer(machine.values),
-        as_pointer(machine.grads),
-        as_pointer(machine.records),
-        as_pointer(machine.operands),
-        as_pointer(machine.inputs),
+        tape_arrays.kernels,
+        as_pointer(tape_arrays.values),
+        as_pointer(tape_arrays.grads),
+        as_pointer(tape_arrays.records),
+        as_pointer(tape_arrays.operands),
+        as_pointer(tape_arrays.inputs),
     )
 
 
 @jit
-def forward_sweep(machine, begin, end, batch_range):
+def forward_sweep(tape_arrays, begin, end, batch_range):
     """Compute the values of records begin to end - 1, in order."""
-    kernels, values, grads, records, operands, inputs = unpack(machine)
+    kernels, values, grads, records, operands, inputs = unpack(tape_arrays)
     i, previous, here = begin, end, batch_range
     while i < end:
         code, out, at, _ = read_record(records, i)
@@ -67,9 +67,9 @@ def forward_sweep(machine, begin, end, batch_range):
 
 
 @jit
-def reverse_sweep(machine, begin, end, batch_range):
+def reverse_sweep(tape_arrays, begin, end, batch_range):
     """Carry gradients from the outputs of records end - 1 down to begin to their operands."""
-    kernels, values, grads, records, operands, inputs = unpack(machine)
+    kernels, values, grads, records, operands, inputs = unpack(tape_arrays)
     i, carry, here = end - 1, end, batch_range
     while i >= begin:
         code, out, at, back = read_record(records, i)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Machine(NamedTuple):
+class TapeArrays(NamedTuple):
     """The arrays of a tape, see layout.py, and the addresses of the kernels that it calls."""
 
     kernels: NDArray[np.int64]  # (opcodes, 2): forward and backward, 0 where not loaded
@@ -18,14 +18,14 @@ class Machine(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A machine, and where the model's inputs and outputs lie in it.
+    """The arrays of a tape, and where the model's inputs and outputs lie in it.
 
     An unrolled program records every position of one document, one after the other: a prefix of
     its records serves a shorter document. Any other runs each record over the rows of a batch: all
     at once or, in a recurrence, position by position.
     """
 
-    machine: Machine
+    tape_arrays: TapeArrays
     num_params: int  # nodes, padding included: whole vectors
     vocab_size: int
     unrolled: bool

@@ -24,7 +24,7 @@ def loss_and_gradients(
         together = min(most, first + count - begin)
         window = pack_batch(program, corpus.tokens, corpus.offsets, begin, together, 1 / count, 0.0)
         loss += loss_and_gradient(program, window)
-    prefix = program.machine.grads[: program.num_params]
+    prefix = program.tape_arrays.grads[: program.num_params]
     gradients = {name: view.copy() for name, view in compiled.by_name(prefix).items()}
     prefix[:] = 0
     return loss, gradients

@@ -59,7 +59,7 @@ def test_every_operation_has_a_case():
             for opcode, out, at, _ in here.records().tolist():
                 found.add(opcode)
                 places = RESULT_WIDTHS.get(opcode, ())
-                width = math.prod(int(here.tape.machine().operands[at + i]) for i in places)
+                width = math.prod(int(here.tape.replay_arrays().operands[at + i]) for i in places)
                 if name in SCALAR_OPERATIONS:
                     total += width * (opcode not in NO_RESULT)
                 elif opcode not in NO_RESULT:
@@ -125,9 +125,9 @@ def test_replay_with_other_values_is_a_new_recording(name, seed):
         np.testing.assert_array_equal(actual, expected)
 
 
-def sweep_back(here, machine):
-    machine.grads[here.root] = 1
-    reverse_sweep(machine, 0, len(machine.records), here.tape._batch_range())
+def sweep_back(here, tape_arrays):
+    tape_arrays.grads[here.root] = 1
+    reverse_sweep(tape_arrays, 0, len(tape_arrays.records), here.tape._batch_range())
 
 
 # A recurrence's result is read by scalar records too, here alone: of those the pass knows nothing.
@@ -138,13 +138,13 @@ def test_first_gradient_of_an_array_may_overwrite(name, seed):
     """As in a recorded model, where nothing clears gradients between steps."""
     here = recorded(name, seed)
     tape, expected = here.tape, here.gradients()
-    machine = mark_overwritten(tape.machine(), 0)
-    machine.grads[:] = 0
-    for opcode, _, at, back in machine.records.tolist():
+    tape_arrays = mark_overwritten(tape.replay_arrays(), 0)
+    tape_arrays.grads[:] = 0
+    for opcode, _, at, back in tape_arrays.records.tolist():
         for bit, place in enumerate(differentiable(opcode)):
-            if machine.operands[back] >> bit & 1:
-                machine.grads[here.elements(int(machine.operands[at + place]))] = 1e9
-    sweep_back(here, machine)
+            if tape_arrays.operands[back] >> bit & 1:
+                tape_arrays.grads[here.elements(int(tape_arrays.operands[at + place]))] = 1e9
+    sweep_back(here, tape_arrays)
     for actual, gradient in zip(here.gradients(), expected, strict=True):
         np.testing.assert_array_equal(actual, gradient)
 
@@ -155,11 +155,11 @@ def test_first_gradient_of_an_array_may_overwrite(name, seed):
 def test_gradients_add_to_what_is_there(name, seed):
     here = recorded(name, seed)
     tape, expected = here.tape, here.gradients()
-    machine = tape.machine()
-    machine.grads[:] = 0
+    tape_arrays = tape.replay_arrays()
+    tape_arrays.grads[:] = 0
     for places in here.places:
-        machine.grads[places] = 3
-    sweep_back(here, machine)
+        tape_arrays.grads[places] = 3
+    sweep_back(here, tape_arrays)
     for actual, gradient in zip(here.gradients(), expected, strict=True):
         assert_close(actual, gradient + 3, 1e-12)
 

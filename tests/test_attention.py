@@ -37,14 +37,14 @@ class Packed:
         table = tape.array(np.zeros((1, width)))
         operands = [tape.embed((table, batch.tokens)) for _ in range(3)]
         out = tape.attention(*operands, n_head)
-        self.machine = tape.machine()
-        self.record = len(self.machine.records) - 1
-        kernels = kernels_of(self.machine.records[-1:])
+        self.tape_arrays = tape.replay_arrays()
+        self.record = len(self.tape_arrays.records) - 1
+        kernels = kernels_of(self.tape_arrays.records[-1:])
         for direction in (FORWARD, BACKWARD):
-            load_kernels(self.machine.kernels, tape.dtype, kernels, direction)
+            load_kernels(self.tape_arrays.kernels, tape.dtype, kernels, direction)
         alive = [sum(length > p for length in self.lengths) for p in range(self.block)]
         self.starts = np.cumsum([0, *alive])
-        self.machine.inputs[batch.starts : batch.starts + self.block + 1] = self.starts
+        self.tape_arrays.inputs[batch.starts : batch.starts + self.block + 1] = self.starts
         # Node ids of every element of the documents' rows: (rows, width).
         elements = np.add.outer(np.arange(self.starts[-1]) * tape.stride(width), np.arange(width))
         self.operands = [node + elements for node in operands]
@@ -53,7 +53,7 @@ class Packed:
         self.clear()
 
     def clear(self):
-        self.machine.values[:] = self.machine.grads[:] = np.nan
+        self.tape_arrays.values[:] = self.tape_arrays.grads[:] = np.nan
 
     def rows(self, document):
         """The rows of a document: it is the same one of those alive at every position."""
@@ -61,24 +61,24 @@ class Packed:
 
     def attend(self, q, k, v, positions=None):
         """Rows of the result; position by position, as sampling does, or all at once."""
-        values = self.machine.values
+        values = self.tape_arrays.values
         for elements, array in zip(self.operands, (q, k, v), strict=True):
             values[elements] = array
         for first, last in positions or [(0, self.block)]:
             window = BatchRange(first, last, self.starts[first], self.starts[last])
-            forward_sweep(self.machine, self.record, self.record + 1, window)
+            forward_sweep(self.tape_arrays, self.record, self.record + 1, window)
         return values[self.out]
 
     def gradients(self, dout, before=None):
         """dq, dk and dv; added to `before` or where nothing was."""
-        grads = self.machine.grads
+        grads = self.tape_arrays.grads
         grads[self.out] = dout
-        back = self.machine.records[self.record, 3]
-        self.machine.operands[back] = EVERYTHING_FRESH if before is None else 0
+        back = self.tape_arrays.records[self.record, 3]
+        self.tape_arrays.operands[back] = EVERYTHING_FRESH if before is None else 0
         for elements, array in zip(self.operands, before or (), strict=False):
             grads[elements] = array
         window = BatchRange(0, self.block, 0, self.starts[-1])
-        reverse_sweep(self.machine, self.record, self.record + 1, window)
+        reverse_sweep(self.tape_arrays, self.record, self.record + 1, window)
         return [grads[elements] for elements in self.operands]
 
 
@@ -118,7 +118,7 @@ def test_documents_attend_to_themselves(dtype, head_dim, data):
     gradients = packed.gradients(dout)
     assert np.isfinite(gradients).all()
     # Nothing but the documents' elements was written: the rest is still NaN.
-    for memory in (packed.machine.values, packed.machine.grads):
+    for memory in (packed.tape_arrays.values, packed.tape_arrays.grads):
         memory[packed.out] = np.nan
         assert np.isnan(memory[packed.extent]).all()
 
@@ -155,8 +155,8 @@ def test_gradient_is_the_slope(data):
 def test_float32_gradients_follow_float64(data):
     packed, (q, k, v, dout) = data.draw(batches("float32", most=4))
     double = Packed("float64", packed.n_head, q.shape[1] // packed.n_head, packed.lengths, (0, 0))
-    for machine in (packed, double):
-        machine.attend(q, k, v)
+    for tape_arrays in (packed, double):
+        tape_arrays.attend(q, k, v)
     for actual, expected in zip(packed.gradients(dout), double.gradients(dout), strict=True):
         assert_close(actual, expected, TOLERANCES["float32"])
 

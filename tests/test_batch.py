@@ -87,7 +87,7 @@ def naive_rows(documents, block, look_back):
 )
 def test_rows_are_packed_position_by_position(compiled, model, documents, first, count, stale):
     program, block = compiled.program, model.block_size
-    inputs, weights = program.machine.inputs, program.machine.values[program.weights :]
+    inputs, weights = program.tape_arrays.inputs, program.tape_arrays.values[program.weights :]
     capacity = DOCUMENTS * block
     inputs[:] = weights[:capacity] = stale
     window = pack_batch(program, *corpus(documents), first, count, SHARE, TOKEN_SHARE)
@@ -113,10 +113,10 @@ def test_rows_are_packed_position_by_position(compiled, model, documents, first,
 
 def loss_and_parameter_gradient(compiled, documents, first, count):
     program = compiled.program
-    program.machine.grads[: program.num_params] = 0
+    program.tape_arrays.grads[: program.num_params] = 0
     window = pack_batch(program, *corpus(documents), first, count, SHARE, 0.0)
     loss = loss_and_gradient(program, window)
-    gradients = compiled.by_name(program.machine.grads)
+    gradients = compiled.by_name(program.tape_arrays.grads)
     return loss, {name: gradient.copy() for name, gradient in gradients.items()}
 
 
@@ -164,7 +164,7 @@ def test_nothing_is_left_over_from_the_batch_before(model, dtype):
     documents = [rng.integers(0, VOCABULARY, length).tolist() for length in (9, 2, 5, 7, 3, 9)]
     used, fresh = randomised(recorded(model, dtype)), randomised(recorded(model, dtype))
     loss_and_parameter_gradient(used, documents, 0, DOCUMENTS)
-    grads = used.program.machine.grads
+    grads = used.program.tape_arrays.grads
     grads[used.program.num_params :] *= 1e6
     for first, count in ((1, 2), (3, 1), (0, DOCUMENTS)):
         loss, gradients = loss_and_parameter_gradient(used, documents, first, count)
@@ -189,7 +189,7 @@ def test_float32_follows_float64(model):
 
 def windows_of_positions(program, longest):
     """One window for every position, in order."""
-    starts = program.machine.inputs[program.starts :]
+    starts = program.tape_arrays.inputs[program.starts :]
     return [BatchRange(p, p + 1, starts[p], starts[p + 1]) for p in range(longest)]
 
 
@@ -203,8 +203,8 @@ def test_forward_goes_position_by_position_too(model):
     window = pack_batch(program, *corpus(documents), 0, 5, SHARE, 0.0)
     total = 0
     for part in windows_of_positions(program, window[1]):
-        forward_sweep(program.machine, 0, program.ends[window[1]], part)
-        total += program.machine.values[program.roots[window[1]]]
+        forward_sweep(program.tape_arrays, 0, program.ends[window[1]], part)
+        total += program.tape_arrays.values[program.roots[window[1]]]
     assert total == pytest.approx(loss, rel=1e-12)
 
 
@@ -214,17 +214,19 @@ def test_reverse_goes_position_by_position_too(model):
     documents = [rng.integers(0, VOCABULARY, length).tolist() for length in (9, 2, 5, 7, 3)]
     compiled = randomised(recorded(model))
     program = compiled.program
-    machine = program.machine
+    tape_arrays = program.tape_arrays
     loss_and_parameter_gradient(compiled, documents, 0, 5)
     attention = all_named("attention")
-    begin = int(np.flatnonzero(np.isin(machine.records[:, 0], attention))[-1]) + 1
-    window = BatchRange(0, model.block_size, 0, machine.inputs[program.starts + model.block_size])
+    begin = int(np.flatnonzero(np.isin(tape_arrays.records[:, 0], attention))[-1]) + 1
+    window = BatchRange(
+        0, model.block_size, 0, tape_arrays.inputs[program.starts + model.block_size]
+    )
     results = []
     for parts in ([window], windows_of_positions(program, model.block_size)):
-        machine.grads[: program.num_params] = 0
+        tape_arrays.grads[: program.num_params] = 0
         for part in parts:
-            reverse_sweep(machine, begin, program.ends[-1], part)
-        gradients = compiled.by_name(machine.grads)
+            reverse_sweep(tape_arrays, begin, program.ends[-1], part)
+        gradients = compiled.by_name(tape_arrays.grads)
         results.append({name: gradient.copy() for name, gradient in gradients.items()})
     whole, stepwise = results
     assert np.abs(whole["layer1.attn_wo"]).max() > 1e-3

@@ -43,12 +43,14 @@ DOCUMENTS = ["ab", "b", "ba", "a", "zab", "ba", "ab"]  # one begins with a z
 CONFIG = TrainConfig(steps=4, batch_size=2, dtype="float64")
 
 
-def results(machine, i, direction):
+def results(tape_arrays, i, direction):
     """Where what record i computes lies, or its gradient: of an array the first row."""
-    code, out, at, back = machine.records[i].tolist()
+    code, out, at, back = tape_arrays.records[i].tolist()
     if direction == BACKWARD and has_gradients(code):
-        out = int(machine.operands[back + DOUT])
-    width = math.prod(int(machine.operands[at + place]) for place in RESULT_WIDTHS.get(code, ()))
+        out = int(tape_arrays.operands[back + DOUT])
+    width = math.prod(
+        int(tape_arrays.operands[at + place]) for place in RESULT_WIDTHS.get(code, ())
+    )
     return range(out, out + width)
 
 
@@ -58,34 +60,35 @@ def poison(trainer, i, direction, value):
     Records after it do so: they look up 0, or `value` where the first target is a z.
     """
     compiled, program = trainer.compiled, trainer.compiled.program
-    machine, nodes = program.machine, results(program.machine, i, direction)
-    table = len(machine.values)
+    tape_arrays, nodes = program.tape_arrays, results(program.tape_arrays, i, direction)
+    table = len(tape_arrays.values)
     looked_up = table + program.vocab_size
     first = looked_up + 1
     values, grads = (
-        aligned_zeros(first + len(nodes) + 16, machine.values.dtype) for _ in (FORWARD, BACKWARD)
+        aligned_zeros(first + len(nodes) + 16, tape_arrays.values.dtype)
+        for _ in (FORWARD, BACKWARD)
     )
-    values[:table] = machine.values
+    values[:table] = tape_arrays.values
     values[table + trainer.tokenizer.characters.index("z")] = value
-    extra = [(named("lookup"), looked_up, len(machine.operands), 0)]
+    extra = [(named("lookup"), looked_up, len(tape_arrays.operands), 0)]
     for node, result in enumerate(nodes, first):
         if direction == FORWARD:
             extra += [(named("add"), node, result, looked_up), (named("detach"), result, node, 0)]
         else:
             grads[node] = 1
             extra.append((named("mul"), node, result, looked_up))
-    machine = machine._replace(
+    tape_arrays = tape_arrays._replace(
         values=values,
         grads=grads,
-        records=np.insert(machine.records, i + 1, np.array(extra, np.uint32), axis=0),
-        operands=np.append(machine.operands, [1, table, program.targets, 1]),
+        records=np.insert(tape_arrays.records, i + 1, np.array(extra, np.uint32), axis=0),
+        operands=np.append(tape_arrays.operands, [1, table, program.targets, 1]),
     )
     for which in (FORWARD, BACKWARD):
-        load_kernels(machine.kernels, values.dtype, kernels_of(machine.records), which)
+        load_kernels(tape_arrays.kernels, values.dtype, kernels_of(tape_arrays.records), which)
     ends = program.ends + len(extra) * (program.ends > i)
     trainer.compiled = replace(
         compiled,
-        program=program._replace(machine=machine, ends=ends),
+        program=program._replace(tape_arrays=tape_arrays, ends=ends),
         weights=compiled.by_name(values[: program.num_params]),
     )
     trainer._threads = Threads(trainer.compiled, trainer.training.threads)
@@ -99,10 +102,10 @@ def make(model, **settings):
     return Trainer(MODELS[model], replace(CONFIG, **settings), DOCUMENTS)
 
 
-def chosen_records(machine, each):
+def chosen_records(tape_arrays, each):
     """Record numbers, `each` of every operation: from first to last."""
-    for code in np.unique(machine.records[:, 0]):
-        found = np.flatnonzero(machine.records[:, 0] == code)
+    for code in np.unique(tape_arrays.records[:, 0]):
+        found = np.flatnonzero(tape_arrays.records[:, 0] == code)
         if code not in NO_RESULT:
             for i in np.unique(np.linspace(0, len(found) - 1, each).astype(int)):
                 yield int(code), int(found[i])
@@ -134,12 +137,12 @@ TOGETHER = (named("array_add"), named("array_scale"), named("cross_entropy"))
 def check_operations(model, each, **settings):
     """Poison `each` records of every operation; returns how often, and how often that stopped."""
     untouched = make(model, **settings)
-    machine = untouched.compiled.program.machine
+    tape_arrays = untouched.compiled.program.tape_arrays
     step = poisoned_step(untouched)
     untouched.advance(4)
     expected = weights_of(untouched)
     tried = stopped = 0
-    for code, i in chosen_records(machine, each):
+    for code, i in chosen_records(tape_arrays, each):
         for direction, value in product((FORWARD, BACKWARD), (math.nan, math.inf, -math.inf)):
             trainer = make(model, **settings)
             poison(trainer, i, direction, value)
@@ -246,7 +249,7 @@ def test_a_norm_that_overflows_is_noticed(kind):
 def test_squares_that_overflow_are_noticed():
     """Adam in float64: the moment is infinite from then on, and its weight stays as it is."""
     trainer = make("gpt", granularity="vector")
-    linear = np.flatnonzero(trainer.compiled.program.machine.records[:, 0] == named("linear"))
+    linear = np.flatnonzero(trainer.compiled.program.tape_arrays.records[:, 0] == named("linear"))
     poison(trainer, int(linear[2]), BACKWARD, 1e200)
     with pytest.raises(DivergedError, match="the gradient is not finite, or too large"):
         trainer.advance(4)
@@ -277,7 +280,9 @@ def test_nothing_is_saved(tmp_path, monkeypatch, capsys, direction, clip, line):
     def make_poisoned(*given):
         trainer = Trainer(*given)
         steps.append(poisoned_step(trainer))
-        linear = np.flatnonzero(trainer.compiled.program.machine.records[:, 0] == named("linear"))
+        linear = np.flatnonzero(
+            trainer.compiled.program.tape_arrays.records[:, 0] == named("linear")
+        )
         poison(trainer, int(linear[2]), direction, math.nan)
         return trainer
 

@@ -120,7 +120,7 @@ def check_model(kind: str, granularity: str, draw: Draw, counts: Counter[str]) -
         np.concatenate(documents).astype(np.int32), np.cumsum([0, *map(len, documents)])
     )
     compiled = compiled_model(model, vocab_size, granularity, "float64", len(documents))
-    compiled.program.machine.inputs[compiled.program.key] = 3
+    compiled.program.tape_arrays.inputs[compiled.program.key] = 3
     weights = compiled.weights
     for matrix in weights.values():
         matrix[:] = rng.normal(0, matrix.shape[1] ** -0.5, matrix.shape)

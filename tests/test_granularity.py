@@ -192,7 +192,7 @@ def train(
     compiled: CompiledModel, corpus: TokenizedCorpus, batch_size: int, steps: int, threads: int = 1
 ) -> tuple[NDArray[np.float64], Arrays]:
     losses = np.zeros((threads, steps))
-    parameters = compiled.program.machine.values[: compiled.program.num_params]
+    parameters = compiled.program.tape_arrays.values[: compiled.program.num_params]
     state = np.stack([np.zeros_like(parameters)] * 2)
     optimizer = Optimizer(
         ADAM, state, beta1=0.85, beta2=0.99, epsilon=1e-8, weight_decay=0.0, momentum=0.0,
@@ -248,12 +248,12 @@ def test_padding_stays_zero(sizes: str, dtype: str, granularity: str) -> None:
     corpus = make_corpus(model.block_size, vocab_size)
     compiled = make_recording(sizes, granularity, dtype, 3)
     train(compiled, corpus, 7, 3)
-    machine = compiled.program.machine
-    weights = np.zeros_like(machine.values[: compiled.program.num_params])
+    tape_arrays = compiled.program.tape_arrays
+    weights = np.zeros_like(tape_arrays.values[: compiled.program.num_params])
     for view in compiled.by_name(weights).values():
         view[:] = 1
-    assert not machine.values[: len(weights)][weights == 0].any()
-    assert not machine.grads[: len(weights)].any()
+    assert not tape_arrays.values[: len(weights)][weights == 0].any()
+    assert not tape_arrays.grads[: len(weights)].any()
 
 
 def samples(compiled: CompiledModel, uniforms: NDArray[np.float64]) -> list[list[int]]:

@@ -37,28 +37,28 @@ def parameters(tape, *shapes):
     return [tape.parameter(rng.normal(size=shape)) for shape in shapes]
 
 
-def opcodes(machine):
-    return machine.records[:, 0].tolist()
+def opcodes(tape_arrays):
+    return tape_arrays.records[:, 0].tolist()
 
 
-def as_bytes(machine):
-    return [array.tobytes() for array in machine]
+def as_bytes(tape_arrays):
+    return [array.tobytes() for array in tape_arrays]
 
 
-def fresh(machine):
+def fresh(tape_arrays):
     """Which gradients each kind of record overwrites."""
     return {
-        opcode: int(machine.operands[back])
-        for opcode, _, _, back in machine.records.tolist()
+        opcode: int(tape_arrays.operands[back])
+        for opcode, _, _, back in tape_arrays.records.tolist()
         if has_gradients(opcode)
     }
 
 
-def activations(machine):
+def activations(tape_arrays):
     """(that of the result, that of x) of every linear."""
     return [
-        tuple(machine.operands[[at + ACTIVATION, at + ACTIVATION_OF_X]].tolist())
-        for opcode, _, at, _ in machine.records
+        tuple(tape_arrays.operands[[at + ACTIVATION, at + ACTIVATION_OF_X]].tolist())
+        for opcode, _, at, _ in tape_arrays.records
         if opcode in all_named("linear")
     ]
 
@@ -78,35 +78,35 @@ def perceptron(dtype="float64", extra=None):
     return tape, x, root
 
 
-def replayed(tape, x, root, machine):
+def replayed(tape, x, root, tape_arrays):
     """The root, the parameters' gradients and dx; other gradients are not to be read first."""
-    machine.values[root] = np.nan
-    machine.grads[:] = 1e9
-    machine.grads[: tape.num_params] = 0
-    machine.grads[root] = 1
+    tape_arrays.values[root] = np.nan
+    tape_arrays.grads[:] = 1e9
+    tape_arrays.grads[: tape.num_params] = 0
+    tape_arrays.grads[root] = 1
     # Rows and columns end in zeros, in gradients as in values.
     for node, shape in tape._shapes.items():
-        rows = machine.grads[node : node + shape.rows * shape.stride].reshape(shape.rows, -1)
+        rows = tape_arrays.grads[node : node + shape.rows * shape.stride].reshape(shape.rows, -1)
         rows[:, shape.width :] = 0
-    forward_sweep(machine, 0, len(machine.records), NO_WINDOW)
-    reverse_sweep(machine, 0, len(machine.records), NO_WINDOW)
-    return machine.values[root], machine.grads[: tape.num_params].copy(), tape.grad(x)
+    forward_sweep(tape_arrays, 0, len(tape_arrays.records), NO_WINDOW)
+    reverse_sweep(tape_arrays, 0, len(tape_arrays.records), NO_WINDOW)
+    return tape_arrays.values[root], tape_arrays.grads[: tape.num_params].copy(), tape.grad(x)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_relu_between_linears_becomes_part_of_them(dtype):
     tape, x, root = perceptron(dtype)
-    machine = mark_overwritten(tape.machine(), tape.num_params)
-    before = as_bytes(machine)
-    fused = mark_overwritten(fuse_relu(tape.machine()), tape.num_params)
+    tape_arrays = mark_overwritten(tape.replay_arrays(), tape.num_params)
+    before = as_bytes(tape_arrays)
+    fused = mark_overwritten(fuse_relu(tape.replay_arrays()), tape.num_params)
     assert opcodes(fused) == [
-        opcode for opcode in opcodes(machine) if opcode != named("array_relu")
+        opcode for opcode in opcodes(tape_arrays) if opcode != named("array_relu")
     ]
-    assert activations(machine) == [(IDENTITY, IDENTITY)] * 2
+    assert activations(tape_arrays) == [(IDENTITY, IDENTITY)] * 2
     assert activations(fused) == [(RELU, IDENTITY), (IDENTITY, RELU)]
-    assert as_bytes(machine) == before
+    assert as_bytes(tape_arrays) == before
     for plain, other in zip(
-        replayed(tape, x, root, machine), replayed(tape, x, root, fused), strict=True
+        replayed(tape, x, root, tape_arrays), replayed(tape, x, root, fused), strict=True
     ):
         np.testing.assert_array_equal(plain, other)
         assert np.abs(plain).max() > 1e-3
@@ -126,8 +126,8 @@ OTHER_USES = {
 @pytest.mark.parametrize("extra", OTHER_USES.values(), ids=OTHER_USES)
 def test_a_relu_stays_where_somebody_else_listens(extra):
     tape, *_ = perceptron(extra=extra)
-    machine = tape.machine()
-    assert as_bytes(fuse_relu(machine)) == as_bytes(machine)
+    tape_arrays = tape.replay_arrays()
+    assert as_bytes(fuse_relu(tape_arrays)) == as_bytes(tape_arrays)
 
 
 def test_a_relu_stays_where_no_linear_follows_or_precedes():
@@ -135,8 +135,8 @@ def test_a_relu_stays_where_no_linear_follows_or_precedes():
     w, u = parameters(tape, (7, 7), (7, 7))
     x = tape.array(np.ones((5, 7)))
     tape.mean(tape.add(tape.relu(tape.linear(x, w)), tape.linear(tape.relu(x), u)))
-    machine = tape.machine()
-    assert as_bytes(fuse_relu(machine)) == as_bytes(machine)
+    tape_arrays = tape.replay_arrays()
+    assert as_bytes(fuse_relu(tape_arrays)) == as_bytes(tape_arrays)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -144,7 +144,7 @@ def test_a_model_is_the_same_with_relus_fused(dtype, monkeypatch):
     tokenizer = Tokenizer.from_documents(DOCUMENTS)
     corpus = tokenize(DOCUMENTS, tokenizer)
     results = []
-    for fuse in (fuse_relu, lambda machine: machine):
+    for fuse in (fuse_relu, lambda tape_arrays: tape_arrays):
         monkeypatch.setattr(program, "fuse_relu", fuse)
         compiled = program.compiled_model(
             MODEL, tokenizer.vocab_size, "vector", dtype, len(DOCUMENTS)
@@ -152,7 +152,7 @@ def test_a_model_is_the_same_with_relus_fused(dtype, monkeypatch):
         rng = np.random.default_rng(0)
         for weight in compiled.weights.values():
             weight[:] = rng.normal(size=weight.shape) * 0.5
-        codes = opcodes(compiled.program.machine)
+        codes = opcodes(compiled.program.tape_arrays)
         results.append((codes, *loss_and_gradients(compiled, corpus, 0, len(DOCUMENTS))))
     (fused_codes, fused_loss, fused_gradients), (codes, loss, gradients) = results
     assert codes.count(named("array_relu")) == MODEL.n_layer
@@ -170,10 +170,10 @@ def test_the_last_to_use_an_array_overwrites_its_gradient():
     a = tape.scale(h, 2.0)
     b = tape.add(a, h)
     tape.mean(tape.attention(b, h, a, 3))
-    machine = tape.machine()
-    before = as_bytes(machine)
-    marked = mark_overwritten(machine, tape.num_params)
-    assert as_bytes(machine) == before
+    tape_arrays = tape.replay_arrays()
+    before = as_bytes(tape_arrays)
+    marked = mark_overwritten(tape_arrays, tape.num_params)
+    assert as_bytes(tape_arrays) == before
     # a and h are used last, and b alone, by attention; x twice by the linear, which adds the
     # second time.
     assert fresh(marked) == {
@@ -183,14 +183,14 @@ def test_the_last_to_use_an_array_overwrites_its_gradient():
         named("attention"): 0b111,
         named("array_mean"): 0b1,
     }
-    assert (marked.records == machine.records).all()
+    assert (marked.records == tape_arrays.records).all()
 
 
 def test_gradients_of_parameters_are_always_added_to():
     tape = Tape()
     (w,) = parameters(tape, (3, 3))
     tape.mean(tape.add(tape.relu(w), w))
-    marked = mark_overwritten(tape.machine(), tape.num_params)
+    marked = mark_overwritten(tape.replay_arrays(), tape.num_params)
     assert fresh(marked) == {
         named("array_relu"): 0,
         named("array_add"): 0b01,
@@ -198,8 +198,8 @@ def test_gradients_of_parameters_are_always_added_to():
     }
 
 
-def unchanged(machine, *_, **__):
-    return machine
+def unchanged(tape_arrays, *_, **__):
+    return tape_arrays
 
 
 def measured(model, dtype, documents=DOCUMENTS, scale=0.5):
@@ -211,7 +211,7 @@ def measured(model, dtype, documents=DOCUMENTS, scale=0.5):
     for weight in compiled.weights.values():
         weight[:] = rng.normal(size=weight.shape) * scale
     loss_and_gradients(compiled, corpus, 2, 3)  # leaves something where gradients lie
-    return compiled.program.machine, *loss_and_gradients(compiled, corpus, 0, len(documents))
+    return compiled.program.tape_arrays, *loss_and_gradients(compiled, corpus, 0, len(documents))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -230,16 +230,16 @@ def measured(model, dtype, documents=DOCUMENTS, scale=0.5):
 )
 def test_sharing_places_changes_no_result(dtype, changes, monkeypatch):
     model = replace(MODEL, **changes)
-    machine, loss, gradients = measured(model, dtype)
+    tape_arrays, loss, gradients = measured(model, dtype)
     for name in ("share_values", "share_gradients"):
         monkeypatch.setattr(program, name, unchanged)
         plain, plain_loss, plain_gradients = measured(model, dtype)
-        assert opcodes(plain) == opcodes(machine)
+        assert opcodes(plain) == opcodes(tape_arrays)
         assert plain_loss == loss
         for weights, gradient in plain_gradients.items():
             np.testing.assert_array_equal(gradient, gradients[weights])
-    assert (plain.operands != machine.operands).any()
-    assert (plain.records != machine.records).any()
+    assert (plain.operands != tape_arrays.operands).any()
+    assert (plain.records != tape_arrays.records).any()
 
 
 def test_wide_models_follow_float64():
@@ -247,12 +247,12 @@ def test_wide_models_follow_float64():
     model = ModelConfig(n_embd=AMX_LEAST, block_size=16, n_layer=2)
     assert len(DOCUMENTS) * 16 >= AMX_LEAST
     documents = [(2 * document + "cabbage")[:15] for document in DOCUMENTS * 2]
-    machine, loss, gradients = measured(model, "float32", documents, 0.1)
-    wide = [at for opcode, _, at, _ in machine.records if opcode == named("linear", 1)]
+    tape_arrays, loss, gradients = measured(model, "float32", documents, 0.1)
+    wide = [at for opcode, _, at, _ in tape_arrays.records if opcode == named("linear", 1)]
     assert len(wide) == (8 if MATRIX_UNIT else 0)
     double, expected_loss, expected = measured(model, "float64", documents, 0.1)
     assert named("linear", 1) not in opcodes(double)
-    assert activations(machine) == activations(double)
+    assert activations(tape_arrays) == activations(double)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     for name, gradient in expected.items():
         difference = np.linalg.norm(gradients[name] - gradient)
@@ -278,11 +278,11 @@ def without_joints(*_):
 )
 def test_q_k_and_v_of_one_product_are_those_of_three(changes, monkeypatch):
     model = replace(MODEL, **changes)
-    machine, loss, gradients = measured(model, "float64")
+    tape_arrays, loss, gradients = measured(model, "float64")
     monkeypatch.setattr(program, "joint_width", without_joints)
     plain, plain_loss, plain_gradients = measured(model, "float64")
     linears, attentions = (
-        [codes.count(code) for codes in map(opcodes, (plain, machine))]
+        [codes.count(code) for codes in map(opcodes, (plain, tape_arrays))]
         for code in (named("linear"), attention_of(plain))
     )
     assert attentions[0] == attentions[1] == model.n_layer * model.ensemble
@@ -297,15 +297,15 @@ def test_q_k_and_v_of_one_product_are_those_of_three(changes, monkeypatch):
         np.testing.assert_allclose(gradients[name], gradient, rtol=0, atol=1e-13 * scale)
 
 
-def attention_of(machine):
-    return next(code for code in opcodes(machine) if code in all_named("attention"))
+def attention_of(tape_arrays):
+    return next(code for code in opcodes(tape_arrays) if code in all_named("attention"))
 
 
 def three_linears(tape, x, weights, plus=None):
-    """A tape's machine with the attention of three products."""
+    """A tape's arrays with the attention of three products."""
     q, k, v = (tape.linear(x[i], weights[i], plus) for i in range(3))
     tape.attention(q, k, v, 2)
-    return tape.machine()
+    return tape.replay_arrays()
 
 
 def test_what_is_not_one_product_stays_three():
@@ -324,30 +324,30 @@ def test_what_is_not_one_product_stays_three():
         ([x, x, x], [a, b, c], added),
     ):
         tape.reset(mark)
-        machine = three_linears(tape, xs, weights, plus)
+        tape_arrays = three_linears(tape, xs, weights, plus)
         if plus is not None:  # the first alone
-            for at in machine.records[machine.records[:, 0] == named("linear")][1:, 2]:
-                machine.operands[at + START] = NONE
-        assert joint_width(machine, tape.stride) == 0
-        joined = join_linears(machine, tape.extents, tape.stride, 0)
-        assert as_bytes(joined) == as_bytes(machine)
+            for at in tape_arrays.records[tape_arrays.records[:, 0] == named("linear")][1:, 2]:
+                tape_arrays.operands[at + START] = NONE
+        assert joint_width(tape_arrays, tape.stride) == 0
+        joined = join_linears(tape_arrays, tape.extents, tape.stride, 0)
+        assert as_bytes(joined) == as_bytes(tape_arrays)
 
 
-def gradient_places(machine):
+def gradient_places(tape_arrays):
     """Where the gradients of results lie, and those that attention keeps to itself."""
     places, own = [], []
-    for opcode, _, _, back in machine.records.tolist():
+    for opcode, _, _, back in tape_arrays.records.tolist():
         if has_gradients(opcode):
-            places.append(int(machine.operands[back + DOUT]))
+            places.append(int(tape_arrays.operands[back + DOUT]))
         if gradient_rooms(opcode):
-            own.append(set(machine.operands[back + DX + 3 : back + DX + 8].tolist()))
+            own.append(set(tape_arrays.operands[back + DX + 3 : back + DX + 8].tolist()))
     return places, own
 
 
 @pytest.mark.parametrize("n_layer", [1, 2, 5])
 def test_more_layers_need_no_more_places_for_gradients(n_layer):
-    machine, *_ = measured(replace(MODEL, n_embd=24, n_head=4, n_layer=n_layer), "float64")
-    places, own = gradient_places(machine)
+    tape_arrays, *_ = measured(replace(MODEL, n_embd=24, n_head=4, n_layer=n_layer), "float64")
+    places, own = gradient_places(tape_arrays)
     # Those of the loss, the logits and the hidden layer; of the residual stream, of q, k and v
     # together, and of what attention or a normalisation gives.
     assert len(set(places)) == 3 + 3
@@ -357,11 +357,15 @@ def test_more_layers_need_no_more_places_for_gradients(n_layer):
 
 def test_what_is_added_to_stays_in_its_place():
     """The residual stream of a GPT is one array, and so is its gradient."""
-    machine, *_ = measured(replace(MODEL, n_layer=5), "float64")
+    tape_arrays, *_ = measured(replace(MODEL, n_layer=5), "float64")
     added = [
-        (int(machine.operands[at + START]), out, machine.operands[back + DOUT : back + DOUT + 3])
-        for opcode, out, at, back in machine.records.tolist()
-        if opcode == named("linear") and machine.operands[at + START] != NONE
+        (
+            int(tape_arrays.operands[at + START]),
+            out,
+            tape_arrays.operands[back + DOUT : back + DOUT + 3],
+        )
+        for opcode, out, at, back in tape_arrays.records.tolist()
+        if opcode == named("linear") and tape_arrays.operands[at + START] != NONE
     ]
     assert len(added) == 10
     # The first adds to what a normalisation needs again, and lm_head needs what the last gives.
@@ -380,13 +384,13 @@ def test_places_of_values_that_are_needed_again_are_not_shared():
         last = tape.softmax(tape.relu(tape.rmsnorm(tape.scale(tape.linear(last, w), 2.0))))
     root = tape.mean(tape.add(tape.scale(last, 3.0), last))
     tape.backward(root)
-    machine = mark_overwritten(tape.machine(), tape.num_params)
-    machine = share_gradients(machine, tape.num_params, tape.extents)
-    before = as_bytes(machine)
-    shared = share_values(machine, tape.extents, keep=[kept])
-    assert as_bytes(machine) == before
-    assert len(set(shared.records[:, 1])) < len(set(machine.records[:, 1]))
-    expected, value = replayed(tape, x, root, machine), tape.value(kept)
+    tape_arrays = mark_overwritten(tape.replay_arrays(), tape.num_params)
+    tape_arrays = share_gradients(tape_arrays, tape.num_params, tape.extents)
+    before = as_bytes(tape_arrays)
+    shared = share_values(tape_arrays, tape.extents, keep=[kept])
+    assert as_bytes(tape_arrays) == before
+    assert len(set(shared.records[:, 1])) < len(set(tape_arrays.records[:, 1]))
+    expected, value = replayed(tape, x, root, tape_arrays), tape.value(kept)
     for plain, other in zip(expected, replayed(tape, x, root, shared), strict=True):
         np.testing.assert_array_equal(plain, other)
     np.testing.assert_array_equal(tape.value(kept), value)
@@ -395,6 +399,6 @@ def test_places_of_values_that_are_needed_again_are_not_shared():
 @pytest.mark.parametrize("model", ["rnn", "rnn-att"])
 def test_what_goes_on_to_the_next_position_is_not_shared(model):
     recurrent = ModelConfig(model=model, n_embd=7, n_state=7, n_att=3, block_size=6)
-    machine, *_ = measured(recurrent, "float64")
-    for lie in (machine.records[:, 1].tolist(), gradient_places(machine)[0]):
+    tape_arrays, *_ = measured(recurrent, "float64")
+    for lie in (tape_arrays.records[:, 1].tolist(), gradient_places(tape_arrays)[0]):
         assert len(set(lie)) == len(lie)

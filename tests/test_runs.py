@@ -130,7 +130,7 @@ def test_what_does_not_lie_in_runs_is_recorded_one_by_one(case: str) -> None:
         tape, nodes = filled()
         getattr(tape, method)(name, *places(nodes))
         tapes.append(tape)
-    expected, found = (tape.machine().records.tolist() for tape in tapes)
+    expected, found = (tape.replay_arrays().records.tolist() for tape in tapes)
     assert found == expected
 
 

@@ -489,14 +489,14 @@ def test_a_handle_and_an_array_of_numpy() -> None:
 
 def state(tape: Tape) -> list[object]:
     """All that can be seen of a tape."""
-    machine = tape.machine()
+    tape_arrays = tape.replay_arrays()
     end = len(tape)
     return [
         end,
         tape.num_params,
-        machine.records.tolist(),
-        machine.operands.tolist(),
-        machine.inputs.tolist(),
+        tape_arrays.records.tolist(),
+        tape_arrays.operands.tolist(),
+        tape_arrays.inputs.tolist(),
         [repr(number) for number in tape.values[:end].tolist()],
         [repr(number) for number in tape.grads[:end].tolist()],
         tape.values[end:].any(),

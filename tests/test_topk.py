@@ -16,7 +16,7 @@ few_examples = settings(max_examples=min(50, settings().max_examples))
 def chosen(tape, which, rows):
     """The numbers of an input that records write, (rows, numbers of a row)."""
     tape.forward()
-    numbers = tape.machine().inputs[which.slot : which.slot + rows * which.width]
+    numbers = tape.replay_arrays().inputs[which.slot : which.slot + rows * which.width]
     return numbers.reshape(rows, which.width)
 
 

@@ -526,8 +526,8 @@ def check_memory_estimate(model, vocab_size, granularity, documents):
     padding = 2000 * model.ensemble * model.n_layer
     padding += PANEL_DEPTH * WIDE_TILE[1] * VECTOR_BYTES // 4 + amx_room(max(most), max(most))
     assert nodes_needed(model, vocab_size, granularity, documents) >= 0.7 * nodes - padding
-    machine = compiled.program.machine
-    taken = machine.records.nbytes + machine.operands.nbytes + 8 * (nodes - padding)
+    tape_arrays = compiled.program.tape_arrays
+    taken = tape_arrays.records.nbytes + tape_arrays.operands.nbytes + 8 * (nodes - padding)
     assert bytes_needed(model, vocab_size, granularity, "float32", documents) >= taken
 
 

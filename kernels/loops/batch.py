@@ -23,7 +23,7 @@ def pack_batch(program, tokens, offsets, first, count, document_share, token_sha
     """
     block, documents = len(program.ends) - 1, len(offsets) - 1
     look_back, capacity = program.look_back, program.capacity
-    values, inputs = as_pointer(program.machine.values), as_pointer(program.machine.inputs)
+    values, inputs = as_pointer(program.tape_arrays.values), as_pointer(program.tape_arrays.inputs)
     tokens, offsets, placed = as_pointer(tokens), as_pointer(offsets), as_pointer(program.placed)
     starts = program.starts
 

@@ -138,7 +138,7 @@ def next_token(weights, first, count, top_k, top_p, uniform, totals):
 @inlined
 def close_gaps(program, begin, p, alive, samples):
     """Move documents into the places of those that end at position p; returns how many go on."""
-    machine, documents = program.machine, program.documents
+    tape_arrays, documents = program.tape_arrays, program.documents
     i = 0
     while i < alive:
         if samples[documents[i], p] != program.vocab_size - 1:
@@ -148,12 +148,14 @@ def close_gaps(program, begin, p, alive, samples):
         if i < alive:
             documents[i] = documents[alive]
             for r in range(begin, program.logit_ends[p]):
-                code, _, at, _ = read_record(machine.records, r)
+                code, _, at, _ = read_record(tape_arrays.records, r)
                 if FIRST_ATTENTION <= code <= LAST_ATTENTION:
                     power = code - FIRST_ATTENTION
-                    move_document(machine.values, machine.operands, at, power, alive, i, p + 1)
+                    move_document(
+                        tape_arrays.values, tape_arrays.operands, at, power, alive, i, p + 1
+                    )
                 elif code == PREVIOUS:
-                    move_state(machine.values, machine.operands, at, alive, i)
+                    move_state(tape_arrays.values, tape_arrays.operands, at, alive, i)
     return alive
 
 
@@ -174,7 +176,7 @@ def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_tu
     Returns how many tokens were drawn.
     """
     count, block = samples.shape
-    inputs, documents = program.machine.inputs, program.documents
+    inputs, documents = program.tape_arrays.inputs, program.documents
     drawn = 0
     together = 1 if in_turn else len(documents)
     for first_text in range(0, count, together):
@@ -195,14 +197,14 @@ def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_tu
                 for k in range(program.look_back):
                     earlier = token_before(program, samples, documents[i], p - 1 - k)
                     inputs[program.earlier + k * program.capacity + row + i] = earlier
-            forward_sweep(program.machine, begin, end, BatchRange(p, p + 1, row, row + alive))
+            forward_sweep(program.tape_arrays, begin, end, BatchRange(p, p + 1, row, row + alive))
             if p < len(prompt):
                 for i in range(alive):
                     samples[documents[i], p] = prompt[p]
             else:
                 # The weights of all texts, then their tokens: what a text waits for, others do not.
                 weigh(
-                    program.machine.values, program.logits[p], program.logits_row, alive,
+                    program.tape_arrays.values, program.logits[p], program.logits_row, alive,
                     program.vocab_size, inverse_temperature, program.likelihoods,
                 )  # fmt: skip
                 width = padded(program.likelihoods, program.vocab_size)

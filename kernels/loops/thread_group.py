@@ -106,7 +106,7 @@ def partition(count, thread, threads):
 @inlined
 def broadcast_parameters(program, group, thread):
     """Copy the parameters into the program of a thread."""
-    values, parameters = as_pointer(program.machine.values), as_pointer(group.values)
+    values, parameters = as_pointer(program.tape_arrays.values), as_pointer(group.values)
     if thread > 0:
         for i in range(0, program.num_params, lanes(values)):
             store(values, i, load(parameters, i))

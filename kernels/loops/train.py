@@ -19,14 +19,14 @@ from tapegpt.kernels.ops.dropout import dropout_key
 @jit
 def loss_and_gradient(program, batch):
     """The loss of the packed batch; its gradient is added to the parameters' gradients."""
-    values, grads = program.machine.values, program.machine.grads
+    values, grads = program.tape_arrays.values, program.tape_arrays.grads
     end = program.ends[batch.end_position]
     root, top = program.roots[batch.end_position], program.tops[batch.end_position]
-    forward_sweep(program.machine, 0, end, batch)
+    forward_sweep(program.tape_arrays, 0, end, batch)
     for i in range(len(program.clear)):
         grads[program.clear[i, 0] : min(top, program.clear[i, 1])] = 0
     grads[root] = 1
-    reverse_sweep(program.machine, 0, end, batch)
+    reverse_sweep(program.tape_arrays, 0, end, batch)
     return values[root]
 
 
@@ -44,7 +44,7 @@ def train_steps(
     loss is not finite, the parameters are as they were before the step; if it is, the update was
     not finite, see `update`. seed: of what dropout leaves out, uint64.
     """
-    inputs = program.machine.inputs
+    inputs = program.tape_arrays.inputs
     begin, end = partition(batch_size, thread, len(group.reports))
     for i in range(losses.shape[1]):
         step = first + i

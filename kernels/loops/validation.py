@@ -12,12 +12,12 @@ def held_out_loss(program, group, thread, tokens, offsets, documents_per_sweep, 
 
     A row is the sum over the tokens that the documents have within the block, and their number.
     """
-    values = program.machine.values
+    values = program.tape_arrays.values
     begin, end = partition(len(offsets) - 1, thread, len(group.reports))
     broadcast_parameters(program, group, thread)
     for first in range(begin, end, documents_per_sweep):
         together = min(documents_per_sweep, end - first)
         batch = pack_batch(program, tokens, offsets, first, together, 0.0, 1.0)
-        forward_sweep(program.machine, 0, program.ends[batch.end_position], batch)
+        forward_sweep(program.tape_arrays, 0, program.ends[batch.end_position], batch)
         losses[thread, 0] += values[program.common_roots[batch.end_position]]
         losses[thread, 1] += batch.end_row

@@ -34,22 +34,22 @@ class CompiledModel:
     @property
     def kernels(self) -> list[int]:
         """Those that its sweeps need, as `load_kernels` takes them."""
-        return kernels_of(self.program.machine.records)
+        return kernels_of(self.program.tape_arrays.records)
 
     def load(self, directions: Sequence[int] = (FORWARD, BACKWARD)) -> None:
         """Have the kernels of these sweeps ready, compiled where they never were before.
 
         Whoever runs the program calls it first; but for the first time it does nothing.
         """
-        machine = self.program.machine
+        tape_arrays = self.program.tape_arrays
         for direction in directions:
             if direction not in self._loaded:
-                load_kernels(machine.kernels, machine.values.dtype, self.kernels, direction)
+                load_kernels(tape_arrays.kernels, tape_arrays.values.dtype, self.kernels, direction)
                 self._loaded.add(direction)
 
     def by_name(self, prefix: Floats) -> dict[str, Floats]:
         """Views into an array like the parameters, by name."""
-        values = self.program.machine.values
+        values = self.program.tape_arrays.values
         return {
             name: np.ndarray(
                 view.shape,
@@ -95,23 +95,23 @@ def _record_vector(
     mean_loss = _mean(tape, losses)
     loss_records = tape.mark().records - before_losses
 
-    machine = mark_overwritten(fuse_relu(tape.machine()), tape.num_params)
-    machine = share_gradients(machine, tape.num_params, tape.extents)
-    machine = share_values(machine, tape.extents, keep=[logits])
+    tape_arrays = mark_overwritten(fuse_relu(tape.replay_arrays()), tape.num_params)
+    tape_arrays = share_gradients(tape_arrays, tape.num_params, tape.extents)
+    tape_arrays = share_values(tape_arrays, tape.extents, keep=[logits])
     block = model.block_size
-    if width := joint_width(machine, tape.stride):
+    if width := joint_width(tape_arrays, tape.stride):
         joint = tape.array(np.zeros((documents * block, width)))
-        machine = machine._replace(values=tape.values, grads=tape.grads)
-        machine = join_linears(machine, tape.extents, tape.stride, joint)
-    ends = np.full(block + 1, len(machine.records))
+        tape_arrays = tape_arrays._replace(values=tape.values, grads=tape.grads)
+        tape_arrays = join_linears(tape_arrays, tape.extents, tape.stride, joint)
+    ends = np.full(block + 1, len(tape_arrays.records))
     ends[0] = 0
     program = Program(
-        machine=machine,
+        tape_arrays=tape_arrays,
         num_params=tape.num_params,
         vocab_size=vocab_size,
         unrolled=False,
         ends=ends,
-        logit_ends=np.full(block, len(machine.records) - loss_records),
+        logit_ends=np.full(block, len(tape_arrays.records) - loss_records),
         roots=np.full(block + 1, mean_loss),
         common_roots=np.full(block + 1, together),
         tops=np.full(block + 1, len(tape)),
@@ -164,7 +164,7 @@ def _record_unrolled(
         ends.append(tape.mark().records)
         tops.append(len(tape))
     program = Program(
-        machine=tape.machine(),
+        tape_arrays=tape.replay_arrays(),
         num_params=tape.num_params,
         vocab_size=vocab_size,
         unrolled=True,
@@ -190,7 +190,7 @@ def _record_unrolled(
         likelihoods=np.zeros(2 * tape.stride(vocab_size), dtype),
     )
     views = {
-        name: program.machine.values[nodes[0, 0] : nodes[-1, -1] + 1].reshape(nodes.shape)
+        name: program.tape_arrays.values[nodes[0, 0] : nodes[-1, -1] + 1].reshape(nodes.shape)
         for name, nodes in weights.items()
     }
     return CompiledModel(program, 1, views)

@@ -17,21 +17,21 @@ from tapegpt.kernels.ops.attention import ATTENTION
 from tapegpt.kernels.ops.elementwise import RELU as ARRAY_RELU
 from tapegpt.kernels.ops.linear import LINEAR
 from tapegpt.kernels.ops.product.matrix import RELU
-from tapegpt.kernels.program import Machine
+from tapegpt.kernels.program import TapeArrays
 
 
-def fuse_relu(machine: Machine) -> Machine:
+def fuse_relu(tape: TapeArrays) -> TapeArrays:
     """Leave out the ReLUs between two linears that nobody else reads.
 
     The first linear then writes what the ReLU would have written. The second passes it a gradient
     only where that is positive.
     """
     readers: dict[int, list[Record]] = defaultdict(list)
-    records = array_records(machine)
+    records = array_records(tape)
     for record in records:
         for array in record.arrays(record.operation.differentiable):
             readers[array].append(record)
-    rows, operands = machine.records.copy(), machine.operands.copy()
+    rows, operands = tape.records.copy(), tape.operands.copy()
     kept = np.ones(len(rows), bool)
     for before in records:
         if before.operation is not LINEAR or len(readers[before.out]) != 1:
@@ -45,23 +45,23 @@ def fuse_relu(machine: Machine) -> Machine:
             operands[after.place("activation_of_x")] = RELU
             rows[before.number, 1] = operands[before.dout_place] = relu.out
             kept[relu.number] = False
-    return machine._replace(records=rows[kept], operands=operands)
+    return tape._replace(records=rows[kept], operands=operands)
 
 
 def join_linears(
-    machine: Machine, extents: Mapping[int, int], stride: Callable[[int], int], joint: int
-) -> Machine:
+    tape: TapeArrays, extents: Mapping[int, int], stride: Callable[[int], int], joint: int
+) -> TapeArrays:
     """Make one of the three linears that give an attention q, k and v, which nobody else reads.
 
     Where their weights lie one after the other they are one matrix. stride: elements from one row
     of so many columns to the next. joint: room for a result, see joint_width; it will do for all.
     To be done last.
     """
-    rows, operands = machine.records.copy(), machine.operands.copy()
+    rows, operands = tape.records.copy(), tape.operands.copy()
     kept = np.ones(len(rows), bool)
-    linears = [record for record in array_records(machine) if record.operation is LINEAR]
+    linears = [record for record in array_records(tape) if record.operation is LINEAR]
     largest_room = max((x.argument("room") for x in linears), key=extents.__getitem__, default=0)
-    for first, last, attention in _joinable(machine, stride):
+    for first, last, attention in _joinable(tape, stride):
         width = first.argument("n_out")
         operands[first.place("n_out")] = 3 * width
         operands[first.place("room")] = largest_room
@@ -78,19 +78,19 @@ def join_linears(
         offsets = operands[begin : begin + attention.argument("problems")]
         documents, columns = np.divmod(offsets, stride(width))
         offsets[:] = documents * stride(3 * width) + columns
-    return machine._replace(records=rows[kept], operands=operands)
+    return tape._replace(records=rows[kept], operands=operands)
 
 
-def joint_width(machine: Machine, stride: Callable[[int], int]) -> int:
+def joint_width(tape: TapeArrays, stride: Callable[[int], int]) -> int:
     """Columns of the widest result that join_linears will make."""
-    return max((3 * first.argument("n_out") for first, *_ in _joinable(machine, stride)), default=0)
+    return max((3 * first.argument("n_out") for first, *_ in _joinable(tape, stride)), default=0)
 
 
 def _joinable(
-    machine: Machine, stride: Callable[[int], int]
+    tape: TapeArrays, stride: Callable[[int], int]
 ) -> Iterator[tuple[Record, Record, Record]]:
     """The first and the last of three linears, and an attention, that can be joined."""
-    records = array_records(machine)
+    records = array_records(tape)
     for i in range(len(records) - 3):
         *linears, attention = records[i : i + 4]
         if attention.operation is not ATTENTION or any(x.operation is not LINEAR for x in linears):

@@ -9,23 +9,23 @@ from collections.abc import Iterable, Mapping
 
 from tapegpt.graph.records import array_records
 from tapegpt.kernels.ops.recurrence import PREVIOUS
-from tapegpt.kernels.program import Machine
+from tapegpt.kernels.program import TapeArrays
 from tapegpt.kernels.registry import opcode
 
 
-def mark_overwritten(machine: Machine, num_params: int) -> Machine:
+def mark_overwritten(tape: TapeArrays, num_params: int) -> TapeArrays:
     """Set the `overwrite` bit of an array in the last record to use it.
 
     The last record to use an array is the first to pass it a gradient.
     """
-    operands = machine.operands.copy()
+    operands = tape.operands.copy()
     used: set[int] = set()
-    for record in reversed(array_records(machine)):
+    for record in reversed(array_records(tape)):
         for bit, array in enumerate(record.arrays(record.operation.differentiable)):
             if array >= num_params and array not in used:
                 operands[record.overwrite_place] |= 1 << bit
                 used.add(array)
-    return machine._replace(operands=operands)
+    return tape._replace(operands=operands)
 
 
 class BufferPool:
@@ -64,17 +64,17 @@ class BufferPool:
                 self._free[self._extents[array]].append(self._held.pop(array))
 
 
-def share_gradients(machine: Machine, num_params: int, extents: Mapping[int, int]) -> Machine:
+def share_gradients(tape: TapeArrays, num_params: int, extents: Mapping[int, int]) -> TapeArrays:
     """Let gradients with lifetimes apart share buffers.
 
     The gradient of an array lives from the last record that uses it back to the one that makes it.
     To be done after mark_overwritten: what lies in a buffer when an array's turn comes is
     another's.
     """
-    if _recurs(machine):
-        return machine
-    operands, pool = machine.operands.copy(), BufferPool(extents)
-    for record in reversed(array_records(machine)):
+    if _recurs(tape):
+        return tape
+    operands, pool = tape.operands.copy(), BufferPool(extents)
+    for record in reversed(array_records(tape)):
         if record.out in pool:
             operands[record.dout_place] = pool[record.out]
             if record.operation.adds_to:
@@ -85,22 +85,26 @@ def share_gradients(machine: Machine, num_params: int, extents: Mapping[int, int
             if array >= num_params:
                 operands[place] = pool.acquire(array)
         pool.release((record.out, *record.arrays(record.operation.gradient_rooms)))
-    return machine._replace(operands=operands)
+    return tape._replace(operands=operands)
 
 
-def share_values(machine: Machine, extents: Mapping[int, int], keep: Iterable[int]) -> Machine:
+def share_values(tape: TapeArrays, extents: Mapping[int, int], keep: Iterable[int]) -> TapeArrays:
     """Let values with lifetimes apart share buffers, but those to keep.
 
     What backward kernels read lives on. To be done late: from then on a node may stand for several
     arrays.
     """
-    if _recurs(machine):
-        return machine
-    last_use = _last_uses(machine, extents)
+    if _recurs(tape):
+        return tape
+    last_use = _last_uses(tape, extents)
     for array in keep:
         last_use.pop(array, None)
-    rows, operands, pool = machine.records.copy(), machine.operands.copy(), BufferPool(extents)
-    for record in array_records(machine):
+    rows, operands, pool = (
+        tape.records.copy(),
+        tape.operands.copy(),
+        BufferPool(extents),
+    )
+    for record in array_records(tape):
         read = record.operation.differentiable
         arrays = record.arrays(read)
         for array, name in zip(arrays, read, strict=True):
@@ -113,13 +117,13 @@ def share_values(machine: Machine, extents: Mapping[int, int], keep: Iterable[in
                     pool.transfer(added_to, record.out)
             rows[record.number, 1] = pool.acquire(record.out)
         pool.release(array for array in arrays if last_use.get(array) == record.number)
-    return machine._replace(records=rows, operands=operands)
+    return tape._replace(records=rows, operands=operands)
 
 
-def _last_uses(machine: Machine, extents: Mapping[int, int]) -> dict[int, int]:
+def _last_uses(tape: TapeArrays, extents: Mapping[int, int]) -> dict[int, int]:
     """The last record to use an array, of those whose values only the forward sweep reads."""
     last_use: dict[int, int] = {}
-    for record in array_records(machine):
+    for record in array_records(tape):
         reads = record.operation.backward_reads
         for array in record.arrays(record.operation.differentiable):
             if array in last_use:
@@ -131,6 +135,6 @@ def _last_uses(machine: Machine, extents: Mapping[int, int]) -> dict[int, int]:
     return last_use
 
 
-def _recurs(machine: Machine) -> bool:
+def _recurs(tape: TapeArrays) -> bool:
     """Whether some arrays are needed once more, for the position after or before."""
-    return bool((machine.records[:, 0] == opcode(PREVIOUS)).any())
+    return bool((tape.records[:, 0] == opcode(PREVIOUS)).any())

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from tapegpt.kernels.op import DOUT, OVERWRITE, ArrayOp, place, with_gradients
-from tapegpt.kernels.program import Machine
+from tapegpt.kernels.program import TapeArrays
 from tapegpt.kernels.registry import OPERATIONS
 
 
@@ -46,11 +46,11 @@ class Record(NamedTuple):
             yield int(self.operands[self.at + argument]), self.back + 2 + i
 
 
-def array_records(machine: Machine) -> list[Record]:
+def array_records(tape: TapeArrays) -> list[Record]:
     """The records of operations on arrays, in order."""
     found = []
-    for number, (code, out, at, back) in enumerate(machine.records.tolist()):
+    for number, (code, out, at, back) in enumerate(tape.records.tolist()):
         operation = OPERATIONS[code]
         if isinstance(operation, ArrayOp):
-            found.append(Record(number, operation, out, at, back, machine.operands))
+            found.append(Record(number, operation, out, at, back, tape.operands))
     return found

@@ -101,7 +101,7 @@ class Trainer:
     @property
     def _parameters(self) -> NDArray[np.floating]:
         program = self.compiled.program
-        return program.machine.values[: program.num_params]
+        return program.tape_arrays.values[: program.num_params]
 
     @classmethod
     def resumed(cls, run: Run, documents: Sequence[str]) -> "Trainer":
@@ -287,7 +287,7 @@ class Trainer:
 def _optimizer_state(compiled: CompiledModel, training: TrainConfig) -> NDArray[np.floating]:
     """Zeros: (arrays, num_params)."""
     count, program = len(state_names(training)), compiled.program
-    state = aligned_zeros(count * program.num_params, program.machine.values.dtype)
+    state = aligned_zeros(count * program.num_params, program.tape_arrays.values.dtype)
     return state.reshape(count, program.num_params)
 
 

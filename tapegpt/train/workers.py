@@ -20,12 +20,12 @@ class Threads:
     """`count` threads, and what they share; the first has the program of the recording itself."""
 
     def __init__(self, compiled: CompiledModel, count: int) -> None:
-        machine = compiled.program.machine
-        grads = _rows(count - 1, len(machine.grads), machine.grads.dtype)
+        tape_arrays = compiled.program.tape_arrays
+        grads = _rows(count - 1, len(tape_arrays.grads), tape_arrays.grads.dtype)
         self._programs = [compiled.program, *(_copy(compiled.program, row) for row in grads)]
         self._team = ThreadGroup(
-            values=machine.values,
-            grads=machine.grads,
+            values=tape_arrays.values,
+            grads=tape_arrays.grads,
             other_grads=grads,
             reports=_rows(count, REPORTS, np.dtype(np.float64)),
             arrivals=np.zeros(1, np.int64),
@@ -76,10 +76,12 @@ def _rows(count: int, width: int, dtype: np.dtype[Any]) -> Any:
 
 def _copy(program: Program, grads: Floats) -> Program:
     """The same program on values, gradients and inputs of its own."""
-    machine = program.machine
-    values = aligned_zeros(len(machine.values), machine.values.dtype)
-    values[:] = machine.values
+    tape_arrays = program.tape_arrays
+    values = aligned_zeros(len(tape_arrays.values), tape_arrays.values.dtype)
+    values[:] = tape_arrays.values
     return program._replace(
-        machine=machine._replace(values=values, grads=grads, inputs=machine.inputs.copy()),
+        tape_arrays=tape_arrays._replace(
+            values=values, grads=grads, inputs=tape_arrays.inputs.copy()
+        ),
         placed=program.placed.copy(),
     )

@@ -483,8 +483,8 @@ class Recorded:
 
     def _ends(self) -> tuple[int, int]:
         """How many records there are, and arguments of them."""
-        machine = self.tape.machine()
-        return len(machine.records), len(machine.operands)
+        tape_arrays = self.tape.replay_arrays()
+        return len(tape_arrays.records), len(tape_arrays.operands)
 
     def elements(self, node: int) -> NDArray[np.int64]:
         """The ids of an array's elements."""
@@ -515,4 +515,4 @@ class Recorded:
     def records(self) -> NDArray[np.uint32]:
         """Those of the operation alone."""
         (begin, _), (end, _) = self.extent
-        return self.tape.machine().records[begin:end]
+        return self.tape.replay_arrays().records[begin:end]
