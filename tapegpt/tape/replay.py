@@ -6,7 +6,7 @@ import numpy as np
 
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
-from tapegpt.kernels.program import Machine
+from tapegpt.kernels.program import TapeArrays
 from tapegpt.kernels.registry import kernels_of, load_kernels
 from tapegpt.tape.storage import Memory, alone
 from tapegpt.tape.types import Floats
@@ -56,15 +56,15 @@ class Replay(Memory):
         self.grads[root] += 1
         self._load(BACKWARD)
         # Nothing after the root's record can reach it.
-        reverse_sweep(self._machine(), 0, self._records_until(root), self._batch_range())
+        reverse_sweep(self._live_arrays(), 0, self._records_until(root), self._batch_range())
 
     @alone
-    def machine(self) -> Machine:
+    def replay_arrays(self) -> TapeArrays:
         """A copy of the program, for replay on this tape's values and gradients.
 
         Its kernels are those that the tape itself has needed so far, see kernels/registry.py.
         """
-        live = self._machine()
+        live = self._live_arrays()
         return live._replace(
             records=live.records.copy(), operands=live.operands.copy(), inputs=live.inputs.copy()
         )
@@ -83,7 +83,7 @@ class Replay(Memory):
         if self._evaluated == count:
             return
         self._load(FORWARD)
-        forward_sweep(self._machine(), self._evaluated, count, self._batch_range())
+        forward_sweep(self._live_arrays(), self._evaluated, count, self._batch_range())
         self._evaluated = count
 
     def _load(self, direction: int) -> None:
@@ -96,14 +96,14 @@ class Replay(Memory):
         used = set(codes if len(codes) < FEW else np.flatnonzero(np.bincount(codes)).tolist())
         if not used <= self._loaded[direction]:
             load_kernels(
-                self.kernels, self.dtype, kernels_of(self._machine().records[first:]), direction
+                self.kernels, self.dtype, kernels_of(self._live_arrays().records[first:]), direction
             )
             self._loaded[direction].update(used)
         self._ready[direction] = count
 
-    def _machine(self) -> Machine:
+    def _live_arrays(self) -> TapeArrays:
         """The arrays where they lie. The tape cannot record while this is alive."""
-        return Machine(
+        return TapeArrays(
             self.kernels,
             self.values,
             self.grads,
