@@ -37,7 +37,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("sums", "softmaxes"), ("ids",)),
     **dict.fromkeys(("var", "constant"), ("number",)),
     **dict.fromkeys(("variables", "array", "parameter", "scalar_parameters"), ("floats",)),
-    **dict.fromkeys(("forward", "machine", "mark", "end_parameters"), ()),
+    **dict.fromkeys(("forward", "replay_arrays", "mark", "end_parameters"), ()),
     **dict.fromkeys(("previous", "stride"), ("count",)),
     "backward": ("scalar", "truth"),
     "dot": ("list", "list"),
