@@ -156,6 +156,7 @@ def test_nothing_to_do() -> None:
     tape, _ = filled()
     empty = np.zeros((0, 3), np.int64)
     assert tape.runs("add", empty, empty).shape == (0, 3)
+    assert tape.lookup(empty, tape.input([0], below=1), 0, 1).shape == (0, 3)
 
 
 def test_steep_results_that_the_root_does_not_need_pass_nothing_on() -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from tapegpt.tape import Input, Mark, Node, Tape, TapeError, storage
+from tapegpt.tape import Input, Mark, Node, Tape, TapeError, replay, storage
 
 # Recording and values
 
@@ -1242,3 +1242,21 @@ class TestAnyOrder(TapeMachine.TestCase):
 @pytest.mark.long
 class TestAnyOrderAtLength(TapeMachine.TestCase):
     settings = settings(max_examples=300, stateful_step_count=120)
+
+
+def test_values_read_while_recording_look_for_kernels_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tape = Tape()
+    x, asked = tape.var(1.0), []
+    load = replay.load_kernels
+    monkeypatch.setattr(
+        replay, "load_kernels", lambda *given: (asked.append(given[2]), load(*given))
+    )
+    for _ in range(20):
+        x = tape.add(x, x)
+        assert tape.value(x) == tape.value(tape.max([x, x]))
+    assert len(asked) == 2
+    tape.reset()
+    assert tape.value(tape.exp(tape.var(0.0))) == 1
+    tape.record("mul", np.zeros(1000, int), np.zeros(1000, int))
+    tape.forward()
+    assert len(asked) == 4  # those of exp and mul

@@ -20,13 +20,16 @@ LARGEST_KEY = 2**63 - 1  # of dropout
 class Leaves(Replay):
     """Nodes that no record computes, and inputs."""
 
-    @alone
     def var(self, value: Number) -> int:
         """A new scalar node."""
-        number = self._number(value)
-        node = self._allocate(1)
-        self.values[node] = number
-        return node
+        self._acquire()
+        try:
+            number = self._number(value)
+            node = self._allocate(1)
+            self.values[node] = number
+            return node
+        finally:
+            self._release()
 
     def constant(self, value: Number) -> int:
         """A new scalar node whose gradient nobody wants: a var by another name."""

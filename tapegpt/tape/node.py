@@ -62,7 +62,7 @@ class Node:
             return Node(self.tape, self.tape.mul(self.id, self._handle(other)))
         if _has_elements(other):
             return NotImplemented
-        return self._new(self.tape.scale(self._checked(), other))
+        return Node(self.tape, self.tape.scale(self._checked(), other))
 
     def __sub__(self, other: Node | Number) -> Node:
         right = self._operand(other)
@@ -80,39 +80,39 @@ class Node:
 
     def __rsub__(self, other: Number) -> Node:
         left = self._operand(other)
-        return NotImplemented if left is None else self._new(self.tape.sub(left, self.id))
+        return NotImplemented if left is None else Node(self.tape, self.tape.sub(left, self.id))
 
     def __rtruediv__(self, other: Number) -> Node:
         left = self._operand(other)
-        return NotImplemented if left is None else self._new(self.tape.div(left, self.id))
+        return NotImplemented if left is None else Node(self.tape, self.tape.div(left, self.id))
 
     def __pow__(self, exponent: Number) -> Node:
         if _has_elements(exponent):
             return NotImplemented
-        return self._new(self.tape.pow(self._checked(), exponent))
+        return Node(self.tape, self.tape.pow(self._checked(), exponent))
 
     def __neg__(self) -> Node:
-        return self._new(self.tape.neg(self._checked()))
+        return Node(self.tape, self.tape.neg(self._checked()))
 
     def exp(self) -> Node:
         """e ** self"""
-        return self._new(self.tape.exp(self._checked()))
+        return Node(self.tape, self.tape.exp(self._checked()))
 
     def log(self) -> Node:
         """ln self"""
-        return self._new(self.tape.log(self._checked()))
+        return Node(self.tape, self.tape.log(self._checked()))
 
     def relu(self) -> Node:
         """max(0, self)"""
-        return self._new(self.tape.relu(self._checked()))
+        return Node(self.tape, self.tape.relu(self._checked()))
 
     def tanh(self) -> Node:
         """tanh self"""
-        return self._new(self.tape.tanh(self._checked()))
+        return Node(self.tape, self.tape.tanh(self._checked()))
 
     def softplus(self) -> Node:
         """ln(1 + e ** self)"""
-        return self._new(self.tape.softplus(self._checked()))
+        return Node(self.tape, self.tape.softplus(self._checked()))
 
     def _operand(self, other: Node | Number) -> int | None:
         """The id of a second operand; None for an array, which NumPy then goes through."""
@@ -139,9 +139,6 @@ class Node:
         if self.generation != self.tape.generation:
             self.tape._any(self)
         return self.id
-
-    def _new(self, node: int) -> Node:
-        return Node(self.tape, node)
 
 
 def _has_elements(operand: object) -> bool:

@@ -32,23 +32,23 @@ class ScalarOperations(Leaves):
 
     def add(self, a: int, b: int) -> int:
         """a + b"""
-        return self._binary("add", a, b)
+        return self._record_scalar(BINARY["add"], a, b)
 
     def mul(self, a: int, b: int) -> int:
         """a b"""
-        return self._binary("mul", a, b)
+        return self._record_scalar(BINARY["mul"], a, b)
 
     def sub(self, a: int, b: int) -> int:
         """a - b"""
-        return self._binary("sub", a, b)
+        return self._record_scalar(BINARY["sub"], a, b)
 
     def div(self, a: int, b: int) -> int:
         """a / b"""
-        return self._binary("div", a, b)
+        return self._record_scalar(BINARY["div"], a, b)
 
     def neg(self, a: int) -> int:
         """-a"""
-        return self._unary("neg", a)
+        return self._record_scalar(UNARY["neg"], a, a)
 
     def scale(self, a: int, factor: Number) -> int:
         """factor a, for a number that is not a node."""
@@ -60,33 +60,27 @@ class ScalarOperations(Leaves):
 
     def exp(self, a: int) -> int:
         """e ** a"""
-        return self._unary("exp", a)
+        return self._record_scalar(UNARY["exp"], a, a)
 
     def log(self, a: int) -> int:
         """ln a"""
-        return self._unary("log", a)
+        return self._record_scalar(UNARY["log"], a, a)
 
     def relu(self, a: int) -> int:
         """max(0, a)"""
-        return self._unary("relu", a)
+        return self._record_scalar(UNARY["relu"], a, a)
 
     def tanh(self, a: int) -> int:
         """tanh a"""
-        return self._unary("tanh", a)
+        return self._record_scalar(UNARY["tanh"], a, a)
 
     def softplus(self, a: int) -> int:
         """ln(1 + e ** a)"""
-        return self._unary("softplus", a)
+        return self._record_scalar(UNARY["softplus"], a, a)
 
     def detach(self, a: int) -> int:
         """a, through which no gradient passes."""
-        return self._unary("detach", a)
-
-    def _unary(self, name: str, a: int) -> int:
-        return self._record_scalar(UNARY[name], a, a)
-
-    def _binary(self, name: str, a: int, b: int) -> int:
-        return self._record_scalar(BINARY[name], a, b)
+        return self._record_scalar(UNARY["detach"], a, a)
 
     def _record_scalar(self, code: int, a: int, b: int) -> int:
         self._acquire()
@@ -108,45 +102,60 @@ class ScalarOperations(Leaves):
     def _with_constant(self, name: str, a: int, constant: Number) -> int:
         self._acquire()
         try:
-            left, number = self._scalar(a), self._number(constant)
-            node = self._allocate(2)
+            number, node = self._number(constant), self._size
+            if type(a) is not int or not 0 <= a < node or a in self._shapes:
+                a = self._scalar(a)
+            self._allocate(2)
             self.values[node] = number
-            self._records.extend((BINARY[name], node + 1, left, node))
+            self._records.extend((BINARY[name], node + 1, a, node))
             return node + 1
         finally:
             self._release()
 
-    @alone
     def sum(self, nodes: Sequence[int]) -> int:
         """The sum of scalars."""
-        return self._reduce(reduce.SUM, self._scalars(nodes))
+        self._acquire()
+        try:
+            given = self._scalars(nodes)
+            return self._record_list(reduce.SUM, reduce.Args(len(given), given))
+        finally:
+            self._release()
 
-    @alone
     def max(self, nodes: Sequence[int]) -> int:
         """The largest of scalars; its gradient goes to the first of equals."""
-        return self._reduce(reduce.MAX, self._scalars(nodes))
+        self._acquire()
+        try:
+            given = self._scalars(nodes)
+            return self._record_list(reduce.MAX, reduce.Args(len(given), given))
+        finally:
+            self._release()
 
-    @alone
     def softmax_of(self, nodes: Sequence[int]) -> range:
         """e^a / (the sum of all e^a) for every a of a list of scalars; consecutive ids."""
-        given = self._scalars(nodes)
-        first = self._allocate(len(given))
-        padding = given[-1:] * (-len(given) % reduce.SOFTMAX_LANES)
-        self._append(reduce.SOFTMAX, first, reduce.Args(len(given), given + padding))
-        return range(first, self._size)
+        self._acquire()
+        try:
+            given = self._scalars(nodes)
+            first = self._allocate(len(given))
+            padding = given[-1:] * (-len(given) % reduce.SOFTMAX_LANES)
+            self._append(reduce.SOFTMAX, first, reduce.Args(len(given), given + padding))
+            return range(first, self._size)
+        finally:
+            self._release()
 
-    @alone
     def dot(self, a: Sequence[int], b: Sequence[int]) -> int:
         """The sum of the products of two lists of scalars, pair by pair."""
-        left, right = self._scalars(a), self._scalars(b)
-        if len(left) != len(right):
-            raise TapeError(f"dot wants two lists of one length, not {len(left)} and {len(right)}")
-        if _consecutive(left) and _consecutive(right):
-            return self._record_list(dot.DOT_RUN, dot.DotRunArgs(len(left), left[0], right[0]))
-        return self._record_list(dot.DOT, dot.DotArgs(len(left), left + right))
-
-    def _reduce(self, operation: ListOp, nodes: list[int]) -> int:
-        return self._record_list(operation, reduce.Args(len(nodes), nodes))
+        self._acquire()
+        try:
+            left, right = self._scalars(a), self._scalars(b)
+            if len(left) != len(right):
+                raise TapeError(
+                    f"dot wants two lists of one length, not {len(left)} and {len(right)}"
+                )
+            if _consecutive(left) and _consecutive(right):
+                return self._record_list(dot.DOT_RUN, dot.DotRunArgs(len(left), left[0], right[0]))
+            return self._record_list(dot.DOT, dot.DotArgs(len(left), left + right))
+        finally:
+            self._release()
 
     def _scalars(self, nodes: Sequence[int]) -> list[int]:
         try:
@@ -319,8 +328,8 @@ class ScalarOperations(Leaves):
         An argument is one number for all, a column of numbers, or the rows of a list.
         """
         columns = [np.atleast_1d(argument) for argument in arguments]
-        columns = [column.reshape(len(column), -1) for column in columns]
-        count = max(map(len, columns))
+        columns = [column if column.ndim == 2 else column[:, None] for column in columns]
+        (count,) = np.broadcast_shapes(*((len(column),) for column in columns))
         rows = np.hstack([np.broadcast_to(x, (count, x.shape[1])) for x in columns], dtype=np.int64)
         first = self._allocate(count * results)
         out = np.arange(first, first + count * results).reshape(count, results)

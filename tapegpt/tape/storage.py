@@ -14,7 +14,7 @@ import numpy as np
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.layout import BATCH, BatchRange, stride
 from tapegpt.kernels.op import ArrayOp, Kind, ListOp, kinds, with_gradients
-from tapegpt.kernels.registry import new_table, opcode
+from tapegpt.kernels.registry import CODES, new_table
 from tapegpt.tape.node import Node
 from tapegpt.tape.types import Batch, Floats, Input, Mark, Shape, TapeError
 
@@ -365,16 +365,17 @@ class Memory:
         arguments: tuple[Any, ...],
         variant: int = 0,
     ) -> None:
-        code, at, back = opcode(operation, variant), len(self._operands), 0
+        operands = self._operands
+        code, at, back = CODES[operation] + variant, len(operands), 0
         for argument in arguments:
-            if isinstance(argument, (tuple, list, range)):
-                self._operands.extend(argument)
+            if isinstance(argument, (list, tuple, range)):
+                operands.extend(argument)
             else:
-                self._operands.append(argument)
+                operands.append(argument)
         if isinstance(operation, ArrayOp) and operation.backward:
-            back = len(self._operands)
+            back = len(operands)
             gradients = (arguments[place] for place in with_gradients(operation.args))
-            self._operands.extend((0, out, *gradients))
+            operands.extend((0, out, *gradients))
         self._records.extend((code, out, at, back))
 
 
