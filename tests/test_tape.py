@@ -481,6 +481,8 @@ def test_a_handle_and_an_array_of_numpy() -> None:
     ):
         assert nodes.shape == (1, 2)
         assert nodes.astype(float).tolist() == [expected]
+    held = np.array(a)
+    assert [(a * held).value, (held - a).value] == [9, 0]
     assert (np.exp(a - 3.0) + np.dot([a, a], [1.0, 2.0])).value == 10
 
 

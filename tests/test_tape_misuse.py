@@ -424,6 +424,23 @@ def test_threads_compute_one_tape() -> None:
     assert together(4, work) == []
 
 
+def test_a_tape_is_copied_while_a_thread_records() -> None:
+    tape = Tape(capacity=1)
+    x = tape.var(1.0)
+
+    def work(which: int) -> None:
+        for _ in range(100):
+            if which == 0:
+                tape.relu(tape.array([[1.0]]))
+                tape.add(x, x)
+            else:
+                other = copy.deepcopy(tape)
+                other.backward(other.add(x, x))
+                assert other.grad(x) == 2
+
+    assert together(2, work) == []
+
+
 def test_a_tape_goes_from_thread_to_thread() -> None:
     tape = Tape()
     x = tape.var(3.0)

@@ -142,4 +142,4 @@ class Node:
 
 
 def _has_elements(operand: object) -> bool:
-    return isinstance(operand, np.ndarray) and operand.ndim > 0
+    return isinstance(operand, np.ndarray) and (operand.ndim > 0 or operand.dtype == object)

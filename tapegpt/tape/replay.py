@@ -1,18 +1,39 @@
 """The two sweeps over what a tape has recorded, and the values and gradients they give."""
 
 from bisect import bisect_right
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import numpy as np
+from numba import typeof
 
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
 from tapegpt.kernels.program import TapeArrays
-from tapegpt.kernels.registry import kernels_of, load_kernels
-from tapegpt.tape.storage import Memory, alone
+from tapegpt.kernels.registry import kernels_of, load_kernels, new_table
+from tapegpt.tape.storage import NO_BATCH, Memory, alone
 from tapegpt.tape.types import Floats
 
 RECORD = np.dtype((np.uint32, 4))
 FEW = 256  # records
+
+
+@cache
+def compiled_sweep(direction: int, dtype: np.dtype[np.floating]) -> Callable[..., Any]:
+    """The code of a sweep, called at once.
+
+    Numba's dispatcher would find it by the types of all that it is given, anew at every call: nine
+    tenths of what computing a single record takes.
+    """
+    floats, integers = np.zeros(1, dtype), np.zeros(1, np.int64)
+    records = np.zeros((1, 4), np.uint32)
+    arrays = TapeArrays(new_table(), floats, floats, records, integers, integers)
+    signature = tuple(typeof(argument) for argument in (arrays, 0, 0, NO_BATCH))
+    sweep: Any = (forward_sweep, reverse_sweep)[direction]
+    sweep.compile(signature)
+    entry: Callable[..., Any] = sweep.overloads[signature].entry_point
+    return entry
 
 
 class Replay(Memory):
@@ -56,7 +77,8 @@ class Replay(Memory):
         self.grads[root] += 1
         self._load(BACKWARD)
         # Nothing after the root's record can reach it.
-        reverse_sweep(self._live_arrays(), 0, self._records_until(root), self._batch_range())
+        sweep = compiled_sweep(BACKWARD, self.dtype)
+        sweep(self._live_arrays(), 0, self._records_until(root), self._batch_range())
 
     @alone
     def replay_arrays(self) -> TapeArrays:
@@ -83,7 +105,8 @@ class Replay(Memory):
         if self._evaluated == count:
             return
         self._load(FORWARD)
-        forward_sweep(self._live_arrays(), self._evaluated, count, self._batch_range())
+        sweep = compiled_sweep(FORWARD, self.dtype)
+        sweep(self._live_arrays(), self._evaluated, count, self._batch_range())
         self._evaluated = count
 
     def _load(self, direction: int) -> None:

@@ -4,7 +4,7 @@ import operator
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import wraps
 from threading import RLock
 from typing import Any, Concatenate, ParamSpec, Self, SupportsIndex, TypeVar
@@ -37,9 +37,9 @@ def aligned_zeros(count: int, dtype: np.dtype[np.floating]) -> Floats:
 
 def aligned_copy(array: Floats) -> Floats:
     """A copy of an array, float[count], on a 64-byte boundary."""
-    copy = aligned_zeros(len(array), array.dtype)
-    copy[:] = array
-    return copy
+    aligned = aligned_zeros(len(array), array.dtype)
+    aligned[:] = array
+    return aligned
 
 
 def alone(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
@@ -118,9 +118,14 @@ class Memory:
         lock = RLock()
         self._acquire, self._release = lock.acquire, lock.release
 
+    @alone
     def __getstate__(self) -> dict[str, object]:
         # For copies and pickles: addresses and locks mean nothing in another process.
-        state = {name: value for name, value in self.__dict__.items() if name not in LOCK}
+        state = {
+            name: copy(value) if isinstance(value, (array, dict, list, np.ndarray)) else value
+            for name, value in self.__dict__.items()
+            if name not in LOCK
+        }
         fresh = {"kernels": np.zeros_like(self.kernels), "_ready": [0, 0]}
         return {**state, **fresh, "_loaded": (set(), set())}
 
