@@ -1,5 +1,6 @@
 """The matrix product, for every shape of remainder and in every way that `linear` calls it."""
 
+import matrix_unit
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,15 +24,27 @@ from tapegpt.kernels.simd import (
     WIDE_TILE,
 )
 
-unit = pytest.param(
-    amx_matmul,
-    "float32",
-    marks=pytest.mark.skipif(not MATRIX_UNIT, reason="no AMX here"),
-    id="matrix-unit",
-)
+# The unit itself, and an emulated one.
+with_unit = pytest.mark.skipif(not MATRIX_UNIT, reason="no AMX here")
+with_emulated_unit = pytest.mark.skipif(VECTOR_BYTES != 64, reason="the unit wants such vectors")
+EMULATED = matrix_unit.emulated_amx_matmul
+UNITS = {
+    "unit": (amx_matmul, large_matmul, with_unit),
+    "emulated-unit": (EMULATED, matrix_unit.emulated_large_matmul, with_emulated_unit),
+}
 every_product = pytest.mark.parametrize(
     ("multiply", "dtype"),
-    [*(pytest.param(matmul, dtype, id=dtype) for dtype in ("float32", "float64")), unit],
+    [
+        *(pytest.param(matmul, dtype, id=dtype) for dtype in ("float32", "float64")),
+        *(
+            pytest.param(multiply, "float32", marks=marks, id=name)
+            for name, (multiply, _, marks) in UNITS.items()
+        ),
+    ],
+)
+every_unit = pytest.mark.parametrize(
+    ("amx_matmul", "large_matmul"),
+    [pytest.param(*multiply, marks=marks, id=name) for name, (*multiply, marks) in UNITS.items()],
 )
 UNTOUCHED = -12345
 TALLEST = max(rows for rows, _ in (WIDE_TILE, PAIR_TILE, SINGLE_TILE))
@@ -63,6 +76,12 @@ def room_for(multiply, dtype, rows, depth):
     return np.zeros(panel if multiply is matmul else amx_room(rows, depth), dtype)
 
 
+def fewer(sizes):
+    """The emulated unit takes long."""
+    rows, depth, vectors = sizes
+    return rows, depth, min(vectors, 2)
+
+
 @every_product
 @pytest.mark.parametrize("transposed", [None, "a", "b"])
 @pytest.mark.parametrize("start", ["none", "other", "itself"])
@@ -80,7 +99,7 @@ def test_product_is_exact_and_nothing_else_is_written(
     multiply, dtype, transposed, start, sizes, narrower, activation, guard, a_gap, b_gap, out_gap,
     seed,
 ):  # fmt: skip
-    rows, depth, vectors = sizes
+    rows, depth, vectors = fewer(sizes) if multiply is EMULATED else sizes
     lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
     width = vectors * lanes
     columns = width - narrower % lanes
@@ -143,7 +162,7 @@ def test_product_is_exact_and_nothing_else_is_written(
 @every_product
 @given(sizes=products(), seed=st.integers(0, 99))
 def test_rounding_error_is_that_of_a_sum(multiply, dtype, sizes, seed):
-    rows, depth, vectors = sizes
+    rows, depth, vectors = fewer(sizes) if multiply is EMULATED else sizes
     lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
     columns = vectors * lanes
     rng = np.random.default_rng(seed)
@@ -205,14 +224,16 @@ def test_what_is_not_finite_does_not_vanish(multiply, dtype, transposed):
     np.testing.assert_array_equal(np.isfinite(out), expected)
 
 
-@pytest.mark.skipif(not MATRIX_UNIT, reason="no AMX here")
+@every_unit
 @pytest.mark.parametrize("transposed", [False, True])
 @given(
     exponents=st.tuples(st.integers(-40, 40), st.integers(-40, 40)),
     depth=st.integers(AMX_LEAST, 3 * AMX_LEAST),
     seed=st.integers(0, 99),
 )
-def test_the_matrix_unit_is_as_good_as_float32(transposed, exponents, depth, seed):
+def test_the_matrix_unit_is_as_good_as_float32(
+    amx_matmul, large_matmul, transposed, exponents, depth, seed
+):
     """The errors of all elements together, of numbers of any size, are below multiply-adds'."""
     rng = np.random.default_rng(seed)
     a, b = (
@@ -237,9 +258,30 @@ def test_the_matrix_unit_is_as_good_as_float32(transposed, exponents, depth, see
     assert errors[0] < errors[1]
 
 
-@pytest.mark.skipif(not MATRIX_UNIT, reason="no AMX here")
+@every_unit
+def test_the_matrix_unit_rounds_a_single_product_once(amx_matmul, large_matmul):
+    """The small parts are added first, and what is left out is as small as it should be."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.uniform(1, 2, 16 * SIDE).astype(np.float32) for _ in range(2))
+    out = np.zeros((len(a), len(b)), np.float32)
+    room = room_for(amx_matmul, "float32", len(a), 1)
+    amx_matmul(
+        Left(a, 0, 1, 1),
+        Right(np.concatenate([b, room]), 0, len(b), False),
+        Result(out.reshape(-1), 0, len(b), -1, IDENTITY),
+        Shape(len(a), 1, len(b)),
+        len(b),
+    )
+    exact = np.multiply.outer(a.astype(np.float64), b.astype(np.float64))
+    error = np.abs(out - exact) / np.spacing(exact.astype(np.float32))
+    assert error.max() < 1
+    # That of rounding alone is 1 / sqrt(12).
+    assert np.sqrt(np.square(error).mean()) < 0.3
+
+
+@every_unit
 @pytest.mark.parametrize("large", [True, False])
-def test_large_products_take_the_matrix_unit(large):
+def test_large_products_take_the_matrix_unit(amx_matmul, large_matmul, large):
     """To the same bits."""
     rng = np.random.default_rng(7)
     sizes, expected = (AMX_LEAST, AMX_LEAST + 1, AMX_LEAST), amx_matmul if large else matmul
