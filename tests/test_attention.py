@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
 from tapegpt.kernels.layout import BatchRange
+from tapegpt.kernels.ops import streaming_attention
 from tapegpt.kernels.registry import kernels_of, load_kernels
 from tapegpt.tape import Tape
 
@@ -16,6 +17,7 @@ DTYPES = ["float32", "float64"]
 HEAD_DIMS = [1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 25, 32]
 TOLERANCES = {"float32": 5e-5, "float64": 1e-12}
 EVERYTHING_FRESH = 0b111
+PAYS = streaming_attention.pays  # the rule itself, which the tests below replace
 
 few_examples = settings(max_examples=min(25, settings().max_examples))
 
@@ -90,10 +92,19 @@ def reference(packed, q, k, v):
     return out
 
 
+@pytest.fixture(params=["in lanes", "streaming"], autouse=True)
+def kind(request, monkeypatch):
+    """Either attention, whatever the sizes of a batch."""
+    monkeypatch.setattr(streaming_attention, "pays", lambda *_: request.param == "streaming")
+    return request.param
+
+
 @st.composite
 def batches(draw, dtype, head_dim=None, most=9):
     """A batch, documents of unequal lengths in it, and q, k, v and dout for its rows."""
-    lengths = draw(st.lists(st.integers(1, 9), min_size=1, max_size=most))
+    longest = draw(st.sampled_from([9, 9, 40, 150]))
+    most = most if longest == 9 else 3
+    lengths = draw(st.lists(st.integers(1, longest), min_size=1, max_size=most))
     n_head = draw(st.integers(1, 5) | st.sampled_from([16, 19]))
     head_dim = head_dim or draw(st.sampled_from(HEAD_DIMS))
     more = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
@@ -195,3 +206,31 @@ def test_documents_do_not_disturb_each_other(dtype, data):
     np.testing.assert_array_equal(packed.attend(q, k, v)[others], out[others])
     for after, before in zip(packed.gradients(dout), gradients, strict=True):
         np.testing.assert_array_equal(after[others], before[others])
+
+
+def test_memory_grows_with_the_block_not_with_its_square(monkeypatch):
+    monkeypatch.setattr(streaming_attention, "pays", PAYS)
+
+    def nodes(block):
+        tape = Tape("float32")
+        x = tape.array(np.ones((block, 16)))
+        before = len(tape)
+        tape.attention(x, x, x, 4)
+        return len(tape) - before
+
+    assert nodes(4096) < 4.1 * nodes(1024)
+
+
+@pytest.mark.parametrize(
+    ("heads", "block", "head_dim", "expected"),
+    [
+        (4, 16, 4, False),  # microgpt
+        (64, 16, 16, False),
+        (4, 64, 32, True),
+        (48, 64, 32, False),
+        (4, 1024, 32, True),
+        (64, 1024, 4, True),
+    ],
+)
+def test_the_choice_follows_what_was_measured(heads, block, head_dim, expected):
+    assert PAYS(heads, block, head_dim, lanes=16) == expected

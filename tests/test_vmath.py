@@ -18,12 +18,14 @@ from tapegpt.kernels.simd.math import (
     exp,
     exp2,
     log,
+    quick_exp2,
 )
 
 DTYPES = ["float32", "float64"]
 # Largest relative errors, as the docstring of kernels/simd/math.py states them.
 EXP_BOUND = {"float32": 1.15e-7, "float64": 2e-16}
 EXP2_BOUND = {"float32": 1.1e-7, "float64": 2e-16}
+QUICK_EXP2_BOUND = {"float32": 2.2e-7, "float64": 2e-16}
 LOG_BOUND = {"float32": 2.3e-7, "float64": 5e-16}
 
 needs_extended = pytest.mark.skipif(
@@ -42,6 +44,12 @@ def exp_all(out, x):
 def exp2_all(out, x):
     for i in range(0, len(x), lanes(x)):
         store(out, i, exp2(load(x, i)))
+
+
+@jit
+def quick_exp2_all(out, x):
+    for i in range(0, len(x), lanes(x)):
+        store(out, i, quick_exp2(load(x, i)))
 
 
 @jit
@@ -139,6 +147,17 @@ def test_exp2_over_its_whole_domain(dtype):
     x = exp2_arguments(dtype)
     error = relative_error(apply(exp2_all, x), np.exp2(x.astype(np.longdouble)))
     assert error.max() <= EXP2_BOUND[dtype], x[error.argmax()]
+
+
+@needs_extended
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_quick_exp2_over_the_normal_numbers(dtype):
+    x = exp2_arguments(dtype)
+    error = relative_error(apply(quick_exp2_all, x), np.exp2(x.astype(np.longdouble)))
+    assert error.max() <= QUICK_EXP2_BOUND[dtype], x[error.argmax()]
+    outside = apply(quick_exp2_all, np.array([-1e30, -np.inf, np.nan], dtype))
+    assert (outside[:2] < 10 * np.finfo(dtype).tiny).all()
+    assert np.isnan(outside[2])
 
 
 @needs_extended

@@ -8,7 +8,8 @@ from tapegpt.kernels.interpreter import PREVIOUS, forward_sweep
 from tapegpt.kernels.layout import BatchRange, padded
 from tapegpt.kernels.ops.attention import ATTENTION, move_document
 from tapegpt.kernels.ops.recurrence import move_state
-from tapegpt.kernels.registry import opcodes
+from tapegpt.kernels.ops.streaming_attention import STREAMING_ATTENTION, move_streamed
+from tapegpt.kernels.registry import opcode, opcodes
 from tapegpt.kernels.simd import (
     count_at_most,
     keep_first,
@@ -23,6 +24,7 @@ from tapegpt.kernels.simd import (
 )
 from tapegpt.kernels.simd.math import exp
 
+STREAMING = opcode(STREAMING_ATTENTION)
 FIRST_ATTENTION, LAST_ATTENTION = opcodes(ATTENTION)[0], opcodes(ATTENTION)[-1]
 
 
@@ -154,6 +156,8 @@ def close_gaps(program, begin, p, alive, samples):
                     move_document(
                         tape_arrays.values, tape_arrays.operands, at, power, alive, i, p + 1
                     )
+                elif code == STREAMING:
+                    move_streamed(tape_arrays.values, tape_arrays.operands, at, alive, i, p + 1)
                 elif code == PREVIOUS:
                     move_state(tape_arrays.values, tape_arrays.operands, at, alive, i)
     return alive

@@ -17,6 +17,7 @@ from tapegpt.kernels.simd.lanewise import (
     inverse_root,
     keep_chosen,
     keep_first,
+    keep_from,
     lanes,
     maximum,
     one_lane,

@@ -239,6 +239,17 @@ def keep_first(typing_context, value, count, other):
     return value(value, types.intp, value.dtype), codegen
 
 
+@intrinsic
+def keep_from(typing_context, value, first, other):
+    """The number `other` in lanes 0 to first - 1, the lanes of `value` from there on."""
+
+    def codegen(context, builder, sig, args):
+        replaced = lanes_below(builder, value, range(value.lanes), args[1])
+        return builder.select(replaced, broadcast(builder, value, args[2]), args[0])
+
+    return value(value, types.intp, value.dtype), codegen
+
+
 # Far below all that matters, far above the subnormal numbers, with which arithmetic takes a hundred
 # times as long.
 TINY = {types.float32: 1e-30, types.float64: 1e-290}

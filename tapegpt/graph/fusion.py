@@ -17,6 +17,7 @@ from tapegpt.kernels.ops.attention import ATTENTION
 from tapegpt.kernels.ops.elementwise import RELU as ARRAY_RELU
 from tapegpt.kernels.ops.linear import LINEAR
 from tapegpt.kernels.ops.product.matrix import RELU
+from tapegpt.kernels.ops.streaming_attention import STREAMING_ATTENTION
 from tapegpt.kernels.program import TapeArrays
 
 
@@ -74,10 +75,11 @@ def join_linears(
         for j, name in enumerate(("q", "k", "v")):
             operands[attention.place(name)] = operands[gradients[j]] = joint + j * width
         operands[attention.place("given_row")] = stride(3 * width)
-        begin = attention.place("offsets")
-        offsets = operands[begin : begin + attention.argument("problems")]
-        documents, columns = np.divmod(offsets, stride(width))
-        offsets[:] = documents * stride(3 * width) + columns
+        if attention.operation is ATTENTION:
+            begin = attention.place("offsets")
+            offsets = operands[begin : begin + attention.argument("problems")]
+            documents, columns = np.divmod(offsets, stride(width))
+            offsets[:] = documents * stride(3 * width) + columns
     return tape._replace(records=rows[kept], operands=operands)
 
 
@@ -93,7 +95,9 @@ def _joinable(
     records = array_records(tape)
     for i in range(len(records) - 3):
         *linears, attention = records[i : i + 4]
-        if attention.operation is not ATTENTION or any(x.operation is not LINEAR for x in linears):
+        if attention.operation not in (ATTENTION, STREAMING_ATTENTION):
+            continue
+        if any(linear.operation is not LINEAR for linear in linears):
             continue
         if any(b.number != a.number + 1 for a, b in pairwise(records[i : i + 4])):
             continue

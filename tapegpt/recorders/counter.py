@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.layout import stride
+from tapegpt.kernels.ops import streaming_attention
 from tapegpt.models.registry import MODELS, network_shapes, prefixes
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class Counter:
     def nodes(self, granularity: str, documents: int, block: int) -> int:
         """About as many as are recorded for a sweep over so many documents of `block` positions."""
         if granularity == "vector":
-            lanes = (_lane_nodes(*heads, documents, block) for heads in self._heads)
-            return documents * block * self._arrays + sum(lanes)
+            attention = (_attention_nodes(*heads, documents, block) for heads in self._heads)
+            return documents * block * self._arrays + sum(attention)
         position, pair = self._scalars, 5 * sum(count for count, _ in self._heads)
         if granularity == "scalar":  # a product and a sum each
             position += 2 * self.products
@@ -137,8 +138,13 @@ def row_stride(width: int) -> int:
     return max(stride(width, VECTOR_BYTES // itemsize) for itemsize in (4, 8))
 
 
-def _lane_nodes(n_head: int, head_dim: int, documents: int, block: int) -> int:
-    """What attention keeps of q, k, v and its weights, a lane for a head of a document."""
+def _attention_nodes(n_head: int, head_dim: int, documents: int, block: int) -> int:
+    """What attention keeps of q, k, v: with its probabilities, a lane for a head of a document, or
+    without them.
+    """
+    sizes = documents * n_head, block, head_dim, LANES
+    if streaming_attention.pays(*sizes):
+        return sum(streaming_attention.rooms(*sizes).values())
     lanes = -(-documents * n_head // LANES) * LANES
     rows, columns = (-(-n // TILE) * TILE for n in (block, head_dim))
     return lanes * rows * (3 * columns + rows)

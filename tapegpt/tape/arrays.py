@@ -16,6 +16,7 @@ from tapegpt.kernels.ops import (
     linear,
     rmsnorm,
     softmax,
+    streaming_attention,
     topk,
 )
 from tapegpt.kernels.ops.product.amx import AMX_LEAST, amx_room
@@ -99,6 +100,8 @@ class ArrayOperations(Leaves):
         else:
             starts, block = self.input(range(shape.rows + 1), shape.rows + 1).slot, shape.rows
         head_dim = shape.width // n_head
+        if streaming_attention.pays(documents * n_head, block, head_dim, self.lanes):
+            return self._streaming_attention(shape, (q, k, v), n_head, (documents, block), starts)
         # Squares of a power of two of columns; whole, where no vector of a row is shared.
         size = min(self.lanes, 1 << (head_dim - 1).bit_length())
         whole = head_dim % self.lanes == 0 or (head_dim == size and shape.width % self.lanes == 0)
@@ -130,6 +133,29 @@ class ArrayOperations(Leaves):
             offsets=(*offsets, *offsets),
         )
         return self._record_array(attention.ATTENTION, shape, arguments, size.bit_length() - 1)
+
+    def _streaming_attention(
+        self,
+        shape: Shape,
+        given: tuple[int, int, int],
+        n_head: int,
+        documents: tuple[int, int],
+        starts: int,
+    ) -> int:
+        """Attention head by head; documents: how many, of how many positions at most."""
+        (count, block), head_dim = documents, shape.width // n_head
+        arguments = streaming_attention.Args(
+            shape.rows,
+            n_head,
+            head_dim,
+            *given,
+            starts,
+            block,
+            given_row=shape.stride,
+            made_row=shape.stride,
+            **streaming_attention.rooms(count * n_head, block, head_dim, self.lanes),
+        )
+        return self._record_array(streaming_attention.STREAMING_ATTENTION, shape, arguments)
 
     @all_or_nothing
     def cross_entropy(self, logits: int, targets: Input | Iterable[int]) -> int:

@@ -45,6 +45,7 @@ RESULT_WIDTHS: dict[int, tuple[int, ...]] = {
     named("linear", 1): (2,),
     named("rmsnorm"): (1,),
     **{named("attention", i): (1, 2) for i in range(5)},
+    named("streaming_attention"): (1, 2),
     named("array_softmax"): (1,),
     named("array_relu"): (1,),
     named("array_add"): (1,),
@@ -268,6 +269,15 @@ def attention(*head_dims: int) -> Make:
     return make
 
 
+def streaming_attention(draw: Draw) -> Case:
+    head_dim = draw.pick([1, 5, 16, 20])
+    return Case(
+        [(draw.pick([64, 65, 79, 100, 129]), head_dim)] * 3,
+        lambda tape, q, k, v: tape.attention(q, k, v, 1),
+        lambda q, k, v: references.attention(q, k, v, 1),
+    )
+
+
 def attention_to_itself(draw: Draw) -> Case:
     n_head = draw.whole(1, 3)
     return Case(
@@ -435,6 +445,7 @@ ARRAY_OPERATIONS: dict[str, Make] = {
     "rmsnorm": rmsnorm,
     **{f"attention, heads of up to {sizes[-1]}": attention(*sizes) for sizes in HEAD_DIMS},
     "attention to itself": attention_to_itself,
+    "streaming attention": streaming_attention,
     "cross_entropy": cross_entropy,
     "softmax, array": of_arrays(Tape.softmax, references.softmax),
     "relu, array": of_arrays(Tape.relu, references.relu),
