@@ -13,6 +13,7 @@ from functools import partial
 from itertools import product
 
 import numpy as np
+from ops.catalogue import CATALOGUE, Draw, Recorded
 
 from tapegpt.kernels.compile.cpu import MATRIX_UNIT
 from tapegpt.kernels.compile.indirect_call import (
@@ -29,6 +30,8 @@ from tapegpt.kernels.ops.product.amx import (
     load_sum,
     store_sum,
 )
+from tapegpt.kernels.ops.scalar.formulas import Formula
+from tapegpt.kernels.registry import OPERATIONS, array_op
 from tapegpt.kernels.simd import (
     add_listed,
     advance,
@@ -56,7 +59,7 @@ from tapegpt.kernels.simd import (
     tile_total,
     tile_zeros,
 )
-from tapegpt.tape import Input, Tape
+from tapegpt.tape import Tape
 from tapegpt.tape.storage import aligned_zeros
 
 ONE_ROW = np.zeros(16, np.int64)  # offsets
@@ -294,86 +297,50 @@ def check_accesses(dtype):
     return {"tried": tried, "wrong": wrong}
 
 
-OPERATIONS = {
-    "add": lambda t, s, x, w: t.add(s, s),
-    "mul": lambda t, s, x, w: t.mul(s, s),
-    "sub": lambda t, s, x, w: t.sub(s, s),
-    "div": lambda t, s, x, w: t.div(s, s),
-    "neg": lambda t, s, x, w: t.neg(s),
-    "scale": lambda t, s, x, w: t.scale(s, 2.0),
-    "pow": lambda t, s, x, w: t.pow(s, 2.0),
-    "exp": lambda t, s, x, w: t.exp(s),
-    "log": lambda t, s, x, w: t.log(s),
-    "relu": lambda t, s, x, w: t.relu(s),
-    "tanh": lambda t, s, x, w: t.tanh(s),
-    "softplus": lambda t, s, x, w: t.softplus(s),
-    "detach": lambda t, s, x, w: t.detach(s),
-    "lookup": lambda t, s, x, w: t.lookup([s], t.input([0], 1), 0, 1),
-    "sum": lambda t, s, x, w: t.sum([s] * 21),
-    "max": lambda t, s, x, w: t.max([s] * 21),
-    "dot": lambda t, s, x, w: t.dot([s, s, 0], [s, s, s]),
-    "dot_run": lambda t, s, x, w: t.dot(range(40), range(40)),
-    "softmax_of": lambda t, s, x, w: t.softmax_of([s] * 21),
-    "run": lambda t, s, x, w: t.runs("mul", range(40), range(40)),
-    "dot_rows": lambda t, s, x, w: t.dots(ROWS, VECTORS),
-    "dot_columns": lambda t, s, x, w: t.dots(COLUMNS, VECTORS),
-    "embed": lambda t, s, x, w: t.embed((w, [0, 1, 0]), (x, [0, 1, 2])),
-    "linear": lambda t, s, x, w: t.linear(x, w, t.array(np.ones((3, 4)))),
-    "rmsnorm": lambda t, s, x, w: t.rmsnorm(x),
-    "attention": lambda t, s, x, w: t.attention(x, x, x, 2),
-    "wide attention": lambda t, s, x, w: t.attention(*[t.array(np.ones((3, 32)))] * 3, 1),
-    "cross_entropy": lambda t, s, x, w: t.cross_entropy(x, [0, 1, 0]),
-    "softmax": lambda t, s, x, w: t.softmax(x),
-    "relu, array": lambda t, s, x, w: t.relu(x),
-    "add, array": lambda t, s, x, w: t.add(x, x),
-    "scale, array": lambda t, s, x, w: t.scale(x, 2.0),
-    "mean": lambda t, s, x, w: t.mean(x),
-    "topk": lambda t, s, x, w: t.topk(x, 2),
-    "gathered_linear": lambda t, s, x, w: t.gathered_linear(x, t.topk(x, 2), t.parameter_of_six),
-    "dropout": lambda t, s, x, w: t.dropout(x, 0.5, t.input([3], 9), x),
-    "recurrence": lambda t, s, x, w: t.carry(t.relu(t.add(t.previous(6), t.batch_rows))),
-}
-ROWS, COLUMNS = np.arange(60).reshape(20, 3), np.arange(60).reshape(3, 20).T
-VECTORS = np.tile(range(3), (20, 1))
+# Beyond every array of these tapes, and near enough for a loop that reads nothing to end.
+FAR = 2**20
 
 
-def make_tape(name):
-    """A tape with an operation, its first record and operand, and a root that depends on it."""
-    tape = Tape("float32")
-    s = int(tape.variables(np.ones(80))[0])
-    x, w = tape.array(np.ones((3, 6))), tape.array(np.ones((4, 6)))
-    tape.parameter_of_six = tape.array(np.ones((6, 4)))
-    batch = tape.batch(2, 3, 4)
-    for place, first in enumerate((0, 2, 3, 4), batch.starts):
-        tape._inputs[place] = first
-    tape.batch_rows = tape.embed((w, batch.tokens))
-    begin = len(tape._records), len(tape._operands)
-    result = OPERATIONS[name](tape, s, x, w)
-    node = int(np.ravel(result)[0]) if not isinstance(result, Input) else s
-    end = len(tape._records), len(tape._operands)
-    root = tape.mean(node) if tape.shape(node) else node
-    return tape, root, begin, end
+def record_case(name):
+    """A small case of an operation, swept once."""
+    draw = Draw(seed=1, most=7)
+    return Recorded(CATALOGUE[name](draw), draw, "float32")
+
+
+def numbers_of(recorded):
+    """All numbers that say what an operation does: (its name, name of the list, place in it)."""
+    (first, begin), (_, end) = recorded.extent
+    lists = {}
+    for i, (opcode, _, at, back) in enumerate(recorded.records().tolist(), first):
+        operation = OPERATIONS[opcode]
+        for place in range(4 * i + 1, 4 * i + 4):
+            yield operation.name, "_records", place
+        if not isinstance(operation, Formula):
+            lists[at] = operation.name
+        if array_op(opcode):
+            lists[back] = operation.name
+    for place in range(begin, end):
+        yield lists[max(start for start in lists if start <= place)], "_operands", place
 
 
 def check_operations(names):
-    """How often tampering with an argument was noticed, forward and backward."""
-    tried, noticed = 0, {name: [0, 0] for name in names}
+    """How often tampering with a number was noticed, by operation, forward and backward."""
+    tried, noticed = 0, {}
     for name in names:
-        _, _, begin, end = make_tape(name)
-        places = [("_records", i) for i in range(begin[0], end[0]) if i % 4 > 0]
-        places += [("_operands", i) for i in range(begin[1], end[1])]
-        for (numbers, i), value in product(places, (2**32 - 1, -1, 2**40, -(2**40))):
-            if numbers == "_records" and value != 2**32 - 1:
+        numbers = list(numbers_of(record_case(name)))
+        for (operation, array, place), value in product(numbers, (2**32 - 1, -1, FAR, -FAR)):
+            if array == "_records" and value != 2**32 - 1:
                 continue
             for direction in (FORWARD, BACKWARD):
-                tape, root, _, _ = make_tape(name)
-                tape.backward(root)
-                getattr(tape, numbers)[i] = value
-                sweep = tape.forward if direction == FORWARD else partial(tape.backward, root)
+                recorded = record_case(name)
+                tape = recorded.tape
+                getattr(tape, array)[place] = value
+                backward = partial(tape.backward, recorded.root)
                 # The last line tells what ended the process.
-                print(name, numbers, i - begin[numbers == "_operands"], value, file=sys.stderr)
+                print(name, array, place, value, file=sys.stderr)
                 tried += 1
-                noticed[name][direction] += raises(sweep)
+                counts = noticed.setdefault(operation, [0, 0])
+                counts[direction] += raises(tape.forward if direction == FORWARD else backward)
     return {"tried": tried, "noticed": noticed}
 
 
@@ -381,4 +348,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "accesses":
         print(json.dumps(check_accesses(sys.argv[2])))
     else:
-        print(json.dumps(check_operations(sys.argv[2:] or OPERATIONS)))
+        print(json.dumps(check_operations(sys.argv[2:] or CATALOGUE)))

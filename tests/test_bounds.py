@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from ops.catalogue import recordable
 
+from tapegpt.kernels.registry import OPERATIONS
 from tapegpt.settings import DTYPES
 
 PROGRAM = Path(__file__).parent / "out_of_bounds.py"
@@ -33,13 +35,14 @@ def test_every_kind_of_access_is_checked(kernel_cache, dtype):
 def test_a_tampered_program_is_caught(kernel_cache):
     """Kernels that are called by address, too, know how long the arrays are."""
     found = run(kernel_cache, "operations", "scale, array")
-    assert min(found["noticed"]["scale, array"]) > 5
+    assert min(found["noticed"]["array_scale"]) > 5
 
 
 @pytest.mark.long
 def test_every_tampered_operation_is_caught(kernel_cache):
     found = run(kernel_cache, "operations")
     print(f"{found['tried']} tampered programs")
-    for name, (forward, backward) in found["noticed"].items():
+    for name in {OPERATIONS[opcode].name for opcode in recordable()} - {"carry"}:  # a mark
+        forward, backward = found["noticed"][name]
         assert forward > 0, name
         assert backward > 0 or name in ("detach", "topk"), name  # which pass nothing on
