@@ -176,6 +176,7 @@ class ArrayOp:
         return fields_of_kind(self.args, Kind.GRADIENT_ROOM)
 
 
+@cache
 def place(args: type, name: str) -> int:
     """The place of an argument in the list."""
     return list(kinds(args)).index(name)
@@ -185,6 +186,7 @@ def place(args: type, name: str) -> int:
 OVERWRITE, DOUT = 0, 1
 
 
+@cache
 def gradient_place(args: type, name: str) -> int:
     """The place of an argument's gradient in the list for the reverse sweep."""
     return 2 + with_gradients(args).index(place(args, name))
