@@ -17,7 +17,7 @@ vectors:
              ^ 0                   ^ num_params      ^ id of an array node, 2 rows
 
 A record of a scalar operation is (opcode, out, a, b), b unused where there is one operand. Every
-other record is (opcode, out, at, back), with its arguments at operands[at], operands[at + 1], ...
+other record is (opcode, out, at, back), with its arguments from operands[at] on,
 in the order of the fields that its file declares. The first argument of an array operation is
 its number of rows, or BATCH for the rows of the batch that is being replayed. Some operations on
 scalars have several results, the nodes from `out` on: their first argument is how many.
