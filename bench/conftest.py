@@ -39,7 +39,7 @@ if hasattr(os, "sched_setaffinity"):
 import numba  # noqa: E402
 from table import tables  # noqa: E402
 
-from tapegpt.host import (  # noqa: E402
+from tapegpt.system.host import (  # noqa: E402
     cpu_name,
     lanes,
     llvm_version,

@@ -30,10 +30,10 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from tapegpt.atomic_files import delete, read, write
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.models.registry import parameter_shapes, parameter_totals
 from tapegpt.settings import LARGEST_STEPS, ModelConfig, TrainConfig, from_dict
+from tapegpt.system.atomic_files import delete, read, write
 from tapegpt.train.optimizers import OPTIMIZERS
 
 FORMAT = 2

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tapegpt import __version__
+from tapegpt.commands.flags import Parser, add_settings, given, one_line
+from tapegpt.commands.terminal import print_texts, printable
 from tapegpt.errors import TapegptError, UsageError
-from tapegpt.flags import Parser, add_settings, given, one_line
 from tapegpt.presets import PRESETS, configure
 from tapegpt.settings import ABOVE_ZERO, ModelConfig, SampleConfig, TrainConfig, settings_of
-from tapegpt.terminal import print_texts, printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.errors import TapegptError
-from tapegpt.host import bytes_available
+from tapegpt.system.host import bytes_available
 
 BYTE_ORDER_MARK = "\ufeff"
 NOTEWORTHY = 0.01  # share of a corpus of which a warning is worth it, and not only a remark

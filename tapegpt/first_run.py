@@ -14,7 +14,6 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from tapegpt.host import processors
 from tapegpt.kernels.compile.indirect_call import BACKWARD
 from tapegpt.kernels.compile.kernel_cache import is_missing
 from tapegpt.kernels.loops.sample import generate
@@ -22,6 +21,7 @@ from tapegpt.kernels.loops.train import train_steps
 from tapegpt.kernels.registry import load_kernels, new_table
 from tapegpt.sampling import draw
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
+from tapegpt.system.host import processors
 from tapegpt.train.trainer import Trainer
 
 LONGEST_WAIT = 30  # seconds, for what takes less than ten: a process that was stopped, say

@@ -12,11 +12,11 @@ from tapegpt.checkpoint import Run
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.graph.compile import CompiledModel, compiled_model
-from tapegpt.host import bytes_available
 from tapegpt.kernels.compile.indirect_call import FORWARD
 from tapegpt.kernels.loops.sample import generate
 from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed, sizes_to_shrink
 from tapegpt.settings import SampleConfig
+from tapegpt.system.host import bytes_available
 from tapegpt.tape.storage import LARGEST_TAPE
 
 SAMPLES_PER_SWEEP = 128  # the keys and values of more leave the nearest caches

@@ -22,11 +22,12 @@ from faults import CODES, Faults
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapegpt import atomic_files, checkpoint
+from tapegpt import checkpoint
 from tapegpt.checkpoint import Run, RunError, discard, load, save, state_names
 from tapegpt.errors import TapegptError
 from tapegpt.models.registry import parameter_shapes
 from tapegpt.settings import MODELS, OPTIMIZERS, ModelConfig, TrainConfig
+from tapegpt.system import atomic_files
 
 SMALL = ModelConfig(n_embd=4, n_head=2, block_size=3)
 TRAINING = TrainConfig(learning_rate=0.01)
@@ -663,9 +664,9 @@ def test_a_run_that_does_not_fit_into_memory(tmp_path, monkeypatch):
     folder = tmp_path / "large"
     save(make_run(model=ModelConfig(n_embd=32)), folder)
     size = tensors_file(folder).stat().st_size
-    monkeypatch.setattr("tapegpt.atomic_files.bytes_available", lambda: 2 * size - 1)
+    monkeypatch.setattr("tapegpt.system.atomic_files.bytes_available", lambda: 2 * size - 1)
     assert "does not fit into memory" in refused(folder)
-    monkeypatch.setattr("tapegpt.atomic_files.bytes_available", lambda: 2 * size)
+    monkeypatch.setattr("tapegpt.system.atomic_files.bytes_available", lambda: 2 * size)
     load(folder)
 
 

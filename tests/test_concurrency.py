@@ -13,10 +13,10 @@ import pytest
 from command_line import SKY, Cli, posix, saved
 
 from tapegpt import Tape
-from tapegpt.atomic_files import locked
 from tapegpt.checkpoint import load
 from tapegpt.sampling import sample
 from tapegpt.settings import GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.system.atomic_files import locked
 from tapegpt.train import run_folder
 from tapegpt.train.trainer import Trainer
 

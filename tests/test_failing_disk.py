@@ -15,11 +15,11 @@ from faults import CODES, Faults
 from numba.core import config
 
 from tapegpt import cli
-from tapegpt.atomic_files import write_one
 from tapegpt.checkpoint import RunError, load
 from tapegpt.commands import bench, train
 from tapegpt.kernels.compile import kernel_cache
 from tapegpt.kernels.compile.jit import jit
+from tapegpt.system.atomic_files import write_one
 from tapegpt.train import loop, run_folder
 from tapegpt.train.trainer import Trainer
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from numba.core import config
 
-from tapegpt import host
 from tapegpt.kernels.compile import cpu
+from tapegpt.system import host
 
 
 @pytest.mark.parametrize(

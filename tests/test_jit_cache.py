@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tapegpt import ownership
+from tapegpt.system import ownership
 
 posix = pytest.mark.skipif(os.name != "posix", reason="owners and modes")
 COMPILE = Path(__file__).parent.parent / "kernels" / "compile"

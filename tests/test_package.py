@@ -14,8 +14,8 @@ import pytest
 
 import tapegpt
 from tapegpt import cli
+from tapegpt.commands.flags import given
 from tapegpt.corpus import default_corpus, read_documents
-from tapegpt.flags import given
 from tapegpt.presets import configure
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 
@@ -99,7 +99,7 @@ sys.path.insert(0, sys.argv[1])
 import tapegpt
 assert tapegpt.__file__.startswith(sys.argv[1])
 from tapegpt.corpus import default_corpus, read_documents
-from tapegpt.flags import given
+from tapegpt.commands.flags import given
 from tapegpt.presets import configure
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 import tapegpt.kernels

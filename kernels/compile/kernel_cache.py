@@ -42,9 +42,9 @@ from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from tapegpt.atomic_files import read
 from tapegpt.kernels.compile.cpu import MATRIX_UNIT, VECTOR_BYTES
-from tapegpt.ownership import check_folder
+from tapegpt.system.atomic_files import read
+from tapegpt.system.ownership import check_folder
 
 # The settings in numba.config that change the machine code.
 SETTINGS = [

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tapegpt.atomic_files import check_writable, write_one
 from tapegpt.corpus import Tokenizer, default_corpus, read_documents
 from tapegpt.errors import TapegptError
-from tapegpt.host import cpu_name, peak_gflops, vector_name
 from tapegpt.settings import ModelConfig, TrainConfig
+from tapegpt.system.atomic_files import check_writable, write_one
+from tapegpt.system.host import cpu_name, peak_gflops, vector_name
 from tapegpt.train.trainer import Trainer, check_memory
 
 LADDER = (("scalar", 1), ("dot", 1), ("vector", 1), ("vector", 16))

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tapegpt.bounds import flag
 from tapegpt.checkpoint import Run
-from tapegpt.compiler import require_compiler
+from tapegpt.commands.terminal import print_texts
 from tapegpt.corpus import default_corpus, read_again, read_documents
 from tapegpt.errors import UsageError
-from tapegpt.host import processors
 from tapegpt.presets import configure
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, check_used, from_dict
-from tapegpt.terminal import print_texts
+from tapegpt.system.compiler import require_compiler
+from tapegpt.system.host import processors
 from tapegpt.train.metrics import STANDARD_OUTPUT, MetricsError, check_metrics, open_metrics
 from tapegpt.train.run_folder import RunFolder
 from tapegpt.train.signals import stop_signals

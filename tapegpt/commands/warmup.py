@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from tapegpt.host import peak_gflops
 from tapegpt.kernels.compile.cpu import MATRIX_UNIT, VECTOR_BYTES
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.ops.attention import ATTENTION
@@ -10,6 +9,7 @@ from tapegpt.kernels.ops.linear import LINEAR
 from tapegpt.kernels.registry import KERNELS, load_kernels, new_table, opcode, opcodes
 from tapegpt.sampling import sample_in_turn
 from tapegpt.settings import DTYPES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.system.host import peak_gflops
 from tapegpt.train.trainer import Trainer
 
 

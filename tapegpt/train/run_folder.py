@@ -19,7 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Self
 
-from tapegpt.atomic_files import NEW, locked, sync
 from tapegpt.checkpoint import (
     OURS,
     Run,
@@ -31,6 +30,7 @@ from tapegpt.checkpoint import (
     save,
 )
 from tapegpt.errors import TapegptError, UsageError
+from tapegpt.system.atomic_files import NEW, locked, sync
 
 DEFAULT = Path("out")
 BEST = "best"  # the folder, beside the last state of a run, of the one with the least val_loss

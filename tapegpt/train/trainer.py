@@ -14,13 +14,13 @@ from tapegpt.checkpoint import Run, RunError, state_names
 from tapegpt.corpus import Tokenizer, digest_of, remarks_on, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.graph.compile import CompiledModel, compiled_model
-from tapegpt.host import bytes_available
 from tapegpt.kernels.loops.train import train_steps
 from tapegpt.kernels.loops.validation import held_out_loss
 from tapegpt.presets import default_learning_rate
 from tapegpt.recorders.counter import flops, tables
 from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed, sizes_to_shrink
 from tapegpt.settings import ModelConfig, TrainConfig
+from tapegpt.system.host import bytes_available
 from tapegpt.tape.storage import LARGEST_TAPE, aligned_zeros
 from tapegpt.train.optimizers import kernel_optimizer
 from tapegpt.train.schedules import kernel_schedule

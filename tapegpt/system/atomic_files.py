@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from tapegpt.host import bytes_available
-from tapegpt.ownership import check_file
+from tapegpt.system.host import bytes_available
+from tapegpt.system.ownership import check_file
 
 if sys.platform != "win32":
     import fcntl

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tapegpt.bounds import Choice, did_you_mean, flag
+from tapegpt.commands.terminal import printable
 from tapegpt.settings import Setting, settings_of
-from tapegpt.terminal import printable
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,1 @@
+"""What tapegpt needs of the system: files that survive a crash, owners, processors, a compiler."""
