@@ -1,14 +1,8 @@
 """The machine's peak, measured: nothing but independent multiply-adds, all in registers."""
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import jit
-from tapegpt.kernels.simd import (
-    PAIR_TILE,
-    lanes,
-    splat,
-    tile_grow,
-    tile_total,
-    tile_zeros,
-)
+from tapegpt.kernels.simd import PAIR_TILE
 
 ROWS, COLUMNS = PAIR_TILE
 
@@ -19,9 +13,9 @@ def multiply_add(array, rounds):
 
     array: float (1,), a factor below 1, overwritten with a result that depends on all of them.
     """
-    factor = splat(array, array[0])
-    tile = tile_zeros(array, ROWS, COLUMNS)
+    factor = simd.splat(array, array[0])
+    tile = simd.tile_zeros(array, ROWS, COLUMNS)
     for _ in range(rounds):
-        tile = tile_grow(tile, factor)
-    array[0] = tile_total(tile)
-    return 2 * rounds * ROWS * COLUMNS * lanes(array)
+        tile = simd.tile_grow(tile, factor)
+    array[0] = simd.tile_total(tile)
+    return 2 * rounds * ROWS * COLUMNS * simd.lanes(array)

@@ -98,10 +98,7 @@ def new_table() -> NDArray[np.int64]:
 
 
 def load_kernels(
-    table: NDArray[np.int64],
-    dtype: np.dtype[np.floating],
-    kernels: Iterable[int],
-    direction: int,
+    table: NDArray[np.int64], dtype: np.dtype[np.floating], kernels: Iterable[int], direction: int
 ) -> None:
     """Fill in table[kernel, direction] for these kernels, where it is still 0.
 

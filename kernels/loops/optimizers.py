@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.indirect_call import as_pointer
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.loops.thread_group import (
@@ -14,17 +15,6 @@ from tapegpt.kernels.loops.thread_group import (
     add_gradients,
     all_reduce_sum,
     partition,
-)
-from tapegpt.kernels.simd import (
-    clear_tiny,
-    fma,
-    lanes,
-    load,
-    quick_root,
-    splat,
-    store,
-    sum_lanes,
-    tiny,
 )
 
 ADAM, SGD = 0, 1
@@ -55,8 +45,8 @@ def update(group, thread, count, optimizer, step, learning_rate):
     a gradient that is not.
     """
     values, grads, state = as_pointer(group.values), as_pointer(group.grads), optimizer.state
-    begin, end = partition(count // lanes(values), thread, len(group.reports))
-    begin, end = begin * lanes(values), end * lanes(values)
+    begin, end = partition(count // simd.lanes(values), thread, len(group.reports))
+    begin, end = begin * simd.lanes(values), end * simd.lanes(values)
     add_gradients(group, begin, end)
     if optimizer.clip_norm < math.inf:
         clip_gradient(group, thread, begin, end, optimizer.clip_norm)
@@ -105,22 +95,22 @@ def adam(
     # sqrt(v / scale^2) = sqrt(v) / scale: a product less for every vector.
     scale = math.sqrt(1 - beta2**step)
     rate = learning_rate * scale / (1 - beta1**step)
-    old, new = splat(values, beta2), splat(values, 1 - beta2)
-    kept = splat(values, 1 - learning_rate * weight_decay)
-    zero = total = splat(values, 0)
-    for i in range(begin, end, lanes(values)):
-        g = load(grads, i)
+    old, new = simd.splat(values, beta2), simd.splat(values, 1 - beta2)
+    kept = simd.splat(values, 1 - learning_rate * weight_decay)
+    zero = total = simd.splat(values, 0)
+    for i in range(begin, end, simd.lanes(values)):
+        g = simd.load(grads, i)
         # Without a gradient the moments decay, but not into the subnormal numbers.
-        mean = clear_tiny(load(m, i) * beta1 + g * (1 - beta1))
-        square = fma(g * new, g, fma(load(v, i), old, tiny(values)))
-        store(m, i, mean)
-        store(v, i, square)
-        root = quick_root(square) + epsilon * scale
-        moved = fma(load(values, i), kept, mean * -rate / root)
-        store(values, i, moved)
-        store(grads, i, zero)
+        mean = simd.clear_tiny(simd.load(m, i) * beta1 + g * (1 - beta1))
+        square = simd.fma(g * new, g, simd.fma(simd.load(v, i), old, simd.tiny(values)))
+        simd.store(m, i, mean)
+        simd.store(v, i, square)
+        root = simd.quick_root(square) + epsilon * scale
+        moved = simd.fma(simd.load(values, i), kept, mean * -rate / root)
+        simd.store(values, i, moved)
+        simd.store(grads, i, zero)
         total = total + moved
-    return math.isfinite(sum_lanes(total))
+    return math.isfinite(simd.sum_lanes(total))
 
 
 # velocity = momentum velocity + g, w = w - rate velocity
@@ -130,16 +120,16 @@ def sgd(values, grads, velocity, begin, end, learning_rate, momentum):
 
     Returns whether the parameters are finite.
     """
-    kept, step = splat(values, momentum), splat(values, -learning_rate)
-    zero = total = splat(values, 0)
-    for i in range(begin, end, lanes(values)):
-        speed = clear_tiny(fma(load(velocity, i), kept, load(grads, i)))
-        store(velocity, i, speed)
-        moved = fma(speed, step, load(values, i))
-        store(values, i, moved)
-        store(grads, i, zero)
+    kept, step = simd.splat(values, momentum), simd.splat(values, -learning_rate)
+    zero = total = simd.splat(values, 0)
+    for i in range(begin, end, simd.lanes(values)):
+        speed = simd.clear_tiny(simd.fma(simd.load(velocity, i), kept, simd.load(grads, i)))
+        simd.store(velocity, i, speed)
+        moved = simd.fma(speed, step, simd.load(values, i))
+        simd.store(values, i, moved)
+        simd.store(grads, i, zero)
         total = total + moved
-    return math.isfinite(sum_lanes(total))
+    return math.isfinite(simd.sum_lanes(total))
 
 
 # mean = mean + (w - mean) / (1 + share (n - 1))
@@ -150,6 +140,6 @@ def average(values, mean, begin, end, n, share):
     It looks back on about a share of all that it has seen, whenever one looks at it.
     """
     weight = 1 / (1 + share * (n - 1))
-    for i in range(begin, end, lanes(values)):
-        before = load(mean, i)
-        store(mean, i, before + (load(values, i) - before) * weight)
+    for i in range(begin, end, simd.lanes(values)):
+        before = simd.load(mean, i)
+        simd.store(mean, i, before + (simd.load(values, i) - before) * weight)

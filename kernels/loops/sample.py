@@ -2,6 +2,7 @@
 
 import math
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.indirect_call import read_record
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.interpreter import PREVIOUS, forward_sweep
@@ -10,18 +11,6 @@ from tapegpt.kernels.ops.attention import ATTENTION, move_document
 from tapegpt.kernels.ops.recurrence import move_state
 from tapegpt.kernels.ops.streaming_attention import STREAMING_ATTENTION, move_streamed
 from tapegpt.kernels.registry import opcode, opcodes
-from tapegpt.kernels.simd import (
-    count_at_most,
-    keep_first,
-    lanes,
-    load,
-    max_lanes,
-    maximum,
-    running_sums,
-    splat,
-    store,
-    sum_lanes,
-)
 from tapegpt.kernels.simd.math import exp
 
 STREAMING = opcode(STREAMING_ATTENTION)
@@ -32,10 +21,12 @@ FIRST_ATTENTION, LAST_ATTENTION = opcodes(ATTENTION)[0], opcodes(ATTENTION)[-1]
 def largest(array, first, count):
     """The largest of `count` elements from `first` on."""
     lowest = array.dtype.type(-math.inf)
-    maxima = splat(array, lowest)
-    for i in range(0, count, lanes(array)):
-        maxima = maximum(maxima, keep_first(load(array, first + i), count - i, lowest))
-    return max_lanes(maxima)
+    maxima = simd.splat(array, lowest)
+    for i in range(0, count, simd.lanes(array)):
+        maxima = simd.maximum(
+            maxima, simd.keep_first(simd.load(array, first + i), count - i, lowest)
+        )
+    return simd.max_lanes(maxima)
 
 
 @jit
@@ -49,9 +40,9 @@ def weigh(logits, first, row, rows, count, inverse_temperature, weights):
     for r in range(rows):
         x = first + r * row
         top = largest(logits, x, count)
-        for i in range(0, count, lanes(weights)):
-            weight = exp((load(logits, x + i) - top) * inverse_temperature)
-            store(weights, r * width + i, keep_first(weight, count - i, zero))
+        for i in range(0, count, simd.lanes(weights)):
+            weight = exp((simd.load(logits, x + i) - top) * inverse_temperature)
+            simd.store(weights, r * width + i, simd.keep_first(weight, count - i, zero))
 
 
 @inlined
@@ -66,12 +57,12 @@ def keep_likeliest(weights, first, count, top_k, top_p, copy):
     Of equal weights the first ones stay. As quickselect: what is in question are elements `low` to
     `high` of a copy, whose place is weights[copy] and after it, and a pivot halves them.
     """
-    total = splat(weights, 0)
-    for i in range(0, count, lanes(weights)):
-        weight = load(weights, first + i)
-        store(weights, copy + i, weight)
+    total = simd.splat(weights, 0)
+    for i in range(0, count, simd.lanes(weights)):
+        weight = simd.load(weights, first + i)
+        simd.store(weights, copy + i, weight)
         total = total + weight
-    needed = top_p * sum_lanes(total)
+    needed = top_p * simd.sum_lanes(total)
     least, of_least = weights.dtype.type(math.inf), 0  # what stays: all above, and so many equal
     kept, mass = 0, 0.0
     low, high = copy, copy + count
@@ -112,13 +103,13 @@ def choose(weights, first, count, uniform, totals):
     Leaves running totals at weights[totals], and after that.
     """
     total = weights.dtype.type(0)
-    for i in range(0, count, lanes(weights)):
-        store(weights, totals + i, running_sums(load(weights, first + i)) + total)
-        total = weights[totals + i + lanes(weights) - 1]
+    for i in range(0, count, simd.lanes(weights)):
+        simd.store(weights, totals + i, simd.running_sums(simd.load(weights, first + i)) + total)
+        total = weights[totals + i + simd.lanes(weights) - 1]
     limit = weights.dtype.type(uniform * total)
     index = 0
-    for i in range(0, count, lanes(weights)):
-        index += count_at_most(load(weights, totals + i), limit)
+    for i in range(0, count, simd.lanes(weights)):
+        index += simd.count_at_most(simd.load(weights, totals + i), limit)
     # Rounding can lift the limit to the total, and a total where nothing is added to it.
     index = min(index, count - 1)
     while index > 0 and weights[first + index] == 0:

@@ -20,14 +20,9 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.indirect_call import as_pointer
 from tapegpt.kernels.compile.jit import inlined, jit
-from tapegpt.kernels.simd import (
-    lanes,
-    load,
-    splat,
-    store,
-)
 from tapegpt.kernels.simd.memory import element_pointer
 
 # What a thread reports to the others, a column each.
@@ -108,8 +103,8 @@ def broadcast_parameters(program, group, thread):
     """Copy the parameters into the program of a thread."""
     values, parameters = as_pointer(program.tape_arrays.values), as_pointer(group.values)
     if thread > 0:
-        for i in range(0, program.num_params, lanes(values)):
-            store(values, i, load(parameters, i))
+        for i in range(0, program.num_params, simd.lanes(values)):
+            simd.store(values, i, simd.load(parameters, i))
 
 
 @inlined
@@ -121,6 +116,6 @@ def add_gradients(group, begin, end):
         group.other_grads.shape,
     )
     for first in range(0, others * nodes, nodes):
-        for i in range(begin, end, lanes(grads)):
-            store(total, i, load(total, i) + load(grads, first + i))
-            store(grads, first + i, splat(grads, 0))
+        for i in range(begin, end, simd.lanes(grads)):
+            simd.store(total, i, simd.load(total, i) + simd.load(grads, first + i))
+            simd.store(grads, first + i, simd.splat(grads, 0))

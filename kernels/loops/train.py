@@ -7,12 +7,7 @@ from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
 from tapegpt.kernels.loops.batch import pack_batch
 from tapegpt.kernels.loops.optimizers import update
 from tapegpt.kernels.loops.schedules import scheduled_rate
-from tapegpt.kernels.loops.thread_group import (
-    LOSS,
-    all_reduce_sum,
-    broadcast_parameters,
-    partition,
-)
+from tapegpt.kernels.loops.thread_group import LOSS, all_reduce_sum, broadcast_parameters, partition
 from tapegpt.kernels.ops.dropout import dropout_key
 
 

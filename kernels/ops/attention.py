@@ -25,6 +25,7 @@ there. The tape is the KV cache.
 import math
 from typing import NamedTuple
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import BATCH, row_stride
 from tapegpt.kernels.op import (
@@ -50,15 +51,6 @@ from tapegpt.kernels.ops.product.lane_batching import (
     whole_tiles,
 )
 from tapegpt.kernels.ops.product.matrix import Shape
-from tapegpt.kernels.simd import (
-    fma,
-    lanes,
-    load,
-    maximum,
-    splat,
-    store,
-    zeros,
-)
 from tapegpt.kernels.simd.math import LOG2_E, exp2
 
 
@@ -89,7 +81,7 @@ args, grads_of = readers(Args)
 @inlined
 def lane_stride(values, columns):
     """Elements from one row of vectors to the next."""
-    return whole_tiles(columns) * lanes(values)
+    return whole_tiles(columns) * simd.lanes(values)
 
 
 class Geometry(NamedTuple):
@@ -153,23 +145,23 @@ def softmax_rows(values, scores, span, first, last, room, factor):
 
     Row p has p + 1 of them; those from there up to `room` become 0.
     """
-    size, zero = lanes(values), zeros(values)
+    size, zero = simd.lanes(values), simd.zeros(values)
     for p in range(first, last):
         row = scores + p * span
         end = row + (p + 1) * size
-        largest = load(values, row)
+        largest = simd.load(values, row)
         for i in range(row + size, end, size):
-            largest = maximum(largest, load(values, i))
-        total = splat(values, 0)
+            largest = simd.maximum(largest, simd.load(values, i))
+        total = simd.splat(values, 0)
         for i in range(row, end, size):
-            e = exp2((load(values, i) - largest) * factor)
-            store(values, i, e)
+            e = exp2((simd.load(values, i) - largest) * factor)
+            simd.store(values, i, e)
             total = total + e
         inverse = 1.0 / total
         for i in range(row, end, size):
-            store(values, i, load(values, i) * inverse)
+            simd.store(values, i, simd.load(values, i) * inverse)
         for i in range(end, row + room * size, size):
-            store(values, i, zero)
+            simd.store(values, i, zero)
 
 
 def make_attend(product, rows):
@@ -180,7 +172,7 @@ def make_attend(product, rows):
 
     @jit
     def attend(values, group, p, first, end, factor):
-        stride, span, size, upper = group.stride, group.span, lanes(values), p + rows
+        stride, span, size, upper = group.stride, group.span, simd.lanes(values), p + rows
         queries = LaneMatrix(values, group.q + p * stride, stride, size)
         keys = LaneMatrix(values, group.k, size, stride)
         scores = LaneMatrix(values, group.probabilities + p * span, span, size)
@@ -201,14 +193,14 @@ attend_tile, attend_row = make_attend(lane_product, LANE_COLUMNS), make_attend(l
 # ds = w (dw - sum(w dw)) scale, over dw
 @jit
 def softmax_rows_backward(values, grads, w, dw, span, first, last, count, scale):
-    size = lanes(values)
+    size = simd.lanes(values)
     for row in range(first * span, last * span, span):
-        mean = splat(values, 0)
+        mean = simd.splat(values, 0)
         for i in range(row, row + count * size, size):
-            mean = fma(load(values, w + i), load(grads, dw + i), mean)
+            mean = simd.fma(simd.load(values, w + i), simd.load(grads, dw + i), mean)
         for i in range(row, row + count * size, size):
-            ds = load(values, w + i) * (load(grads, dw + i) - mean) * scale
-            store(grads, dw + i, ds)
+            ds = simd.load(values, w + i) * (simd.load(grads, dw + i) - mean) * scale
+            simd.store(grads, dw + i, ds)
 
 
 def make_attention(size):
@@ -221,8 +213,8 @@ def make_attention(size):
         g = geometry(values, operands, inputs, a, batch_range)
         first, last, width = g.first, g.last, whole_tiles(a.head_dim)
         factor = values.dtype.type(LOG2_E / math.sqrt(a.head_dim))
-        for problem in range(0, problems_at(g.given, first), lanes(values)):
-            rows = problem // lanes(values) * g.block
+        for problem in range(0, problems_at(g.given, first), simd.lanes(values)):
+            rows = problem // simd.lanes(values) * g.block
             group = Group(
                 a.q_lanes + rows * g.stride,
                 a.k_lanes + rows * g.stride,
@@ -251,7 +243,7 @@ def make_attention(size):
         a, d = args(operands, at), grads_of(operands, back)
         g = geometry(values, operands, inputs, a, batch_range)
         first, last, stride, span = g.first, g.last, g.stride, g.span
-        width, size = whole_tiles(a.head_dim), lanes(values)
+        width, size = whole_tiles(a.head_dim), simd.lanes(values)
         scale = values.dtype.type(1 / math.sqrt(a.head_dim))
         begin = first - first % LANE_COLUMNS
         dq, dk, dv, dw, dout = d.dq_lanes, d.dk_lanes, d.dv_lanes, d.dprobabilities, d.dout_lanes
@@ -309,11 +301,7 @@ forward, backward = make_attention(1)
 
 # Variant i is for squares of 2^i columns.
 ATTENTION = ArrayOp(
-    "attention",
-    Args,
-    forward,
-    backward,
-    variants=tuple(make_attention(2**i) for i in range(1, 5)),
+    "attention", Args, forward, backward, variants=tuple(make_attention(2**i) for i in range(1, 5))
 )
 
 

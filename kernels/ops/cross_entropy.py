@@ -7,35 +7,13 @@ dlogits[r] = weights[r] (softmax(logits[r]) - onehot(target[r])) dloss
 
 from typing import NamedTuple
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.layout import padded, row_range, row_stride
-from tapegpt.kernels.op import (
-    ArrayOp,
-    Differentiable,
-    Room,
-    Rows,
-    ScalarNode,
-    Size,
-    Slot,
-    readers,
-)
+from tapegpt.kernels.op import ArrayOp, Differentiable, Room, Rows, ScalarNode, Size, Slot, readers
 from tapegpt.kernels.ops.elementwise import add_to, array_sum
 from tapegpt.kernels.ops.softmax import padding, row_exponentials, row_maximum
-from tapegpt.kernels.simd import (
-    FEW,
-    four,
-    keep_first,
-    lanes,
-    load,
-    row_offsets,
-    splat,
-    store_part,
-    sum_lanes,
-    tile_add,
-    tile_load,
-    tile_row_sums,
-    tile_zeros,
-)
+from tapegpt.kernels.simd import FEW
 from tapegpt.kernels.simd.math import log
 
 
@@ -67,25 +45,27 @@ def cross_entropy_forward(values, operands, inputs, out, at, batch_range):
         row_exponentials(values, begin, exponentials + r * row, end, outside, largest)
         values[margins + r] = largest - values[begin + inputs[slot + r]]
     columns = padded(values, width)
-    if columns > FEW * lanes(values):
+    if columns > FEW * simd.lanes(values):
         for r in range(first, last):
             begin = exponentials + r * row
             values[totals + r] = array_sum(values, begin, begin + columns)
     else:
-        nothing = tile_zeros(values, four(values), 1)
-        for r in range(first, last, four(values)):
-            rows, sums = row_offsets(r, last, row, four(values)), nothing
-            for i in range(exponentials, exponentials + columns, lanes(values)):
-                sums = tile_add(sums, tile_load(nothing, values, i, rows))
-            store_part(values, totals + r, tile_row_sums(sums), min(four(values), last - r))
+        nothing = simd.tile_zeros(values, simd.four(values), 1)
+        for r in range(first, last, simd.four(values)):
+            rows, sums = simd.row_offsets(r, last, row, simd.four(values)), nothing
+            for i in range(exponentials, exponentials + columns, simd.lanes(values)):
+                sums = simd.tile_add(sums, simd.tile_load(nothing, values, i, rows))
+            simd.store_part(
+                values, totals + r, simd.tile_row_sums(sums), min(simd.four(values), last - r)
+            )
     whole = 0.0  # float64, see FEW
-    for begin in range(first, last, FEW * lanes(values)):
-        loss = splat(values, 0)
-        for r in range(begin, min(begin + FEW * lanes(values), last), lanes(values)):
-            losses = log(load(values, totals + r)) + load(values, margins + r)
-            weighted = losses * load(values, weights + r)
-            loss = loss + keep_first(weighted, last - r, values.dtype.type(0))
-        whole += sum_lanes(loss)
+    for begin in range(first, last, FEW * simd.lanes(values)):
+        loss = simd.splat(values, 0)
+        for r in range(begin, min(begin + FEW * simd.lanes(values), last), simd.lanes(values)):
+            losses = log(simd.load(values, totals + r)) + simd.load(values, margins + r)
+            weighted = losses * simd.load(values, weights + r)
+            loss = loss + simd.keep_first(weighted, last - r, values.dtype.type(0))
+        whole += simd.sum_lanes(loss)
     values[out] = whole
 
 
@@ -98,8 +78,8 @@ def cross_entropy_backward(values, grads, operands, inputs, out, at, back, batch
         begin, end = r * row, (r + 1) * row
         weight = values[a.weights + r] * grads[out]
         scale = weight / values[a.totals + r]
-        for i in range(begin, end, lanes(values)):
-            passed = load(values, a.exponentials + i) * scale
+        for i in range(begin, end, simd.lanes(values)):
+            passed = simd.load(values, a.exponentials + i) * scale
             add_to(grads, g.dlogits + i, passed, g.overwrite_dlogits)
         grads[g.dlogits + begin + inputs[a.targets + r]] -= weight
 

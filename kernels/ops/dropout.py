@@ -8,23 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import NONE, row_range, row_stride
-from tapegpt.kernels.op import (
-    ArrayOp,
-    Differentiable,
-    Rows,
-    Size,
-    Slot,
-    readers,
-)
+from tapegpt.kernels.op import ArrayOp, Differentiable, Rows, Size, Slot, readers
 from tapegpt.kernels.ops.elementwise import add_to, pass_gradient
-from tapegpt.kernels.simd import (
-    keep_chosen,
-    lanes,
-    load,
-    store,
-)
 
 # Two words of 64 bits give each of 16 elements 8 bits, six more words the 24 that follow; no vector
 # has more elements.
@@ -93,7 +81,7 @@ def chosen(key, piece, column, kept):
 @inlined
 def masked(x, key, piece, column, kept):
     """x m CHANCES / kept, where m is 1 with a chance of kept / CHANCES, else 0."""
-    return keep_chosen(x, chosen(key, piece, column, kept)) * (CHANCES / kept)
+    return simd.keep_chosen(x, chosen(key, piece, column, kept)) * (CHANCES / kept)
 
 
 class Args(NamedTuple):
@@ -117,12 +105,14 @@ def dropout_forward(values, operands, inputs, out, at, batch_range):
     key = mixed(np.uint64(seed) + np.uint64(record) * ODD)
     first, last = row_range(rows, batch_range)
     for r in range(first, last):
-        for c in range(0, row, lanes(values)):
+        for c in range(0, row, simd.lanes(values)):
             i = r * row + c
-            number = load(values, x + i)
+            number = simd.load(values, x + i)
             if seed != 0 and kept < CHANCES:
                 number = masked(number, key, r * pieces + c // GROUP, c, kept)
-            store(values, out + i, number if plus == NONE else load(values, plus + i) + number)
+            simd.store(
+                values, out + i, number if plus == NONE else simd.load(values, plus + i) + number
+            )
 
 
 @jit
@@ -134,9 +124,9 @@ def dropout_backward(values, grads, operands, inputs, out, at, back, batch_range
     key = mixed(np.uint64(seed) + np.uint64(record) * ODD)
     first, last = row_range(rows, batch_range)
     for r in range(first, last):
-        for c in range(0, row, lanes(values)):
+        for c in range(0, row, simd.lanes(values)):
             i = r * row + c
-            passed = load(grads, g.dout + i)
+            passed = simd.load(grads, g.dout + i)
             if seed != 0 and kept < CHANCES:
                 passed = masked(passed, key, r * pieces + c // GROUP, c, kept)
             add_to(grads, g.dx + i, passed, g.overwrite_dx)

@@ -2,33 +2,17 @@
 
 from typing import NamedTuple
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import row_range, row_stride
-from tapegpt.kernels.op import (
-    ArrayOp,
-    Differentiable,
-    Rows,
-    ScalarNode,
-    Size,
-    readers,
-)
-from tapegpt.kernels.simd import (
-    FEW,
-    fma,
-    lanes,
-    load,
-    relu,
-    splat,
-    store,
-    sum_lanes,
-    where_positive,
-)
+from tapegpt.kernels.op import ArrayOp, Differentiable, Rows, ScalarNode, Size, readers
+from tapegpt.kernels.simd import FEW
 
 
 @inlined
 def add_to(grads, at, value, overwrite):
     """grads[at : at + lanes] += value, or = value where nothing has been written yet."""
-    store(grads, at, value if overwrite else load(grads, at) + value)
+    simd.store(grads, at, value if overwrite else simd.load(grads, at) + value)
 
 
 @inlined
@@ -36,8 +20,8 @@ def pass_gradient(grads, dx, dout, count, overwrite):
     """grads[dx : dx + count] += grads[dout : dout + count], where they are not the same."""
     if dx == dout:
         return
-    for i in range(0, count, lanes(grads)):
-        add_to(grads, dx + i, load(grads, dout + i), overwrite)
+    for i in range(0, count, simd.lanes(grads)):
+        add_to(grads, dx + i, simd.load(grads, dout + i), overwrite)
 
 
 @inlined
@@ -52,11 +36,11 @@ def element_range(values, rows, width, batch_range):
 def array_sum(values, begin, end):
     """The sum of values[begin : end], whole vectors, in float64."""
     whole = 0.0
-    for first in range(begin, end, FEW * lanes(values)):
-        total = splat(values, 0)
-        for i in range(first, min(first + FEW * lanes(values), end), lanes(values)):
-            total = total + load(values, i)
-        whole += sum_lanes(total)
+    for first in range(begin, end, FEW * simd.lanes(values)):
+        total = simd.splat(values, 0)
+        for i in range(first, min(first + FEW * simd.lanes(values), end), simd.lanes(values)):
+            total = total + simd.load(values, i)
+        whole += simd.sum_lanes(total)
     return whole
 
 
@@ -64,11 +48,11 @@ def array_sum(values, begin, end):
 def array_product(x, first, y, other, count):
     """The dot product of x[first : first + count] and y[other : other + count], in float64."""
     whole = 0.0
-    for begin in range(0, count, FEW * lanes(x)):
-        total = splat(x, 0)
-        for i in range(begin, min(begin + FEW * lanes(x), count), lanes(x)):
-            total = fma(load(x, first + i), load(y, other + i), total)
-        whole += sum_lanes(total)
+    for begin in range(0, count, FEW * simd.lanes(x)):
+        total = simd.splat(x, 0)
+        for i in range(begin, min(begin + FEW * simd.lanes(x), count), simd.lanes(x)):
+            total = simd.fma(simd.load(x, first + i), simd.load(y, other + i), total)
+        whole += simd.sum_lanes(total)
     return whole
 
 
@@ -102,8 +86,8 @@ scale_args, scale_grads = readers(ScaleArgs)
 def array_relu_forward(values, operands, inputs, out, at, batch_range):
     rows, width, x = unary_args(operands, at)
     begin, end = element_range(values, rows, width, batch_range)
-    for i in range(begin, end, lanes(values)):
-        store(values, out + i, relu(load(values, x + i)))
+    for i in range(begin, end, simd.lanes(values)):
+        simd.store(values, out + i, simd.relu(simd.load(values, x + i)))
 
 
 @jit
@@ -111,8 +95,8 @@ def array_relu_backward(values, grads, operands, inputs, out, at, back, batch_ra
     rows, width, x = unary_args(operands, at)
     g = unary_grads(operands, back)
     begin, end = element_range(values, rows, width, batch_range)
-    for i in range(begin, end, lanes(values)):
-        passed = where_positive(load(values, x + i), load(grads, g.dout + i))
+    for i in range(begin, end, simd.lanes(values)):
+        passed = simd.where_positive(simd.load(values, x + i), simd.load(grads, g.dout + i))
         add_to(grads, g.dx + i, passed, g.overwrite_dx)
 
 
@@ -121,8 +105,8 @@ def array_relu_backward(values, grads, operands, inputs, out, at, back, batch_ra
 def array_add_forward(values, operands, inputs, out, at, batch_range):
     rows, width, x, y = add_args(operands, at)
     begin, end = element_range(values, rows, width, batch_range)
-    for i in range(begin, end, lanes(values)):
-        store(values, out + i, load(values, x + i) + load(values, y + i))
+    for i in range(begin, end, simd.lanes(values)):
+        simd.store(values, out + i, simd.load(values, x + i) + simd.load(values, y + i))
 
 
 @jit
@@ -138,16 +122,16 @@ def array_add_backward(values, grads, operands, inputs, out, at, back, batch_ran
 def array_scale_forward(values, operands, inputs, out, at, batch_range):
     rows, width, x, factor = scale_args(operands, at)
     begin, end = element_range(values, rows, width, batch_range)
-    for i in range(begin, end, lanes(values)):
-        store(values, out + i, load(values, x + i) * values[factor])
+    for i in range(begin, end, simd.lanes(values)):
+        simd.store(values, out + i, simd.load(values, x + i) * values[factor])
 
 
 @jit
 def array_scale_backward(values, grads, operands, inputs, out, at, back, batch_range):
     a, g = scale_args(operands, at), scale_grads(operands, back)
     begin, end = element_range(values, a.rows, a.width, batch_range)
-    for i in range(begin, end, lanes(values)):
-        add_to(grads, g.dx + i, load(grads, g.dout + i) * values[a.factor], g.overwrite_dx)
+    for i in range(begin, end, simd.lanes(values)):
+        add_to(grads, g.dx + i, simd.load(grads, g.dout + i) * values[a.factor], g.overwrite_dx)
 
 
 # out = the mean of all elements, a scalar

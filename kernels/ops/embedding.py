@@ -5,21 +5,10 @@ tables: (any rows, C); out: (R, C). dtable[inputs[slot + r]] += dout[r]
 
 from typing import NamedTuple
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.layout import padded, row_range, row_stride
-from tapegpt.kernels.op import (
-    ArrayOp,
-    Rest,
-    Rows,
-    Size,
-    readers,
-)
-from tapegpt.kernels.simd import (
-    lanes,
-    load,
-    splat,
-    store,
-)
+from tapegpt.kernels.op import ArrayOp, Rest, Rows, Size, readers
 
 
 class Args(NamedTuple):
@@ -38,12 +27,12 @@ def embed_forward(values, operands, inputs, out, at, batch_range):
     row, columns = row_stride(values, width), padded(values, width)
     first, last = row_range(rows, batch_range)
     for r in range(first, last):
-        for column in range(0, columns, lanes(values)):
-            total = splat(values, 0)
+        for column in range(0, columns, simd.lanes(values)):
+            total = simd.splat(values, 0)
             for i in range(pairs, pairs + 2 * count, 2):
                 chosen = operands[i] + inputs[operands[i + 1] + r] * row
-                total = total + load(values, chosen + column)
-            store(values, out + r * row + column, total)
+                total = total + simd.load(values, chosen + column)
+            simd.store(values, out + r * row + column, total)
 
 
 @jit
@@ -54,16 +43,16 @@ def embed_backward(values, grads, operands, inputs, out, at, back, batch_range):
     first, last = row_range(rows, batch_range)
     for i in range(pairs, pairs + 2 * count, 2):
         table, slot = operands[i], operands[i + 1]
-        for column in range(0, columns, lanes(values)):
+        for column in range(0, columns, simd.lanes(values)):
             # Rows of one position lie together: what they pass to its row is added up first, or
             # each would wait for what the one before wrote.
-            passed = splat(values, 0)
+            passed = simd.splat(values, 0)
             for r in range(first, last):
-                passed = passed + load(grads, dout + r * row + column)
+                passed = passed + simd.load(grads, dout + r * row + column)
                 if r + 1 == last or inputs[slot + r + 1] != inputs[slot + r]:
                     dtable = table + inputs[slot + r] * row + column
-                    store(grads, dtable, load(grads, dtable) + passed)
-                    passed = splat(values, 0)
+                    simd.store(grads, dtable, simd.load(grads, dtable) + passed)
+                    passed = simd.splat(values, 0)
 
 
 EMBED = ArrayOp("embed", Args, embed_forward, embed_backward, row_by_row=True)

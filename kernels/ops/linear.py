@@ -12,15 +12,7 @@ from typing import NamedTuple
 
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.layout import NONE, row_range, row_stride
-from tapegpt.kernels.op import (
-    ArrayOp,
-    Differentiable,
-    Parameter,
-    Rows,
-    SharedRoom,
-    Size,
-    readers,
-)
+from tapegpt.kernels.op import ArrayOp, Differentiable, Parameter, Rows, SharedRoom, Size, readers
 from tapegpt.kernels.ops.elementwise import pass_gradient
 from tapegpt.kernels.ops.product.amx import large_matmul
 from tapegpt.kernels.ops.product.matmul import matmul

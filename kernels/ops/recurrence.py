@@ -9,23 +9,11 @@ x, out: (R, C).
 
 from typing import NamedTuple
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import BatchRange, row_stride
-from tapegpt.kernels.op import (
-    ArrayOp,
-    Differentiable,
-    Rows,
-    Size,
-    Slot,
-    readers,
-)
+from tapegpt.kernels.op import ArrayOp, Differentiable, Rows, Size, Slot, readers
 from tapegpt.kernels.ops.elementwise import pass_gradient
-from tapegpt.kernels.simd import (
-    lanes,
-    load,
-    splat,
-    store,
-)
 
 
 class PreviousArgs(NamedTuple):
@@ -57,12 +45,12 @@ def previous_forward(values, operands, inputs, out, at, batch_range):
     target = out + batch_range.first_row * row
     count = (batch_range.end_row - batch_range.first_row) * row
     if p == 0:
-        for i in range(0, count, lanes(values)):
-            store(values, target + i, splat(values, 0))
+        for i in range(0, count, simd.lanes(values)):
+            simd.store(values, target + i, simd.splat(values, 0))
     else:
         source = x + inputs[starts + p - 1] * row
-        for i in range(0, count, lanes(values)):
-            store(values, target + i, load(values, source + i))
+        for i in range(0, count, simd.lanes(values)):
+            simd.store(values, target + i, simd.load(values, source + i))
 
 
 # Always adds: some rows of x end here, and their gradient is what the losses have passed to them.
@@ -86,5 +74,5 @@ def move_state(values, operands, at, source, target):
     """Give row `target` of what `previous` reads what row `source` has."""
     _, width, x, _ = previous_args(operands, at)
     row = row_stride(values, width)
-    for i in range(0, row, lanes(values)):
-        store(values, x + target * row + i, load(values, x + source * row + i))
+    for i in range(0, row, simd.lanes(values)):
+        simd.store(values, x + target * row + i, simd.load(values, x + source * row + i))

@@ -9,41 +9,11 @@ x: (R, n_in); W: (n_in, n_out); start, out: (R, n_out). Only the chosen rows of 
 import math
 from typing import NamedTuple
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import NONE, row_range, row_stride
-from tapegpt.kernels.op import (
-    Array,
-    ArrayOp,
-    Differentiable,
-    Parameter,
-    Rows,
-    Size,
-    Slot,
-    readers,
-)
+from tapegpt.kernels.op import Array, ArrayOp, Differentiable, Parameter, Rows, Size, Slot, readers
 from tapegpt.kernels.ops.elementwise import pass_gradient
-from tapegpt.kernels.simd import (
-    clamp,
-    count_at_most,
-    fma,
-    keep_first,
-    lanes,
-    lanes_above,
-    load,
-    lowest_bit,
-    max_lanes,
-    maximum,
-    replace_nan,
-    row_offsets,
-    row_pointers,
-    splat,
-    store,
-    sum_lanes,
-    tile_fma,
-    tile_load,
-    tile_store,
-    tile_zeros,
-)
 
 # Vectors of a row that are summed up together.
 TOGETHER = 4
@@ -80,16 +50,16 @@ def copy_finite(values, x, width, row, out):
 
     NaN becomes the largest number of all: what follows from a NaN must be one too.
     """
-    lowest, nan = splat(values, -math.inf), values.dtype.type(math.nan)
-    limit = splat(values, 3e38 if values.itemsize == 4 else 1.5e308)
+    lowest, nan = simd.splat(values, -math.inf), values.dtype.type(math.nan)
+    limit = simd.splat(values, 3e38 if values.itemsize == 4 else 1.5e308)
     above = values.dtype.type(3.4e38 if values.itemsize == 4 else 1.7e308)
     largest, negative = lowest, lowest
-    for i in range(0, row, lanes(values)):
-        number = replace_nan(clamp(load(values, x + i), limit * -1.0, limit), above)
-        number = keep_first(number, width - i, nan)
-        largest, negative = maximum(largest, number), maximum(negative, number * -1.0)
-        store(values, out + i, number)
-    return -max_lanes(negative), max_lanes(largest)
+    for i in range(0, row, simd.lanes(values)):
+        number = simd.replace_nan(simd.clamp(simd.load(values, x + i), limit * -1.0, limit), above)
+        number = simd.keep_first(number, width - i, nan)
+        largest, negative = simd.maximum(largest, number), simd.maximum(negative, number * -1.0)
+        simd.store(values, out + i, number)
+    return -simd.max_lanes(negative), simd.max_lanes(largest)
 
 
 # Of equals the first count; `out` is a row to work in.
@@ -107,8 +77,8 @@ def topk_forward(values, operands, inputs, out, at, batch_range):
         low, room = lowest, k
         while True:
             at_most = 0 * k
-            for i in range(out, out + row, lanes(values)):
-                at_most += count_at_most(load(values, i), middle)
+            for i in range(out, out + row, simd.lanes(values)):
+                at_most += simd.count_at_most(simd.load(values, i), middle)
             if at_most > width - k:
                 high, room = middle, k - (width - at_most)
             else:
@@ -119,10 +89,10 @@ def topk_forward(values, operands, inputs, out, at, batch_range):
         chosen, end = slot + r * k, slot + (r + 1) * k
         for begin in range(0, row, WORD):
             above = 0 * k
-            for i in range(begin, min(row, begin + WORD), lanes(values)):
-                above |= lanes_above(load(values, out + i), low) << (i - begin)
+            for i in range(begin, min(row, begin + WORD), simd.lanes(values)):
+                above |= simd.lanes_above(simd.load(values, out + i), low) << (i - begin)
             while above != 0 and chosen < end:
-                i = begin + lowest_bit(above)
+                i = begin + simd.lowest_bit(above)
                 above &= above - 1
                 if values[out + i] == high:
                     room -= 1
@@ -134,15 +104,15 @@ def topk_forward(values, operands, inputs, out, at, batch_range):
 @inlined
 def gathered_product(values, inputs, x, chosen, k, w, w_row, start, out, columns):
     """`columns` vectors of a row of out = start + the sum of x[i] W[i] over the chosen i."""
-    tile = tile_zeros(values, 1, columns)
-    one_row = row_offsets(0, 1, 0, 1)
+    tile = simd.tile_zeros(values, 1, columns)
+    one_row = simd.row_offsets(0, 1, 0, 1)
     if start >= 0:
-        tile = tile_load(tile, values, start, one_row)
+        tile = simd.tile_load(tile, values, start, one_row)
     for j in range(chosen, chosen + k):
-        tile = tile_fma(
-            tile, row_pointers(values, x + inputs[j], 0, 1), values, w + inputs[j] * w_row
+        tile = simd.tile_fma(
+            tile, simd.row_pointers(values, x + inputs[j], 0, 1), values, w + inputs[j] * w_row
         )
-    tile_store(values, out, one_row, tile, 1)
+    simd.tile_store(values, out, one_row, tile, 1)
 
 
 @jit
@@ -156,14 +126,14 @@ def gathered_linear_forward(values, operands, inputs, out, at, batch_range):
         c = 0 * row
         while c < row:
             begin = start_r if start == NONE else start_r + c
-            if row - c >= TOGETHER * lanes(values):
+            if row - c >= TOGETHER * simd.lanes(values):
                 gathered_product(
                     values, inputs, x_r, chosen, k, w + c, row, begin, out_r + c, TOGETHER
                 )
-                c += TOGETHER * lanes(values)
+                c += TOGETHER * simd.lanes(values)
             else:
                 gathered_product(values, inputs, x_r, chosen, k, w + c, row, begin, out_r + c, 1)
-                c += lanes(values)
+                c += simd.lanes(values)
 
 
 @jit
@@ -175,16 +145,16 @@ def gathered_linear_backward(values, grads, operands, inputs, out, at, back, bat
     for r in range(first, last):
         x_r, dx_r, dout_r = x + r * x_row, g.dx + r * x_row, g.dout + r * row
         if g.overwrite_dx:
-            for c in range(0, x_row, lanes(grads)):
-                store(grads, dx_r + c, splat(grads, 0))
+            for c in range(0, x_row, simd.lanes(grads)):
+                simd.store(grads, dx_r + c, simd.splat(grads, 0))
         for j in range(slot + r * k, slot + r * k + k):
             i, w_i = inputs[j], w + inputs[j] * row
-            x_i, dx_i = splat(values, values[x_r + i]), splat(values, 0)
-            for c in range(0, row, lanes(grads)):
-                dout_c = load(grads, dout_r + c)
-                dx_i = fma(dout_c, load(values, w_i + c), dx_i)
-                store(grads, w_i + c, fma(dout_c, x_i, load(grads, w_i + c)))
-            grads[dx_r + i] += sum_lanes(dx_i)
+            x_i, dx_i = simd.splat(values, values[x_r + i]), simd.splat(values, 0)
+            for c in range(0, row, simd.lanes(grads)):
+                dout_c = simd.load(grads, dout_r + c)
+                dx_i = simd.fma(dout_c, simd.load(values, w_i + c), dx_i)
+                simd.store(grads, w_i + c, simd.fma(dout_c, x_i, simd.load(grads, w_i + c)))
+            grads[dx_r + i] += simd.sum_lanes(dx_i)
     if g.dstart != NONE:
         begin, count = first * row, (last - first) * row
         pass_gradient(grads, g.dstart + begin, g.dout + begin, count, g.overwrite_dstart)

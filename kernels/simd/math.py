@@ -21,19 +21,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from tapegpt.kernels.compile.jit import jit
-from tapegpt.kernels.simd import (
-    absolute,
-    clamp,
-    fma,
-    maximum,
-    relu,
-)
-from tapegpt.kernels.simd.types import (
-    constant,
-    llvm_integers,
-    llvm_vector,
-    multiply_add,
-)
+from tapegpt.kernels.simd import absolute, clamp, fma, maximum, relu
+from tapegpt.kernels.simd.types import constant, llvm_integers, llvm_vector, multiply_add
 
 # Number of fraction bits and exponent bias of the IEEE formats.
 FRACTION = {types.float32: 23, types.float64: 52}

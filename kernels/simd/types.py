@@ -166,12 +166,7 @@ def add_lanes(builder, vector, value):
     zero = ir.Constant(scalar, 0.0)
     # reassoc: pairwise, not lane after lane.
     return call_intrinsic(
-        builder,
-        "vector.reduce.fadd",
-        vector,
-        [zero, value],
-        result=scalar,
-        fastmath=("reassoc",),
+        builder, "vector.reduce.fadd", vector, [zero, value], result=scalar, fastmath=("reassoc",)
     )
 
 

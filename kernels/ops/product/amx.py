@@ -26,21 +26,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.layout import NONE
 from tapegpt.kernels.ops.product.matmul import activated, matmul
 from tapegpt.kernels.ops.product.matrix import IDENTITY, Left, Result, Right, moved
-from tapegpt.kernels.simd import (
-    load,
-    load_first,
-    row_offsets,
-    store,
-    tile_keep_first,
-    tile_load_first,
-    tile_store,
-    tile_transpose,
-    tile_zeros,
-)
 from tapegpt.kernels.simd.memory import element_pointer, store_vector
 from tapegpt.kernels.simd.types import llvm_integers, llvm_vector
 
@@ -208,8 +198,8 @@ def pack_rows(a, rows, depth, array, packed):
         for k in range(0, depth, DEPTH):
             for r in range(SIDE):
                 at = a.begin + min(row + r, rows - 1) * a.row + k
-                low = load_first(a.array, at, depth - k)
-                high = load_first(a.array, at + SIDE, depth - k - SIDE)
+                low = simd.load_first(a.array, at, depth - k)
+                high = simd.load_first(a.array, at + SIDE, depth - k - SIDE)
                 store_parts(array, packed + r * SIDE, low, high)
             packed += PARTS
 
@@ -217,18 +207,18 @@ def pack_rows(a, rows, depth, array, packed):
 @jit
 def pack_transposed(a, rows, depth, array, packed, room):
     """The same where rows of A lie side by side, by way of two squares at `room`."""
-    places = row_offsets(0, SIDE, SIDE, SIDE)
+    places = simd.row_offsets(0, SIDE, SIDE, SIDE)
     for row in range(0, rows, SIDE):
         for k in range(0, depth, DEPTH):
             for step in (k, k + SIDE):
-                steps = row_offsets(min(step, depth - 1), depth, a.step, SIDE)
-                square = tile_load_first(
-                    tile_zeros(a.array, SIDE, 1), a.array, a.begin + row, steps, rows - row
+                steps = simd.row_offsets(min(step, depth - 1), depth, a.step, SIDE)
+                square = simd.tile_load_first(
+                    simd.tile_zeros(a.array, SIDE, 1), a.array, a.begin + row, steps, rows - row
                 )
-                square = tile_keep_first(tile_transpose(square), depth - step)
-                tile_store(array, room + (step - k) * SIDE, places, square, SIDE)
+                square = simd.tile_keep_first(simd.tile_transpose(square), depth - step)
+                simd.tile_store(array, room + (step - k) * SIDE, places, square, SIDE)
             for r in range(0, PART, SIDE):
-                low, high = load(array, room + r), load(array, room + PART + r)
+                low, high = simd.load(array, room + r), simd.load(array, room + PART + r)
                 store_parts(array, packed + r, low, high)
             packed += PARTS
 
@@ -238,8 +228,8 @@ def pack_columns(b, depth, packed):
     """A vector's width of B as tiles. What is beyond the depth does not matter: in A it is 0."""
     for k in range(0, depth, DEPTH):
         for step in range(k, k + SIDE):
-            low = load(b.array, b.begin + min(step, depth - 1) * b.row)
-            high = load(b.array, b.begin + min(step + SIDE, depth - 1) * b.row)
+            low = simd.load(b.array, b.begin + min(step, depth - 1) * b.row)
+            high = simd.load(b.array, b.begin + min(step + SIDE, depth - 1) * b.row)
             store_parts(b.array, packed + (step - k) * SIDE, low, high)
         packed += PARTS
 
@@ -248,16 +238,19 @@ def pack_columns(b, depth, packed):
 def pack_transposed_columns(b, depth, columns, packed, room):
     """The same of a transposed B, whose columns are `columns` rows of it, if there are so many."""
     array = b.array
-    places, sources = row_offsets(0, SIDE, SIDE, SIDE), row_offsets(0, columns, b.row, SIDE)
+    places, sources = (
+        simd.row_offsets(0, SIDE, SIDE, SIDE),
+        simd.row_offsets(0, columns, b.row, SIDE),
+    )
     for k in range(0, depth, DEPTH):
         for step in (k, k + SIDE):
-            square = tile_load_first(
-                tile_zeros(array, SIDE, 1), array, b.begin + step, sources, depth - step
+            square = simd.tile_load_first(
+                simd.tile_zeros(array, SIDE, 1), array, b.begin + step, sources, depth - step
             )
-            square = tile_keep_first(tile_transpose(square), columns)
-            tile_store(array, room + (step - k) * SIDE, places, square, SIDE)
+            square = simd.tile_keep_first(simd.tile_transpose(square), columns)
+            simd.tile_store(array, room + (step - k) * SIDE, places, square, SIDE)
         for r in range(0, PART, SIDE):
-            low, high = load(array, room + r), load(array, room + PART + r)
+            low, high = simd.load(array, room + r), simd.load(array, room + PART + r)
             store_parts(array, packed + r, low, high)
         packed += PARTS
 
@@ -266,11 +259,11 @@ def pack_transposed_columns(b, depth, columns, packed, room):
 def finish(array, sums, out, rows):
     """Add the start, if any, to the first `rows` rows of a tile, and store what becomes of it."""
     for r in range(rows):
-        y = load(array, sums + r * SIDE)
+        y = simd.load(array, sums + r * SIDE)
         if out.start >= 0:
-            y = load(out.array, out.start + r * out.row) + y
+            y = simd.load(out.array, out.start + r * out.row) + y
         y = activated(y, array, out.activation, r * out.row)
-        store(out.array, out.begin + r * out.row, y)
+        simd.store(out.array, out.begin + r * out.row, y)
 
 
 def amx_room(rows: int, depth: int) -> int:

@@ -17,25 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined, jit
-from tapegpt.kernels.simd import (
-    LANE_TILE,
-    advance,
-    lanes,
-    listed_offsets,
-    row_offsets,
-    row_pointers,
-    store,
-    tile_add,
-    tile_keep_pieces,
-    tile_load,
-    tile_outer,
-    tile_store,
-    tile_store_pieces,
-    tile_transpose,
-    tile_zeros,
-    zeros,
-)
+from tapegpt.kernels.simd import LANE_TILE
 
 LANE_ROWS, LANE_COLUMNS = LANE_TILE
 
@@ -90,17 +74,19 @@ def make_lane_product(tile_rows):
 
         Rows and columns are computed up to whole tiles; columns of out lie side by side.
         """
-        size = lanes(out.array)
-        offsets = row_offsets(0, tile_rows, out.row, tile_rows)
+        size = simd.lanes(out.array)
+        offsets = simd.row_offsets(0, tile_rows, out.row, tile_rows)
         for i in range(0, shape.rows, tile_rows):
             for j in range(0, shape.columns, LANE_COLUMNS):
-                tile = tile_zeros(out.array, tile_rows, LANE_COLUMNS)
-                left = row_pointers(a.array, a.begin + i * a.row, a.row, tile_rows)
-                right = row_pointers(b.array, b.begin + j * b.column, b.column, LANE_COLUMNS)
+                tile = simd.tile_zeros(out.array, tile_rows, LANE_COLUMNS)
+                left = simd.row_pointers(a.array, a.begin + i * a.row, a.row, tile_rows)
+                right = simd.row_pointers(b.array, b.begin + j * b.column, b.column, LANE_COLUMNS)
                 for _ in range(shape.depth):
-                    tile = tile_outer(tile, left, right)
-                    left, right = advance(left, a.column), advance(right, b.row)
-                tile_store(out.array, out.begin + i * out.row + j * size, offsets, tile, tile_rows)
+                    tile = simd.tile_outer(tile, left, right)
+                    left, right = simd.advance(left, a.column), simd.advance(right, b.row)
+                simd.tile_store(
+                    out.array, out.begin + i * out.row + j * size, offsets, tile, tile_rows
+                )
 
     return lane_product
 
@@ -114,9 +100,11 @@ def lane_place(array, problem, power, group):
 
     group: elements from one lanes' worth of problems to the next. See tile_keep_pieces.
     """
-    i, pieces = problem % lanes(array), lanes(array) >> power
+    i, pieces = problem % simd.lanes(array), simd.lanes(array) >> power
     return (
-        problem // lanes(array) * group + ((i & pieces - 1) << power) + (i << power) // lanes(array)
+        problem // simd.lanes(array) * group
+        + ((i & pieces - 1) << power)
+        + (i << power) // simd.lanes(array)
     )
 
 
@@ -125,26 +113,26 @@ def copy_lane(vectors, x, out, span):
     """Copy the lane that begins at x, of vectors that span so many elements, to that at `out`."""
     # Unsigned numbers: Numba would ask of every other index whether it is negative.
     x, out = np.uint64(x), np.uint64(out)
-    for i in range(np.uint64(0), np.uint64(span), np.uint64(lanes(vectors))):
+    for i in range(np.uint64(0), np.uint64(span), np.uint64(simd.lanes(vectors))):
         vectors[out + i] = vectors[x + i]
 
 
 @inlined
 def move_in(rows, begin, places, count, size, columns, vectors, out):
     """Turn `columns` columns of the `count` problems at rows[begin + places] into vectors."""
-    tile = tile_load(tile_zeros(rows, size, 1), rows, begin, places)
-    tile = tile_keep_pieces(tile_transpose(tile), count)
-    tile_store(vectors, out, row_offsets(0, size, lanes(rows), size), tile, columns)
+    tile = simd.tile_load(simd.tile_zeros(rows, size, 1), rows, begin, places)
+    tile = simd.tile_keep_pieces(simd.tile_transpose(tile), count)
+    simd.tile_store(vectors, out, simd.row_offsets(0, size, simd.lanes(rows), size), tile, columns)
 
 
 @inlined
 def move_out(vectors, x, columns, size, rows, begin, places, overwrite):
     """The way back: the tile that goes to rows[begin + places]."""
-    tile = tile_zeros(rows, size, 1)
-    tile = tile_load(tile, vectors, x, row_offsets(0, columns, lanes(rows), size))
-    tile = tile_transpose(tile)
+    tile = simd.tile_zeros(rows, size, 1)
+    tile = simd.tile_load(tile, vectors, x, simd.row_offsets(0, columns, simd.lanes(rows), size))
+    tile = simd.tile_transpose(tile)
     if not overwrite:
-        tile = tile_add(tile, tile_load(tile, rows, begin, places))
+        tile = simd.tile_add(tile, simd.tile_load(tile, rows, begin, places))
     return tile
 
 
@@ -158,59 +146,59 @@ def make_moves(size):
     @jit
     def rows_to_lanes(rows, xs, heads, problem, first, last, vectors, outs):
         inputs, starts, offsets, table, _, head_dim, row, stride, whole = heads
-        every, end, zero = lanes(rows) // size, whole_tiles(head_dim), zeros(vectors)
+        every, end, zero = simd.lanes(rows) // size, whole_tiles(head_dim), simd.zeros(vectors)
         for p in range(first, last):
             limit = problems_at(heads, p)
             count = limit - problem
             begin, target = inputs[starts + p] * row, p * stride
             if whole:
-                places = listed_offsets(offsets, table, problem, limit, every, size)
+                places = simd.listed_offsets(offsets, table, problem, limit, every, size)
                 for j in range(len(xs)):
                     for c in range(0, head_dim, size):
-                        at = outs[j] + target + c * lanes(rows)
+                        at = outs[j] + target + c * simd.lanes(rows)
                         move_in(rows, xs[j] + begin + c, places, count, size, size, vectors, at)
             else:
-                places = listed_offsets(offsets, table, problem, limit, 1, lanes(rows))
+                places = simd.listed_offsets(offsets, table, problem, limit, 1, simd.lanes(rows))
                 for j in range(len(xs)):
                     for c in range(0, head_dim, size):
-                        at = outs[j] + target + c * lanes(rows)
+                        at = outs[j] + target + c * simd.lanes(rows)
                         move_in(
                             rows, xs[j] + begin + c, places, count, size, head_dim - c, vectors, at
                         )
             for j in range(len(outs)):
                 for c in range(head_dim, end):
-                    store(vectors, outs[j] + target + c * lanes(rows), zero)
+                    simd.store(vectors, outs[j] + target + c * simd.lanes(rows), zero)
         for p in range(last, whole_tiles(last)):
             for j in range(len(outs)):
                 for c in range(end):
-                    store(vectors, outs[j] + p * stride + c * lanes(rows), zero)
+                    simd.store(vectors, outs[j] + p * stride + c * simd.lanes(rows), zero)
 
     @jit
     def lanes_to_rows(vectors, xs, heads, problem, first, last, rows, outs, overwrite):
         inputs, starts, offsets, table, _, head_dim, row, stride, whole = heads
-        every = lanes(rows) // size
+        every = simd.lanes(rows) // size
         for p in range(first, last):
             limit = problems_at(heads, p)
             count = limit - problem
             begin, source = inputs[starts + p] * row, p * stride
             if whole:
-                places = listed_offsets(offsets, table, problem, limit, every, size)
+                places = simd.listed_offsets(offsets, table, problem, limit, every, size)
                 pieces = (count + every - 1) // every
                 for j in range(len(xs)):
                     for c in range(0, head_dim, size):
-                        x, out = xs[j] + source + c * lanes(rows), outs[j] + begin + c
+                        x, out = xs[j] + source + c * simd.lanes(rows), outs[j] + begin + c
                         tile = move_out(
                             vectors, x, size, size, rows, out, places, overwrite >> j & 1
                         )
-                        tile_store(rows, out, places, tile, pieces)
+                        simd.tile_store(rows, out, places, tile, pieces)
             else:
-                places = listed_offsets(offsets, table, problem, limit, 1, lanes(rows))
+                places = simd.listed_offsets(offsets, table, problem, limit, 1, simd.lanes(rows))
                 for j in range(len(xs)):
                     for c in range(0, head_dim, size):
-                        x, out = xs[j] + source + c * lanes(rows), outs[j] + begin + c
+                        x, out = xs[j] + source + c * simd.lanes(rows), outs[j] + begin + c
                         tile = move_out(
                             vectors, x, head_dim - c, size, rows, out, places, overwrite >> j & 1
                         )
-                        tile_store_pieces(rows, out, places, tile, count, head_dim - c)
+                        simd.tile_store_pieces(rows, out, places, tile, count, head_dim - c)
 
     return rows_to_lanes, lanes_to_rows

@@ -4,46 +4,11 @@ The operands are those of matrix.py. amx.py has the same for large products, on 
 a matrix unit.
 """
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import padded
-from tapegpt.kernels.ops.product.matrix import (
-    IDENTITY,
-    RELU,
-    Left,
-    Result,
-    Right,
-    moved,
-    part_of,
-)
-from tapegpt.kernels.simd import (
-    PAIR_TILE,
-    SINGLE_TILE,
-    SQUARE_ROWS,
-    TAIL_ROWS,
-    WIDE_TILE,
-    advance,
-    keep_first,
-    lanes,
-    load,
-    prefetch,
-    relu,
-    row_offsets,
-    row_pointers,
-    square_fma,
-    store,
-    tail_pointers,
-    tile_fma,
-    tile_keep_first,
-    tile_load,
-    tile_outer,
-    tile_relu,
-    tile_row_sums,
-    tile_store,
-    tile_transpose,
-    tile_where_positive,
-    tile_zeros,
-    where_positive,
-)
+from tapegpt.kernels.ops.product.matrix import IDENTITY, RELU, Left, Result, Right, moved, part_of
+from tapegpt.kernels.simd import PAIR_TILE, SINGLE_TILE, SQUARE_ROWS, TAIL_ROWS, WIDE_TILE
 
 # A panel of B, this many rows of it at a time, stays in the first-level cache.
 PANEL_DEPTH = 128
@@ -64,9 +29,9 @@ FEW_ROWS = 3
 def activated(y, b, activation, at):
     """What becomes of the vector y, whose place is `at` elements after where out begins."""
     if activation == RELU:
-        y = relu(y)
+        y = simd.relu(y)
     elif activation != IDENTITY:
-        y = where_positive(load(b, activation + at), y)
+        y = simd.where_positive(simd.load(b, activation + at), y)
     return y
 
 
@@ -74,15 +39,17 @@ def activated(y, b, activation, at):
 def product(tile, left, step, b, out, offsets, depth, count):
     """One tile: out = start + (the rows of A that `left` points to) B, its first `count` rows."""
     if out.start >= 0:
-        tile = tile_load(tile, out.array, out.start, offsets)
+        tile = simd.tile_load(tile, out.array, out.start, offsets)
     for k in range(depth):
-        tile = tile_fma(tile, left, b.array, b.begin + k * b.row)
-        left = advance(left, step)
+        tile = simd.tile_fma(tile, left, b.array, b.begin + k * b.row)
+        left = simd.advance(left, step)
     if out.activation == RELU:
-        tile = tile_relu(tile)
+        tile = simd.tile_relu(tile)
     elif out.activation != IDENTITY:
-        tile = tile_where_positive(tile_load(tile, b.array, out.activation, offsets), tile)
-    tile_store(out.array, out.begin, offsets, tile, count)
+        tile = simd.tile_where_positive(
+            simd.tile_load(tile, b.array, out.activation, offsets), tile
+        )
+    simd.tile_store(out.array, out.begin, offsets, tile, count)
 
 
 def make_panel(tile_rows, columns):
@@ -95,25 +62,27 @@ def make_panel(tile_rows, columns):
             if columns == WIDE and depth >= LONG_DEPTH:
                 for ahead in range(r + tile_rows, r + 2 * tile_rows):
                     for c in range(columns):
-                        prefetch(out.array, out.begin + ahead * out.row + c * lanes(out.array))
+                        simd.prefetch(
+                            out.array, out.begin + ahead * out.row + c * simd.lanes(out.array)
+                        )
             product(
-                tile_zeros(out.array, tile_rows, columns),
-                row_pointers(a.array, a.begin + r * a.row, a.row, tile_rows),
+                simd.tile_zeros(out.array, tile_rows, columns),
+                simd.row_pointers(a.array, a.begin + r * a.row, a.row, tile_rows),
                 a.step,
                 b,
                 part_of(out, r * out.row),
-                row_offsets(0, tile_rows, out.row, tile_rows),
+                simd.row_offsets(0, tile_rows, out.row, tile_rows),
                 depth,
                 tile_rows,
             )
         for r in range(whole, rows, TAIL_ROWS):
             product(
-                tile_zeros(out.array, TAIL_ROWS, columns),
-                tail_pointers(a.array, a.begin, row_offsets(r, rows, a.row, TAIL_ROWS)),
+                simd.tile_zeros(out.array, TAIL_ROWS, columns),
+                simd.tail_pointers(a.array, a.begin, simd.row_offsets(r, rows, a.row, TAIL_ROWS)),
                 a.step,
                 b,
                 out,
-                row_offsets(r, rows, out.row, TAIL_ROWS),
+                simd.row_offsets(r, rows, out.row, TAIL_ROWS),
                 depth,
                 rows - r,
             )
@@ -130,26 +99,32 @@ wide_panel, pair_panel, single_panel = PANELS[WIDE_TILE], PANELS[PAIR_TILE], PAN
 def pack(b, depth, width, target):
     """Copy a panel of `depth` rows of b to its array[target], one after the other."""
     for k in range(depth):
-        for c in range(0, width, lanes(b.array)):
-            store(b.array, target + k * width + c, load(b.array, b.begin + k * b.row + c))
+        for c in range(0, width, simd.lanes(b.array)):
+            simd.store(b.array, target + k * width + c, simd.load(b.array, b.begin + k * b.row + c))
 
 
 @jit
 def transpose(b, rows, columns, target, target_row):
     """array[target], an array of `columns` rows, becomes the transpose of `rows` rows of b."""
-    array, empty, size = b.array, tile_zeros(b.array, lanes(b.array), 1), lanes(b.array)
-    targets = row_offsets(0, size, target_row, size)
+    array, empty, size = (
+        b.array,
+        simd.tile_zeros(b.array, simd.lanes(b.array), 1),
+        simd.lanes(b.array),
+    )
+    targets = simd.row_offsets(0, size, target_row, size)
     for j in range(0, rows, size):
         whole = columns - columns % size if rows - j >= size else 0
         for k in range(0, whole, size):
-            sources = row_offsets(0, size, b.row, size)
-            square = tile_transpose(tile_load(empty, array, b.begin + j * b.row + k, sources))
-            tile_store(array, target + k * target_row + j, targets, square, size)
+            sources = simd.row_offsets(0, size, b.row, size)
+            square = simd.tile_transpose(
+                simd.tile_load(empty, array, b.begin + j * b.row + k, sources)
+            )
+            simd.tile_store(array, target + k * target_row + j, targets, square, size)
         for k in range(whole, columns, size):
-            sources = row_offsets(j, rows, b.row, size)
-            square = tile_transpose(tile_load(empty, array, b.begin + k, sources))
-            square = tile_keep_first(square, rows - j)
-            tile_store(array, target + k * target_row + j, targets, square, columns - k)
+            sources = simd.row_offsets(j, rows, b.row, size)
+            square = simd.tile_transpose(simd.tile_load(empty, array, b.begin + k, sources))
+            square = simd.tile_keep_first(square, rows - j)
+            simd.tile_store(array, target + k * target_row + j, targets, square, columns - k)
 
 
 @jit
@@ -158,29 +133,33 @@ def few_rows(a, b, out, shape):
 
     What A and B hold beyond their depth, up to whole vectors, is 0.
     """
-    size = lanes(b.array)
+    size = simd.lanes(b.array)
     for r in range(shape.rows):
         for column in range(0, shape.columns, size):
-            sums = tile_zeros(b.array, size, 1)
-            left = tail_pointers(b.array, b.begin, row_offsets(column, shape.columns, b.row, size))
-            right = row_pointers(a.array, a.begin + r * a.row, a.row, 1)
+            sums = simd.tile_zeros(b.array, size, 1)
+            left = simd.tail_pointers(
+                b.array, b.begin, simd.row_offsets(column, shape.columns, b.row, size)
+            )
+            right = simd.row_pointers(a.array, a.begin + r * a.row, a.row, 1)
             for _ in range(0, shape.depth, size):
-                sums = tile_outer(sums, left, right)
-                left, right = advance(left, size), advance(right, size)
-            y = keep_first(tile_row_sums(sums), shape.columns - column, b.array.dtype.type(0))
+                sums = simd.tile_outer(sums, left, right)
+                left, right = simd.advance(left, size), simd.advance(right, size)
+            y = simd.keep_first(
+                simd.tile_row_sums(sums), shape.columns - column, b.array.dtype.type(0)
+            )
             at = r * out.row + column
             if out.start >= 0:
-                y = load(out.array, out.start + at) + y
-            store(out.array, out.begin + at, activated(y, b.array, out.activation, at))
+                y = simd.load(out.array, out.start + at) + y
+            simd.store(out.array, out.begin + at, activated(y, b.array, out.activation, at))
 
 
 @inlined
 def square_product(left, square, out, offsets, count):
     """One tile: out = start + (the rows of A that `left` points to) times a square of B."""
-    tile = tile_zeros(out.array, SQUARE_ROWS, 1)
+    tile = simd.tile_zeros(out.array, SQUARE_ROWS, 1)
     if out.start >= 0:
-        tile = tile_load(tile, out.array, out.start, offsets)
-    tile_store(out.array, out.begin, offsets, square_fma(tile, left, square), count)
+        tile = simd.tile_load(tile, out.array, out.start, offsets)
+    simd.tile_store(out.array, out.begin, offsets, simd.square_fma(tile, left, square), count)
 
 
 @jit
@@ -190,22 +169,24 @@ def square_panel(a, b, out, rows, width):
     It stays in registers. Tiles of one column otherwise read a vector of B for every step, and
     are about as long in finding where their rows begin as in a few steps.
     """
-    size = lanes(b.array)
-    square = tile_zeros(b.array, size, 1)
+    size = simd.lanes(b.array)
+    square = simd.tile_zeros(b.array, size, 1)
     if not b.transposed or width >= size:
-        square = tile_load(square, b.array, b.begin, row_offsets(0, size, b.row, size))
+        square = simd.tile_load(square, b.array, b.begin, simd.row_offsets(0, size, b.row, size))
     else:
-        square = tile_load(square, b.array, b.begin, row_offsets(0, width, b.row, size))
+        square = simd.tile_load(square, b.array, b.begin, simd.row_offsets(0, width, b.row, size))
     if b.transposed:
-        square = tile_keep_first(tile_transpose(square), width)
+        square = simd.tile_keep_first(simd.tile_transpose(square), width)
     whole = rows - rows % SQUARE_ROWS
     for r in range(0, whole, SQUARE_ROWS):
-        left = row_pointers(a.array, a.begin + r * a.row, a.row, SQUARE_ROWS)
-        offsets = row_offsets(0, SQUARE_ROWS, out.row, SQUARE_ROWS)
+        left = simd.row_pointers(a.array, a.begin + r * a.row, a.row, SQUARE_ROWS)
+        offsets = simd.row_offsets(0, SQUARE_ROWS, out.row, SQUARE_ROWS)
         square_product(left, square, part_of(out, r * out.row), offsets, SQUARE_ROWS)
     if whole < rows:
-        left = tail_pointers(a.array, a.begin, row_offsets(whole, rows, a.row, SQUARE_ROWS))
-        offsets = row_offsets(whole, rows, out.row, SQUARE_ROWS)
+        left = simd.tail_pointers(
+            a.array, a.begin, simd.row_offsets(whole, rows, a.row, SQUARE_ROWS)
+        )
+        offsets = simd.row_offsets(whole, rows, out.row, SQUARE_ROWS)
         square_product(left, square, out, offsets, rows - whole)
 
 
@@ -215,7 +196,7 @@ def square_by_square(a, b, out, shape):
 
     Elements of a row of A are adjacent.
     """
-    size = lanes(b.array)
+    size = simd.lanes(b.array)
     whole = shape.depth - shape.depth % size
     for k in range(0, whole, size):
         for column in range(0, shape.columns, size):
@@ -239,7 +220,7 @@ def matmul(a, b, out, shape, room):
         return
     array, columns, depth = b.array, shape.columns, shape.depth
     # Elsewhere, and with an activation, panels are as quick.
-    done, thin, flat = 0, columns <= lanes(array), depth <= lanes(array)
+    done, thin, flat = 0, columns <= simd.lanes(array), depth <= simd.lanes(array)
     squares = thin or flat if b.transposed else thin and flat
     if a.step == 1 and out.activation == IDENTITY and squares:
         done = square_by_square(a, b, out, shape)
@@ -250,10 +231,10 @@ def matmul(a, b, out, shape, room):
         left = Left(a.array, a.begin + k * a.step, a.row, a.step)
         column = 0
         while column < end:
-            vectors = min(WIDE, (end - column) // lanes(out.array))
+            vectors = min(WIDE, (end - column) // simd.lanes(out.array))
             if vectors < WIDE:
                 vectors = PAIR if vectors >= PAIR else 1
-            width = vectors * lanes(out.array)
+            width = vectors * simd.lanes(out.array)
             right, right_row = b.begin + k * b.row + column, b.row
             if packing:
                 if b.transposed:

@@ -4,24 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.op import Block, Column, ListOp, readers
 from tapegpt.kernels.ops.scalar.reduce import repeats
-from tapegpt.kernels.simd import (
-    FEW,
-    fma,
-    keep_first,
-    lanes,
-    load,
-    splat,
-    store,
-    store_part,
-    sum_lanes,
-    tile_fma_rows,
-    tile_row_sums,
-    tile_zeros,
-    where_nonzero,
-)
+from tapegpt.kernels.simd import FEW
 
 
 class DotArgs(NamedTuple):
@@ -96,17 +83,17 @@ def factors_backward(values, grads, operands, dout, a, b, count):
 @inlined
 def run_product(values, a, b, first, last):
     """The dot product of elements `first` to last - 1 of two runs, whole vectors."""
-    sums = splat(values, 0)
-    for i in range(first, last, lanes(values)):
-        sums = fma(load(values, a + i), load(values, b + i), sums)
-    return sum_lanes(sums)
+    sums = simd.splat(values, 0)
+    for i in range(first, last, simd.lanes(values)):
+        sums = simd.fma(simd.load(values, a + i), simd.load(values, b + i), sums)
+    return simd.sum_lanes(sums)
 
 
 # The same for consecutive nodes
 @jit
 def dot_run_forward(values, operands, inputs, out, at):
     count, a, b = dot_run_args(operands, at)
-    width = lanes(values)
+    width = simd.lanes(values)
     whole = count - count % width
     before = 0.0  # float64, see FEW
     first = 0 * whole
@@ -122,12 +109,12 @@ def dot_run_forward(values, operands, inputs, out, at):
 @jit
 def dot_run_backward(values, grads, operands, inputs, out, dout, at):
     count, a, b = dot_run_args(operands, at)
-    width = lanes(values)
+    width = simd.lanes(values)
     whole = count - count % width
-    douts = splat(values, dout)
+    douts = simd.splat(values, dout)
     for i in range(0, whole, width):
-        store(grads, a + i, fma(load(values, b + i), douts, load(grads, a + i)))
-        store(grads, b + i, fma(load(values, a + i), douts, load(grads, b + i)))
+        simd.store(grads, a + i, simd.fma(simd.load(values, b + i), douts, simd.load(grads, a + i)))
+        simd.store(grads, b + i, simd.fma(simd.load(values, a + i), douts, simd.load(grads, b + i)))
     for i in range(whole, count):
         grads[a + i] += values[b + i] * dout
         grads[b + i] += values[a + i] * dout
@@ -137,34 +124,34 @@ def dot_run_backward(values, grads, operands, inputs, out, dout, at):
 @jit
 def dot_rows_forward(values, operands, inputs, out, at, batch_range):
     rows, count, b, first = dot_rows_args(operands, at)
-    width = lanes(values)
+    width = simd.lanes(values)
     for i in range(0, rows, width):
-        sums = tile_zeros(values, width, 1)
+        sums = simd.tile_zeros(values, width, 1)
         for j in range(0, count, width):
-            exist = keep_first(splat(values, 1), count - j, 0)
-            x = keep_first(load(values, b + j), count - j, 0)
-            sums = tile_fma_rows(sums, values, operands, first + i, j, x, exist)
-        store_part(values, out + i, tile_row_sums(sums), rows - i)
+            exist = simd.keep_first(simd.splat(values, 1), count - j, 0)
+            x = simd.keep_first(simd.load(values, b + j), count - j, 0)
+            sums = simd.tile_fma_rows(sums, values, operands, first + i, j, x, exist)
+        simd.store_part(values, out + i, simd.tile_row_sums(sums), rows - i)
 
 
 @inlined
 def row_backward(values, grads, dout_node, a, x, dx, count):
     """Add to the gradient of one row of the matrix; dx plus what the row adds to it."""
-    dout = splat(values, grads[dout_node])
+    dout = simd.splat(values, grads[dout_node])
     # What the root does not depend on passes nothing on, see vanishes.
-    da = fma(where_nonzero(dout, x), dout, load(grads, a))
-    dx = fma(where_nonzero(dout, load(values, a)), dout, dx)
-    store_part(grads, a, da, count)
+    da = simd.fma(simd.where_nonzero(dout, x), dout, simd.load(grads, a))
+    dx = simd.fma(simd.where_nonzero(dout, simd.load(values, a)), dout, dx)
+    simd.store_part(grads, a, da, count)
     return dx
 
 
 @jit
 def dot_rows_backward(values, grads, operands, inputs, out, at, back, batch_range):
     rows, count, b, first = dot_rows_args(operands, at)
-    for j in range(0, count, lanes(values)):
-        x = load(values, b + j)
+    for j in range(0, count, simd.lanes(values)):
+        x = simd.load(values, b + j)
         # Two sums, of every other row: a single one would wait for itself.
-        even, odd = splat(values, 0), splat(values, 0)
+        even, odd = simd.splat(values, 0), simd.splat(values, 0)
         for i in range(0, rows - 1, 2):
             a, next_a = operands[first + i] + j, operands[first + i + 1] + j
             even = row_backward(values, grads, out + i, a, x, even, count - j)
@@ -172,7 +159,7 @@ def dot_rows_backward(values, grads, operands, inputs, out, at, back, batch_rang
         if rows % 2 == 1:
             a = operands[first + rows - 1] + j
             even = row_backward(values, grads, out + rows - 1, a, x, even, count - j)
-        store_part(grads, b + j, load(grads, b + j) + even + odd, count - j)
+        simd.store_part(grads, b + j, simd.load(grads, b + j) + even + odd, count - j)
 
 
 # out_j = a_0 b_0j + a_1 b_1j + ...: a vector a, (count,), times a matrix of the rows b_i,
@@ -180,29 +167,29 @@ def dot_rows_backward(values, grads, operands, inputs, out, at, back, batch_rang
 @jit
 def dot_columns_forward(values, operands, inputs, out, at, batch_range):
     columns, count, a, first = dot_columns_args(operands, at)
-    for j in range(0, columns, lanes(values)):
-        sums = splat(values, 0)
+    for j in range(0, columns, simd.lanes(values)):
+        sums = simd.splat(values, 0)
         for i in range(count):
-            row = load(values, operands[first + i] + j)
-            sums = fma(row, splat(values, values[a + i]), sums)
-        store_part(values, out + j, sums, columns - j)
+            row = simd.load(values, operands[first + i] + j)
+            sums = simd.fma(row, simd.splat(values, values[a + i]), sums)
+        simd.store_part(values, out + j, sums, columns - j)
 
 
 @jit
 def dot_columns_backward(values, grads, operands, inputs, out, at, back, batch_range):
     columns, count, a, first = dot_columns_args(operands, at)
-    width = lanes(values)
+    width = simd.lanes(values)
     for j in range(0, columns, width):
-        dout = keep_first(load(grads, out + j), columns - j, 0)
+        dout = simd.keep_first(simd.load(grads, out + j), columns - j, 0)
         for i in range(0, count, width):
-            sums = tile_zeros(values, width, 1)
-            sums = tile_fma_rows(sums, values, operands, first + i, j, dout, dout)
-            da = load(grads, a + i) + tile_row_sums(sums)
-            store_part(grads, a + i, da, count - i)
+            sums = simd.tile_zeros(values, width, 1)
+            sums = simd.tile_fma_rows(sums, values, operands, first + i, j, dout, dout)
+            da = simd.load(grads, a + i) + simd.tile_row_sums(sums)
+            simd.store_part(grads, a + i, da, count - i)
         for i in range(count):
             b = operands[first + i] + j
-            db = where_nonzero(dout, dout * values[a + i])
-            store_part(grads, b, load(grads, b) + db, columns - j)
+            db = simd.where_nonzero(dout, dout * values[a + i])
+            simd.store_part(grads, b, simd.load(grads, b) + db, columns - j)
 
 
 DOT = ListOp("dot", DotArgs, dot_forward, dot_backward)

@@ -9,8 +9,8 @@ import ast
 import math
 from dataclasses import dataclass
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined
-from tapegpt.kernels.simd import first_lane, one_lane
 from tapegpt.kernels.simd.math import NEAR, exp_near, softplus_near
 
 
@@ -18,7 +18,7 @@ from tapegpt.kernels.simd.math import NEAR, exp_near, softplus_near
 @inlined
 def softplus(values, x):
     if abs(x) < NEAR:
-        y = first_lane(softplus_near(one_lane(values, x)))
+        y = simd.first_lane(softplus_near(simd.one_lane(values, x)))
     else:
         y = (x if x > 0 else values.dtype.type(0)) + math.exp(-abs(x))
     return y
@@ -29,7 +29,7 @@ def softplus(values, x):
 def logistic(values, x, softplus_of_x):
     logarithm = x - softplus_of_x
     if abs(logarithm) < NEAR:
-        y = first_lane(exp_near(one_lane(values, logarithm)))
+        y = simd.first_lane(exp_near(simd.one_lane(values, logarithm)))
     else:  # infinity, or so negative that softplus(x) is e^x
         y = values.dtype.type(1) if x > 0 else softplus_of_x
     return y

@@ -3,18 +3,9 @@
 import math
 from typing import NamedTuple
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.op import Block, Column, ListOp, readers
-from tapegpt.kernels.simd import (
-    add_listed,
-    keep_first,
-    load_lanes,
-    load_listed,
-    smallest,
-    store_part,
-    totals,
-    within,
-)
 from tapegpt.kernels.simd.math import NEAR, exp_any, exp_near
 
 # Softmax works on so many nodes at a time, and wants its list to be a multiple as long.
@@ -72,13 +63,13 @@ def repeated_sum_backward(grads, operands, dout, i, end):
 @inlined
 def softmax_forward(values, operands, inputs, out, at):
     count, nodes = args(operands, at)
-    x = load_listed(values, operands, nodes, SOFTMAX_LANES)
+    x = simd.load_listed(values, operands, nodes, SOFTMAX_LANES)
     # Few numbers, and near ones: their exponentials stay in a register.
-    if count <= SOFTMAX_LANES and within(x, values.dtype.type(NEAR)):
+    if count <= SOFTMAX_LANES and simd.within(x, values.dtype.type(NEAR)):
         e = exp_near(x)
         if count < SOFTMAX_LANES:
-            e = keep_first(e, count, 0)
-        store_part(values, out, e / totals(e), count)
+            e = simd.keep_first(e, count, 0)
+        simd.store_part(values, out, e / simd.totals(e), count)
     else:
         long_softmax_forward(values, operands, out, at)
 
@@ -87,27 +78,30 @@ def softmax_forward(values, operands, inputs, out, at):
 def long_softmax_forward(values, operands, out, at):
     count, nodes = args(operands, at)
     largest = values[largest_of(values, operands, at)]
-    total = keep_first(load_listed(values, operands, nodes, SOFTMAX_LANES), 0, 0)
+    total = simd.keep_first(simd.load_listed(values, operands, nodes, SOFTMAX_LANES), 0, 0)
     for i in range(0, count, SOFTMAX_LANES):
-        x = load_listed(values, operands, nodes + i, SOFTMAX_LANES)
-        e = keep_first(exp_any(x - largest), count - i, 0)
+        x = simd.load_listed(values, operands, nodes + i, SOFTMAX_LANES)
+        e = simd.keep_first(exp_any(x - largest), count - i, 0)
         total = total + e
-        store_part(values, out + i, e, count - i)
-    total = totals(total)
+        simd.store_part(values, out + i, e, count - i)
+    total = simd.totals(total)
     for i in range(0, count, SOFTMAX_LANES):
-        e = load_lanes(values, out + i, SOFTMAX_LANES)
-        store_part(values, out + i, e / total, count - i)
+        e = simd.load_lanes(values, out + i, SOFTMAX_LANES)
+        simd.store_part(values, out + i, e / total, count - i)
 
 
 @inlined
 def softmax_backward(values, grads, operands, inputs, out, dout, at):
     count, nodes = args(operands, at)
     if count <= SOFTMAX_LANES:
-        dy, y = load_lanes(grads, out, SOFTMAX_LANES), load_lanes(values, out, SOFTMAX_LANES)
+        dy, y = (
+            simd.load_lanes(grads, out, SOFTMAX_LANES),
+            simd.load_lanes(values, out, SOFTMAX_LANES),
+        )
         if count < SOFTMAX_LANES:
-            dy, y = keep_first(dy, count, 0), keep_first(y, count, 0)
-        if not within(dy, smallest(grads)):
-            add_listed(grads, operands, nodes, y * (dy - totals(y * dy)))
+            dy, y = simd.keep_first(dy, count, 0), simd.keep_first(y, count, 0)
+        if not simd.within(dy, simd.smallest(grads)):
+            simd.add_listed(grads, operands, nodes, y * (dy - simd.totals(y * dy)))
     else:
         long_softmax_backward(values, grads, operands, out, at)
 
@@ -115,19 +109,19 @@ def softmax_backward(values, grads, operands, inputs, out, dout, at):
 @jit
 def long_softmax_backward(values, grads, operands, out, at):
     count, nodes = args(operands, at)
-    mean = keep_first(load_lanes(grads, out, SOFTMAX_LANES), 0, 0)
+    mean = simd.keep_first(simd.load_lanes(grads, out, SOFTMAX_LANES), 0, 0)
     nothing = True
     for i in range(0, count, SOFTMAX_LANES):
-        dout = keep_first(load_lanes(grads, out + i, SOFTMAX_LANES), count - i, 0)
-        nothing = nothing and within(dout, smallest(grads))
-        mean = mean + dout * load_lanes(values, out + i, SOFTMAX_LANES)
+        dout = simd.keep_first(simd.load_lanes(grads, out + i, SOFTMAX_LANES), count - i, 0)
+        nothing = nothing and simd.within(dout, simd.smallest(grads))
+        mean = mean + dout * simd.load_lanes(values, out + i, SOFTMAX_LANES)
     if nothing:
         return
-    mean = totals(mean)
+    mean = simd.totals(mean)
     for i in range(0, count, SOFTMAX_LANES):
-        dout = load_lanes(grads, out + i, SOFTMAX_LANES)
-        da = load_lanes(values, out + i, SOFTMAX_LANES) * (dout - mean)
-        add_listed(grads, operands, nodes + i, keep_first(da, count - i, 0))
+        dout = simd.load_lanes(grads, out + i, SOFTMAX_LANES)
+        da = simd.load_lanes(values, out + i, SOFTMAX_LANES) * (dout - mean)
+        simd.add_listed(grads, operands, nodes + i, simd.keep_first(da, count - i, 0))
 
 
 # out = the largest of a_0, a_1, ... (the first of equals), or the first NaN
