@@ -16,6 +16,6 @@ def multiply_add(array, rounds):
     factor = simd.splat(array, array[0])
     tile = simd.tile_zeros(array, ROWS, COLUMNS)
     for _ in range(rounds):
-        tile = simd.tile_grow(tile, factor)
-    array[0] = simd.tile_total(tile)
+        tile = simd.fma(tile, factor, factor)
+    array[0] = simd.sum_lanes(tile)
     return 2 * rounds * ROWS * COLUMNS * simd.lanes(array)

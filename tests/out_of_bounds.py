@@ -56,7 +56,6 @@ from tapegpt.kernels.simd import (
     tile_outer,
     tile_store,
     tile_store_pieces,
-    tile_total,
     tile_zeros,
 )
 from tapegpt.tape import Tape
@@ -127,19 +126,19 @@ def add_to_listed(a, b, n, i):
 @jit
 def offsets(a, b, n, i):
     tile = tile_load(tile_zeros(a, 2, 1), a, 0, listed_offsets(n, i, 0, 2, 1, 2))
-    return tile_total(tile)
+    return sum_lanes(tile)
 
 
 @jit
 def load_tile(a, b, n, i):
-    return tile_total(tile_load(tile_zeros(a, 2, 2), a, i, row_offsets(0, 2, 3, 2)))
+    return sum_lanes(tile_load(tile_zeros(a, 2, 2), a, i, row_offsets(0, 2, 3, 2)))
 
 
 @jit
 def load_pieces(a, b, n, i):
     size = lanes(a)
     places = listed_offsets(n, 0, 0, size, 1, size)
-    return tile_total(tile_load(tile_zeros(a, 2, 1), a, i, places))
+    return sum_lanes(tile_load(tile_zeros(a, 2, 1), a, i, places))
 
 
 @jit
@@ -159,48 +158,48 @@ def store_pieces(a, b, n, i):
 @jit
 def fma_left(a, b, n, i):
     tile = tile_fma(tile_zeros(a, 4, 1), row_pointers(a, i, 2, 4), b, 0)
-    return tile_total(tile)
+    return sum_lanes(tile)
 
 
 @jit
 def fma_left_further_on(a, b, n, i):
     left = advance(row_pointers(a, 0, 1, 4), i)
-    return tile_total(tile_fma(tile_zeros(a, 4, 1), left, b, 0))
+    return sum_lanes(tile_fma(tile_zeros(a, 4, 1), left, b, 0))
 
 
 @jit
 def fma_tail(a, b, n, i):
     left = advance(tail_pointers(a, 0, row_offsets(0, 4, 1, 4)), i)
-    return tile_total(tile_fma(tile_zeros(a, 4, 1), left, b, 0))
+    return sum_lanes(tile_fma(tile_zeros(a, 4, 1), left, b, 0))
 
 
 @jit
 def fma_right(a, b, n, i):
-    return tile_total(tile_fma(tile_zeros(a, 4, 2), row_pointers(b, 0, 1, 4), a, i))
+    return sum_lanes(tile_fma(tile_zeros(a, 4, 2), row_pointers(b, 0, 1, 4), a, i))
 
 
 @jit
 def outer_left(a, b, n, i):
     left, right = row_pointers(a, i, 1, 2), row_pointers(b, 0, 1, 2)
-    return tile_total(tile_outer(tile_zeros(a, 2, 2), left, right))
+    return sum_lanes(tile_outer(tile_zeros(a, 2, 2), left, right))
 
 
 @jit
 def outer_right(a, b, n, i):
     left, right = row_pointers(b, 0, 1, 2), row_pointers(a, i, 1, 2)
-    return tile_total(tile_outer(tile_zeros(a, 2, 2), left, right))
+    return sum_lanes(tile_outer(tile_zeros(a, 2, 2), left, right))
 
 
 @jit
 def square_left(a, b, n, i):
     square = tile_zeros(b, lanes(b), 1)
-    return tile_total(square_fma(tile_zeros(a, 2, 1), row_pointers(a, i, 3, 2), square))
+    return sum_lanes(square_fma(tile_zeros(a, 2, 1), row_pointers(a, i, 3, 2), square))
 
 
 @jit
 def gathered_rows(a, b, n, i):
     one = splat(a, 1)
-    return tile_total(tile_fma_rows(tile_zeros(a, 2, 1), a, n, 0, i, one, one))
+    return sum_lanes(tile_fma_rows(tile_zeros(a, 2, 1), a, n, 0, i, one, one))
 
 
 @jit
@@ -211,7 +210,7 @@ def load_first_three(a, b, n, i):
 @jit
 def load_tile_first_three(a, b, n, i):
     tile = tile_load_first(tile_zeros(a, 3, 1), a, i, row_offsets(0, 3, 1, 3), 3)
-    return tile_total(tile)
+    return sum_lanes(tile)
 
 
 @jit

@@ -41,20 +41,14 @@ from tapegpt.kernels.simd import (
     store,
     sum_lanes,
     tail_pointers,
-    tile_add,
     tile_fma,
-    tile_grow,
-    tile_keep_first,
     tile_keep_pieces,
     tile_load,
     tile_load_first,
     tile_outer,
-    tile_relu,
     tile_store,
     tile_store_pieces,
-    tile_total,
     tile_transpose,
-    tile_where_positive,
     tile_zeros,
     tiny,
     where_positive,
@@ -660,7 +654,7 @@ def transpose(out, a, keep):
     count = lanes(a)
     rows = row_offsets(0, count, count, count)
     tile = tile_transpose(tile_load(tile_zeros(a, count, 1), a, 0, rows))
-    tile_store(out, 0, rows, tile_keep_first(tile, keep), count)
+    tile_store(out, 0, rows, keep_first(tile, keep, 0), count)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -682,9 +676,9 @@ def add_and_compare(out, a, b):
     rows = row_offsets(0, 3, 2 * lanes(a), 3)
     x = tile_load(tile_zeros(a, 3, 2), a, 0, rows)
     y = tile_load(tile_zeros(a, 3, 2), b, 0, rows)
-    tile_store(out, 0, rows, tile_add(x, y), 3)
-    tile_store(out, 6 * lanes(a), rows, tile_relu(x), 3)
-    tile_store(out, 12 * lanes(a), rows, tile_where_positive(y, x), 3)
+    tile_store(out, 0, rows, x + y, 3)
+    tile_store(out, 6 * lanes(a), rows, relu(x), 3)
+    tile_store(out, 12 * lanes(a), rows, where_positive(y, x), 3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -700,11 +694,11 @@ def test_tiles_element_by_element(dtype):
 def grow(a, rows, factor):
     offsets = row_offsets(0, rows, 2 * lanes(a), 3)
     tile = tile_load(tile_zeros(a, 3, 2), a, 0, offsets)
-    return tile_total(tile_grow(tile, splat(a, factor)))
+    return sum_lanes(fma(tile, splat(a, factor), splat(a, factor)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tile_grow_and_total(dtype):
+def test_a_tile_with_a_vector_and_its_sum(dtype):
     # Exact in any order.
     a = np.exp2(np.arange(6 * lane_count(dtype)) % 20).astype(dtype)
     assert grow(a, 3, 0.5) == (a * 0.5 + 0.5).sum()

@@ -8,6 +8,7 @@ from tapegpt.kernels.simd import (
     VECTOR_BYTES,
     absolute,
     add_listed,
+    fma,
     four,
     lanes,
     load,
@@ -17,7 +18,6 @@ from tapegpt.kernels.simd import (
     smallest,
     store,
     store_part,
-    tile_add_product,
     tile_fma_lanes,
     tile_fma_rows,
     tile_load,
@@ -155,7 +155,7 @@ def make_sums_of_products(rows):
         nothing = tile_zeros(a, rows, 1)
         left, right = tile_load(nothing, a, 0, places), tile_load(nothing, b, 0, places)
         before = tile_load(nothing, start, 0, places)
-        store(sums, 0, tile_row_sums(tile_add_product(before, left, right)))
+        store(sums, 0, tile_row_sums(fma(left, right, before)))
         tile_store(out, 0, places, tile_fma_lanes(before, left, load(factors, 0)), rows)
 
     return sums_of_products

@@ -54,7 +54,7 @@ def cross_entropy_forward(values, operands, inputs, out, at, batch_range):
         for r in range(first, last, simd.four(values)):
             rows, sums = simd.row_offsets(r, last, row, simd.four(values)), nothing
             for i in range(exponentials, exponentials + columns, simd.lanes(values)):
-                sums = simd.tile_add(sums, simd.tile_load(nothing, values, i, rows))
+                sums = sums + simd.tile_load(nothing, values, i, rows)
             simd.store_part(
                 values, totals + r, simd.tile_row_sums(sums), min(simd.four(values), last - r)
             )

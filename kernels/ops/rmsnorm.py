@@ -69,10 +69,10 @@ def rmsnorm_forward(values, operands, inputs, out, at, batch_range):
     for r in range(first, last, simd.four(values)):
         offsets = simd.row_offsets(r, last, row, simd.four(values))
         begin = simd.tile_load(nothing, values, x, offsets)
-        squares = simd.tile_add_product(nothing, begin, begin)
+        squares = simd.fma(begin, begin, nothing)
         for c in range(size, columns, size):
             part = simd.tile_load(nothing, values, x + c, offsets)
-            squares = simd.tile_add_product(squares, part, part)
+            squares = simd.fma(part, part, squares)
         mean = simd.tile_row_sums(squares) * share + values[epsilon]
         scale = simd.inverse_root(mean)
         usual = simd.within(mean, values.dtype.type(math.inf)) and simd.within(scale, steepest)

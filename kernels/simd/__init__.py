@@ -53,27 +53,20 @@ from tapegpt.kernels.simd.reduce import (
     within,
 )
 from tapegpt.kernels.simd.tile import (
-    tile_add,
-    tile_keep_first,
     tile_keep_pieces,
     tile_load,
     tile_load_first,
-    tile_relu,
     tile_row_sums,
     tile_store,
     tile_store_pieces,
-    tile_total,
     tile_transpose,
-    tile_where_positive,
     tile_zeros,
 )
 from tapegpt.kernels.simd.tile_products import (
     square_fma,
-    tile_add_product,
     tile_fma,
     tile_fma_lanes,
     tile_fma_rows,
-    tile_grow,
     tile_outer,
 )
 from tapegpt.kernels.simd.tile_rows import (

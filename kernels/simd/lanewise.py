@@ -1,6 +1,12 @@
-"""Arithmetic lane by lane; `+ - * /` take a vector on either side and a scalar on the other."""
+"""Arithmetic lane by lane, of vectors and of tiles.
 
+One definition serves both, see `lanewise`. A number stands for a vector that has it in every lane,
+and beside a tile a vector for a tile that consists of it.
+"""
+
+import inspect
 import operator
+from functools import wraps
 
 from llvmlite import ir
 from numba import types
@@ -8,6 +14,8 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin
 
 from tapegpt.kernels.simd.types import (
+    Lanewise,
+    Tile,
     Vector,
     broadcast,
     call_intrinsic,
@@ -16,7 +24,55 @@ from tapegpt.kernels.simd.types import (
     llvm_float,
     multiply_add,
     opaque,
+    pack_vectors,
+    vectors_of,
 )
+
+
+def lanewise_signature(kinds, integers=()):
+    """Types for arguments of these types: the first tile's as the result, or the first vector's.
+
+    integers: the places of arguments that are one integer for all lanes.
+    """
+    result = next((kind for kind in kinds if isinstance(kind, Tile)), None)
+    result = result or next(kind for kind in kinds if isinstance(kind, Vector))
+    arguments = [kind if isinstance(kind, Lanewise) else result.dtype for kind in kinds]
+    for i in integers:
+        arguments[i] = types.intp
+    return signature(result, *arguments)
+
+
+def apply_lanewise(builder, function, sig, args):
+    """function(builder, vector type, LLVM vectors and integers) for every vector of the result."""
+    tile = sig.return_type
+    vector, count = tile.vector, tile.rows * tile.columns
+    columns = []
+    for kind, arg in zip(sig.args, args, strict=True):
+        if kind == vector.dtype:
+            arg = broadcast(builder, vector, arg)
+        columns.append(vectors_of(builder, kind, arg) if kind == tile else [arg] * count)
+    results = [function(builder, vector, *values) for values in zip(*columns, strict=True)]
+    return pack_vectors(builder, tile, results)
+
+
+def lanewise(function):
+    """The intrinsic that does function(builder, vector type, LLVM values) for every vector.
+
+    Where a parameter is annotated `types.intp` it is one integer for all lanes.
+    """
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    integers = [i for i, p in enumerate(parameters[1:]) if p.annotation is types.intp]
+
+    @wraps(function)
+    def define(typing_context, *kinds):
+        def codegen(context, builder, sig, args):
+            return apply_lanewise(builder, function, sig, args)
+
+        return lanewise_signature(kinds, integers), codegen
+
+    # Numba looks there for the number of arguments, beside the typing context.
+    define.__signature__ = inspect.Signature(parameters)
+    return intrinsic(define)
 
 
 @intrinsic
@@ -88,39 +144,32 @@ def zeros(typing_context, array):
     return vector(array), codegen
 
 
-@intrinsic
-def fma(typing_context, a, b, c):
+@lanewise
+def fma(builder, vector, a, b, c):
     """a * b + c"""
-
-    def codegen(context, builder, sig, args):
-        return multiply_add(builder, a, *args)
-
-    return a(a, a, a), codegen
+    return multiply_add(builder, vector, a, b, c)
 
 
 def define_operator(function, instruction):
-    """`function` on two vectors, or on a vector and a number, is the LLVM `instruction`."""
+    """`function` on vectors, tiles and numbers is the LLVM `instruction`."""
+
+    def apply(builder, vector, *values):
+        return getattr(builder, instruction)(*values)
 
     @infer_global(function)
-    class VectorOperator(AbstractTemplate):
+    class LanewiseOperator(AbstractTemplate):
         def generic(self, args, kws):
-            vectors = [arg for arg in args if isinstance(arg, Vector)]
-            if vectors and all(isinstance(arg, (Vector, types.Number)) for arg in args):
-                vector = vectors[0]
-                scalar = vector.dtype
-                cast = [arg if isinstance(arg, Vector) else scalar for arg in args]
-                return signature(vector, *cast)
+            if any(isinstance(arg, Lanewise) for arg in args) and all(
+                isinstance(arg, (Lanewise, types.Number)) for arg in args
+            ):
+                return lanewise_signature(args)
             return None
 
     def lower(context, builder, sig, args):
-        vector = sig.return_type
-        operands = [
-            arg if isinstance(kind, Vector) else broadcast(builder, vector, arg)
-            for kind, arg in zip(sig.args, args, strict=True)
-        ]
-        return getattr(builder, instruction)(*operands)
+        return apply_lanewise(builder, apply, sig, args)
 
-    for pattern in [(Vector, Vector), (Vector, types.Float), (types.Float, Vector)]:
+    both, number = Lanewise, types.Float
+    for pattern in [(both, both), (both, number), (number, both), (both,)]:
         lower_builtin(function, *pattern)(lower)
 
 
@@ -128,93 +177,53 @@ define_operator(operator.add, "fadd")
 define_operator(operator.sub, "fsub")
 define_operator(operator.mul, "fmul")
 define_operator(operator.truediv, "fdiv")
+define_operator(operator.neg, "fneg")
 
 
-@infer_global(operator.neg)
-class VectorNegation(AbstractTemplate):
-    def generic(self, args, kws):
-        return signature(args[0], args[0]) if isinstance(args[0], Vector) else None
-
-
-@lower_builtin(operator.neg, Vector)
-def negate(context, builder, sig, args):
-    return builder.fneg(args[0])
-
-
-@intrinsic
-def maximum(typing_context, a, b):
+@lanewise
+def maximum(builder, vector, a, b):
     """The larger of two vectors, lane by lane; a where either is NaN."""
-
-    def codegen(context, builder, sig, args):
-        return builder.select(builder.fcmp_ordered("<", *args), args[1], args[0])
-
-    return a(a, a), codegen
+    return builder.select(builder.fcmp_ordered("<", a, b), b, a)
 
 
-@intrinsic
-def relu(typing_context, a):
+@lanewise
+def relu(builder, vector, a):
     """max(0, a), lane by lane; NaN stays NaN."""
-
-    def codegen(context, builder, sig, args):
-        zero = constant(a, 0.0)
-        return builder.select(builder.fcmp_ordered("<", args[0], zero), zero, args[0])
-
-    return a(a), codegen
+    zero = constant(vector, 0.0)
+    return builder.select(builder.fcmp_ordered("<", a, zero), zero, a)
 
 
-@intrinsic
-def absolute(typing_context, a):
+@lanewise
+def absolute(builder, vector, a):
     """|a|, lane by lane."""
-
-    def codegen(context, builder, sig, args):
-        return call_intrinsic(builder, "fabs", a, args)
-
-    return a(a), codegen
+    return call_intrinsic(builder, "fabs", vector, [a])
 
 
-@intrinsic
-def replace_nan(typing_context, a, other):
+@lanewise
+def replace_nan(builder, vector, a, other):
     """a, and in the lanes where it is NaN the number `other`."""
-
-    def codegen(context, builder, sig, args):
-        missing = builder.fcmp_unordered("uno", args[0], args[0])
-        return builder.select(missing, broadcast(builder, a, args[1]), args[0])
-
-    return a(a, a.dtype), codegen
+    return builder.select(builder.fcmp_unordered("uno", a, a), other, a)
 
 
-@intrinsic
-def clamp(typing_context, x, low, high):
+@lanewise
+def clamp(builder, vector, x, low, high):
     """x between low and high, lane by lane; NaN stays NaN."""
-
-    def codegen(context, builder, sig, args):
-        x_value, low, high = args
-        raised = builder.select(builder.fcmp_ordered("<", x_value, low), low, x_value)
-        return builder.select(builder.fcmp_ordered(">", raised, high), high, raised)
-
-    return x(x, x, x), codegen
+    raised = builder.select(builder.fcmp_ordered("<", x, low), low, x)
+    return builder.select(builder.fcmp_ordered(">", raised, high), high, raised)
 
 
-@intrinsic
-def where_positive(typing_context, condition, value):
+@lanewise
+def where_positive(builder, vector, condition, value):
     """`value` in the lanes where `condition` > 0, else 0."""
-
-    def codegen(context, builder, sig, args):
-        zero = constant(value, 0.0)
-        return builder.select(builder.fcmp_ordered(">", args[0], zero), args[1], zero)
-
-    return value(condition, value), codegen
+    zero = constant(vector, 0.0)
+    return builder.select(builder.fcmp_ordered(">", condition, zero), value, zero)
 
 
-@intrinsic
-def where_nonzero(typing_context, condition, value):
+@lanewise
+def where_nonzero(builder, vector, condition, value):
     """`value` in the lanes where `condition` is not 0, else 0."""
-
-    def codegen(context, builder, sig, args):
-        zero = constant(value, 0.0)
-        return builder.select(builder.fcmp_unordered("!=", args[0], zero), args[1], zero)
-
-    return value(condition, value), codegen
+    zero = constant(vector, 0.0)
+    return builder.select(builder.fcmp_unordered("!=", condition, zero), value, zero)
 
 
 @intrinsic
@@ -228,15 +237,11 @@ def smallest(typing_context, array):
     return array.dtype(array), codegen
 
 
-@intrinsic
-def keep_first(typing_context, value, count, other):
+@lanewise
+def keep_first(builder, vector, value, count: types.intp, other):
     """Lanes 0 to count - 1 of `value`, then the number `other` (count may exceed the lanes)."""
-
-    def codegen(context, builder, sig, args):
-        kept = lanes_below(builder, value, range(value.lanes), args[1])
-        return builder.select(kept, args[0], broadcast(builder, value, args[2]))
-
-    return value(value, types.intp, value.dtype), codegen
+    kept = lanes_below(builder, vector, range(vector.lanes), count)
+    return builder.select(kept, value, other)
 
 
 @intrinsic
@@ -255,16 +260,12 @@ def keep_from(typing_context, value, first, other):
 TINY = {types.float32: 1e-30, types.float64: 1e-290}
 
 
-@intrinsic
-def clear_tiny(typing_context, a):
+@lanewise
+def clear_tiny(builder, vector, a):
     """0 in the lanes where the size of a is below TINY, else a."""
-
-    def codegen(context, builder, sig, args):
-        size = call_intrinsic(builder, "fabs", a, args)
-        near = builder.fcmp_ordered("<", size, constant(a, TINY[a.dtype]))
-        return builder.select(near, constant(a, 0.0), args[0])
-
-    return a(a), codegen
+    size = call_intrinsic(builder, "fabs", vector, [a])
+    near = builder.fcmp_ordered("<", size, constant(vector, TINY[vector.dtype]))
+    return builder.select(near, constant(vector, 0.0), a)
 
 
 @intrinsic
@@ -288,36 +289,24 @@ def inverse_square_root(builder, vector, value):
     return builder.fdiv(constant(vector, 1.0), root, flags=estimates)
 
 
-@intrinsic
-def inverse_root(typing_context, a):
+@lanewise
+def inverse_root(builder, vector, a):
     """1 / sqrt(a), lane by lane, for normal positive numbers; see inverse_square_root."""
-
-    def codegen(context, builder, sig, args):
-        return inverse_square_root(builder, a, args[0])
-
-    return a(a), codegen
+    return inverse_square_root(builder, vector, a)
 
 
-@intrinsic
-def quick_root(typing_context, a):
+@lanewise
+def quick_root(builder, vector, a):
     """sqrt(a), lane by lane, for numbers from 0 on; as exact as inverse_square_root."""
-
-    def codegen(context, builder, sig, args):
-        if a.dtype == types.float64:
-            return call_intrinsic(builder, "sqrt", a, args)
-        above = builder.fadd(args[0], constant(a, TINY[a.dtype]))  # 1 / sqrt(0) is infinite
-        return builder.fmul(args[0], inverse_square_root(builder, a, above))
-
-    return a(a), codegen
+    if vector.dtype == types.float64:
+        return call_intrinsic(builder, "sqrt", vector, [a])
+    above = builder.fadd(a, constant(vector, TINY[vector.dtype]))  # 1 / sqrt(0) is infinite
+    return builder.fmul(a, inverse_square_root(builder, vector, above))
 
 
-@intrinsic
-def keep_chosen(typing_context, value, bits):
+@lanewise
+def keep_chosen(builder, vector, value, bits: types.intp):
     """The lanes of `value` whose bit is set, the first one lowest, and 0 in the others."""
-
-    def codegen(context, builder, sig, args):
-        mask = builder.trunc(args[1], ir.IntType(value.lanes))
-        kept = builder.bitcast(mask, ir.VectorType(ir.IntType(1), value.lanes))
-        return builder.select(kept, args[0], constant(value, 0.0))
-
-    return value(value, types.intp), codegen
+    mask = builder.trunc(bits, ir.IntType(vector.lanes))
+    kept = builder.bitcast(mask, ir.VectorType(ir.IntType(1), vector.lanes))
+    return builder.select(kept, value, constant(vector, 0.0))

@@ -1,10 +1,20 @@
 """From the lanes of a vector to one number, and to running totals."""
 
+from functools import reduce
+
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from tapegpt.kernels.simd.types import add_lanes, broadcast, call_intrinsic, constant, llvm_float
+from tapegpt.kernels.simd.lanewise import lanewise
+from tapegpt.kernels.simd.types import (
+    add_lanes,
+    broadcast,
+    call_intrinsic,
+    constant,
+    llvm_float,
+    vectors_of,
+)
 
 # Sums of more numbers are made of sums of so many, which float64 adds up: in a float32 sum of
 # millions a number is rounded to that sum's last places, and four digits are lost.
@@ -26,28 +36,25 @@ def within(typing_context, a, limit):
 
 @intrinsic
 def sum_lanes(typing_context, a):
-    """The sum of all lanes, a scalar."""
+    """The sum of all lanes of a vector, or of a tile, a scalar."""
 
     def codegen(context, builder, sig, args):
-        return add_lanes(builder, a, args[0])
+        total = reduce(builder.fadd, vectors_of(builder, a, args[0]))
+        return add_lanes(builder, a.vector, total)
 
     return a.dtype(a), codegen
 
 
-@intrinsic
-def totals(typing_context, a):
+@lanewise
+def totals(builder, vector, a):
     """The sum of all lanes, in every lane."""
-
-    def codegen(context, builder, sig, args):
-        result, distance = args[0], a.lanes // 2
-        mask = ir.VectorType(ir.IntType(32), a.lanes)
-        while distance > 0:
-            partners = ir.Constant(mask, [lane ^ distance for lane in range(a.lanes)])
-            result = builder.fadd(result, builder.shuffle_vector(result, result, partners))
-            distance //= 2
-        return result
-
-    return a(a), codegen
+    distance = vector.lanes // 2
+    mask = ir.VectorType(ir.IntType(32), vector.lanes)
+    while distance > 0:
+        partners = ir.Constant(mask, [lane ^ distance for lane in range(vector.lanes)])
+        a = builder.fadd(a, builder.shuffle_vector(a, a, partners))
+        distance //= 2
+    return a
 
 
 @intrinsic
@@ -62,23 +69,18 @@ def max_lanes(typing_context, a):
     return a.dtype(a), codegen
 
 
-@intrinsic
-def running_sums(typing_context, a):
+@lanewise
+def running_sums(builder, vector, a):
     """The sum of lanes 0 to i, for every lane i."""
-
-    def codegen(context, builder, sig, args):
-        zeros = constant(a, 0.0)
-        mask = ir.VectorType(ir.IntType(32), a.lanes)
-        total = args[0]
-        distance = 1
-        while distance < a.lanes:
-            # Lane numbers below `lanes` are of the zeros, the others are of the total.
-            before = ir.Constant(mask, [a.lanes + i - distance for i in range(a.lanes)])
-            total = builder.fadd(total, builder.shuffle_vector(zeros, total, before))
-            distance *= 2
-        return total
-
-    return a(a), codegen
+    zeros, lanes = constant(vector, 0.0), vector.lanes
+    mask = ir.VectorType(ir.IntType(32), lanes)
+    distance = 1
+    while distance < lanes:
+        # Lane numbers below `lanes` are of the zeros, the others are of the total.
+        before = ir.Constant(mask, [lanes + i - distance for i in range(lanes)])
+        a = builder.fadd(a, builder.shuffle_vector(zeros, a, before))
+        distance *= 2
+    return a
 
 
 @intrinsic

@@ -1,11 +1,18 @@
-"""Tiles of vectors: load, store, transpose, sum, and arithmetic element by element."""
+"""Tiles of vectors: load, store, transpose and sum."""
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from tapegpt.kernels.simd.memory import element_pointer, load_masked, store_first, store_vector
-from tapegpt.kernels.simd.types import Tile, add_lanes, constant, lanes_below, llvm_float
+from tapegpt.kernels.simd.types import (
+    Tile,
+    constant,
+    lanes_below,
+    llvm_float,
+    pack_vectors,
+    vectors_of,
+)
 
 
 @intrinsic(prefer_literal=True)
@@ -79,55 +86,6 @@ def tile_load_first(typing_context, tile, array, index, offsets, count):
     return tile(tile, array, types.intp, offsets, types.intp), codegen
 
 
-def map_vectors(builder, tile, function, *values):
-    """The tile of function(a vector of each of the LLVM values of like tiles), one by one."""
-    result = values[0]
-    for i in range(tile.rows * tile.columns):
-        vectors = [builder.extract_value(value, i) for value in values]
-        result = builder.insert_value(result, function(*vectors), i)
-    return result
-
-
-@intrinsic
-def tile_relu(typing_context, tile):
-    """max(0, tile), element by element; NaN stays NaN."""
-
-    def codegen(context, builder, sig, args):
-        zero = constant(tile.vector, 0.0)
-
-        def relu_vector(value):
-            return builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
-
-        return map_vectors(builder, tile, relu_vector, *args)
-
-    return tile(tile), codegen
-
-
-@intrinsic
-def tile_where_positive(typing_context, condition, tile):
-    """The elements of the tile where those of `condition` are positive, else 0."""
-
-    def codegen(context, builder, sig, args):
-        zero = constant(tile.vector, 0.0)
-
-        def where_vector(condition_value, value):
-            return builder.select(builder.fcmp_ordered(">", condition_value, zero), value, zero)
-
-        return map_vectors(builder, tile, where_vector, *args)
-
-    return tile(condition, tile), codegen
-
-
-@intrinsic
-def tile_add(typing_context, a, b):
-    """a + b"""
-
-    def codegen(context, builder, sig, args):
-        return map_vectors(builder, a, builder.fadd, *args)
-
-    return a(a, b), codegen
-
-
 @intrinsic
 def tile_transpose(typing_context, tile):
     """The transposes of the squares that a tile of one column is made of, side by side.
@@ -140,7 +98,7 @@ def tile_transpose(typing_context, tile):
 
     def codegen(context, builder, sig, args):
         mask = ir.VectorType(ir.IntType(32), size)
-        rows = [builder.extract_value(args[0], r) for r in range(tile.rows)]
+        rows = vectors_of(builder, tile, args[0])
         distance = 1
         while distance < tile.rows:
             # A lane number below `size` is of the upper row, the others are of the lower one.
@@ -155,10 +113,7 @@ def tile_transpose(typing_context, tile):
                     rows[r] = builder.shuffle_vector(*pair, upper)
                     rows[r + distance] = builder.shuffle_vector(*pair, lower)
             distance *= 2
-        result = args[0]
-        for r in range(tile.rows):
-            result = builder.insert_value(result, rows[r], r)
-        return result
+        return pack_vectors(builder, tile, rows)
 
     return tile(tile), codegen
 
@@ -175,7 +130,7 @@ def tile_row_sums(typing_context, tile):
 
     def codegen(context, builder, sig, args):
         mask = ir.VectorType(ir.IntType(32), size)
-        rows = [builder.extract_value(args[0], r) for r in range(tile.rows)]
+        rows = vectors_of(builder, tile, args[0])
         distance = 1
         while distance < size:
             if len(rows) > 1:
@@ -199,22 +154,6 @@ def tile_row_sums(typing_context, tile):
     return vector(tile), codegen
 
 
-def keep_lanes(builder, tile, value, numbers, count):
-    """The tile with zeros in the lanes whose number is not below an LLVM count."""
-    kept, zero = lanes_below(builder, tile.vector, numbers, count), constant(tile.vector, 0.0)
-    return map_vectors(builder, tile, lambda vector: builder.select(kept, vector, zero), value)
-
-
-@intrinsic
-def tile_keep_first(typing_context, tile, count):
-    """Lanes 0 to count - 1 of every vector, zeros beyond."""
-
-    def codegen(context, builder, sig, args):
-        return keep_lanes(builder, tile, args[0], range(tile.vector.lanes), args[1])
-
-    return tile(tile, types.intp), codegen
-
-
 @intrinsic
 def tile_keep_pieces(typing_context, tile, count):
     """Of a tile transposed after it was loaded in pieces: zeros where piece `count` and later are.
@@ -225,23 +164,12 @@ def tile_keep_pieces(typing_context, tile, count):
     numbers = [i % tile.rows * pieces + i // tile.rows for i in range(tile.vector.lanes)]
 
     def codegen(context, builder, sig, args):
-        return keep_lanes(builder, tile, args[0], numbers, args[1])
+        vector, zero = tile.vector, constant(tile.vector, 0.0)
+        kept = lanes_below(builder, vector, numbers, args[1])
+        rows = [builder.select(kept, row, zero) for row in vectors_of(builder, tile, args[0])]
+        return pack_vectors(builder, tile, rows)
 
     return tile(tile, types.intp), codegen
-
-
-@intrinsic
-def tile_total(typing_context, tile):
-    """The sum of all elements, a scalar."""
-    vector = tile.vector
-
-    def codegen(context, builder, sig, args):
-        total = builder.extract_value(args[0], 0)
-        for i in range(1, tile.rows * tile.columns):
-            total = builder.fadd(total, builder.extract_value(args[0], i))
-        return add_lanes(builder, vector, total)
-
-    return vector.dtype(tile), codegen
 
 
 def in_turn(builder, store_one, available, count):

@@ -6,9 +6,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tapegpt.kernels.simd.memory import element_pointer, load_vector
-from tapegpt.kernels.simd.tile import map_vectors
 from tapegpt.kernels.simd.tile_rows import check_limits, row_pointer
-from tapegpt.kernels.simd.types import broadcast, constant, llvm_vector, multiply_add
+from tapegpt.kernels.simd.types import (
+    broadcast,
+    constant,
+    llvm_vector,
+    multiply_add,
+    pack_vectors,
+    vectors_of,
+)
 
 
 @intrinsic
@@ -49,7 +55,7 @@ def square_fma(typing_context, tile, pointers, square):
         vector = tile.vector
         left = cgutils.create_struct_proxy(pointers)(context, builder, left)
         starts = [row_pointer(builder, pointers, left, r) for r in range(tile.rows)]
-        rows = [builder.extract_value(result, r) for r in range(tile.rows)]
+        rows = vectors_of(builder, tile, result)
         for k in range(square.rows):
             right = builder.extract_value(square_value, k)
             for r in range(tile.rows):
@@ -57,9 +63,7 @@ def square_fma(typing_context, tile, pointers, square):
                 check_limits(context, builder, left, pointer)
                 element = broadcast(builder, vector, builder.load(pointer))
                 rows[r] = multiply_add(builder, vector, element, right, rows[r])
-        for r in range(tile.rows):
-            result = builder.insert_value(result, rows[r], r)
-        return result
+        return pack_vectors(builder, tile, rows)
 
     return tile(tile, pointers, square), codegen
 
@@ -121,19 +125,6 @@ def tile_fma_rows(typing_context, tile, a, integers, at, column, x, condition):
 
 
 @intrinsic
-def tile_add_product(typing_context, tile, a, b):
-    """tile + a * b, element by element."""
-
-    def codegen(context, builder, sig, args):
-        def add_product(value, a_value, b_value):
-            return multiply_add(builder, tile.vector, a_value, b_value, value)
-
-        return map_vectors(builder, tile, add_product, *args)
-
-    return tile(tile, a, b), codegen
-
-
-@intrinsic
 def tile_fma_lanes(typing_context, tile, a, factors):
     """tile[r] + a[r] * (lane r of the vector `factors`), for tiles of one column."""
     vector = tile.vector
@@ -150,18 +141,3 @@ def tile_fma_lanes(typing_context, tile, a, factors):
         return result
 
     return tile(tile, a, factors), codegen
-
-
-@intrinsic
-def tile_grow(typing_context, tile, factor):
-    """tile * factor + factor, vector by vector."""
-
-    def codegen(context, builder, sig, args):
-        tile_value, factor_value = args
-
-        def grow(value):
-            return multiply_add(builder, tile.vector, value, factor_value, factor_value)
-
-        return map_vectors(builder, tile, grow, tile_value)
-
-    return tile(tile, factor), codegen

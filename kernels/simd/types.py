@@ -33,19 +33,30 @@ SQUARE_ROWS = 8 if VECTOR_REGISTERS == 32 else 6
 SPACING = 3
 
 
-class Vector(types.Type):
+class Lanewise(types.Type):
+    """What arithmetic goes through lane by lane: rows x columns of one vector type."""
+
+
+class Vector(Lanewise):
     """`lanes` elements of a float type in one register: as many as it holds, if not told."""
+
+    rows = columns = 1
 
     def __init__(self, dtype: types.Float, lanes: int | None = None):
         self.dtype = dtype
         self.lanes = VECTOR_BYTES * 8 // dtype.bitwidth if lanes is None else lanes
         super().__init__(name=f"Vector({self.lanes} x {dtype})")
 
+    @property
+    def vector(self):
+        return self
 
-class Tile(types.Type):
+
+class Tile(Lanewise):
     """rows x columns vectors, row after row."""
 
     def __init__(self, dtype: types.Float, rows: int, columns: int):
+        self.dtype = dtype
         self.vector = Vector(dtype)
         self.rows = rows
         self.columns = columns
@@ -119,6 +130,20 @@ def opaque(builder, value):
     """The same pointer or integer, of which the optimizer knows nothing."""
     function_type = ir.FunctionType(value.type, [value.type])
     return builder.asm(function_type, "", "=r,0", [value], side_effect=False)
+
+
+def vectors_of(builder, kind, value):
+    """The LLVM vectors that a vector or a tile is made of, row after row."""
+    if isinstance(kind, Vector):
+        return [value]
+    return [builder.extract_value(value, i) for i in range(kind.rows * kind.columns)]
+
+
+def pack_vectors(builder, kind, vectors):
+    """The value of a vector or a tile that is made of these LLVM vectors."""
+    if isinstance(kind, Vector):
+        return vectors[0]
+    return cgutils.pack_array(builder, vectors)
 
 
 def constant(vector, value):

@@ -215,7 +215,7 @@ def pack_transposed(a, rows, depth, array, packed, room):
                 square = simd.tile_load_first(
                     simd.tile_zeros(a.array, SIDE, 1), a.array, a.begin + row, steps, rows - row
                 )
-                square = simd.tile_keep_first(simd.tile_transpose(square), depth - step)
+                square = simd.keep_first(simd.tile_transpose(square), depth - step, 0)
                 simd.tile_store(array, room + (step - k) * SIDE, places, square, SIDE)
             for r in range(0, PART, SIDE):
                 low, high = simd.load(array, room + r), simd.load(array, room + PART + r)
@@ -247,7 +247,7 @@ def pack_transposed_columns(b, depth, columns, packed, room):
             square = simd.tile_load_first(
                 simd.tile_zeros(array, SIDE, 1), array, b.begin + step, sources, depth - step
             )
-            square = simd.tile_keep_first(simd.tile_transpose(square), columns)
+            square = simd.keep_first(simd.tile_transpose(square), columns, 0)
             simd.tile_store(array, room + (step - k) * SIDE, places, square, SIDE)
         for r in range(0, PART, SIDE):
             low, high = simd.load(array, room + r), simd.load(array, room + PART + r)

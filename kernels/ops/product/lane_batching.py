@@ -132,7 +132,7 @@ def move_out(vectors, x, columns, size, rows, begin, places, overwrite):
     tile = simd.tile_load(tile, vectors, x, simd.row_offsets(0, columns, simd.lanes(rows), size))
     tile = simd.tile_transpose(tile)
     if not overwrite:
-        tile = simd.tile_add(tile, simd.tile_load(tile, rows, begin, places))
+        tile = tile + simd.tile_load(tile, rows, begin, places)
     return tile
 
 

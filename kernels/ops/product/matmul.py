@@ -44,11 +44,9 @@ def product(tile, left, step, b, out, offsets, depth, count):
         tile = simd.tile_fma(tile, left, b.array, b.begin + k * b.row)
         left = simd.advance(left, step)
     if out.activation == RELU:
-        tile = simd.tile_relu(tile)
+        tile = simd.relu(tile)
     elif out.activation != IDENTITY:
-        tile = simd.tile_where_positive(
-            simd.tile_load(tile, b.array, out.activation, offsets), tile
-        )
+        tile = simd.where_positive(simd.tile_load(tile, b.array, out.activation, offsets), tile)
     simd.tile_store(out.array, out.begin, offsets, tile, count)
 
 
@@ -123,7 +121,7 @@ def transpose(b, rows, columns, target, target_row):
         for k in range(whole, columns, size):
             sources = simd.row_offsets(j, rows, b.row, size)
             square = simd.tile_transpose(simd.tile_load(empty, array, b.begin + k, sources))
-            square = simd.tile_keep_first(square, rows - j)
+            square = simd.keep_first(square, rows - j, 0)
             simd.tile_store(array, target + k * target_row + j, targets, square, columns - k)
 
 
@@ -176,7 +174,7 @@ def square_panel(a, b, out, rows, width):
     else:
         square = simd.tile_load(square, b.array, b.begin, simd.row_offsets(0, width, b.row, size))
     if b.transposed:
-        square = simd.tile_keep_first(simd.tile_transpose(square), width)
+        square = simd.keep_first(simd.tile_transpose(square), width, 0)
     whole = rows - rows % SQUARE_ROWS
     for r in range(0, whole, SQUARE_ROWS):
         left = simd.row_pointers(a.array, a.begin + r * a.row, a.row, SQUARE_ROWS)
