@@ -3,6 +3,7 @@
 Gradients are added to what is there; a recorded model overwrites them where it can.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from numba import njit
 from tapegpt.graph.compile import compiled_model
 from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
 from tapegpt.kernels.layout import BatchRange
-from tapegpt.kernels.loops.optimizers import adam
+from tapegpt.kernels.loops.optimizers import ADAM, Optimizer, adam
 from tapegpt.settings import ModelConfig
 from tapegpt.tape import Tape
 from tapegpt.tape.storage import aligned_zeros
@@ -96,9 +97,9 @@ def replay_backward(tape_arrays, begin, end, window, count):
 
 
 @njit
-def replay_adam(values, grads, m, v, count):
+def replay_adam(values, grads, optimizer, count):
     for step in range(count):
-        adam(values, grads, m, v, 0, len(m), step + 1, 1e-3, 0.85, 0.99, 1e-8, 0.0)
+        adam(values, grads, optimizer, 0, optimizer.state.shape[1], step + 1, 1e-3)
 
 
 def repeats(replay: Callable[[int], object]) -> int:
@@ -130,16 +131,18 @@ def test_operation(measure, case, direction):
 def test_adam(measure):
     compiled = compiled_model(ModelConfig(), VOCAB_SIZE, "vector", "float32", 1)
     program, tape_arrays = compiled.program, compiled.program.tape_arrays
-    m, v = aligned_zeros(2 * program.num_params, tape_arrays.values.dtype).reshape(2, -1)
-    tape_arrays.grads[: len(m)] = 1
-    count = repeats(lambda count: replay_adam(tape_arrays.values, tape_arrays.grads, m, v, count))
+    state = aligned_zeros(2 * program.num_params, tape_arrays.values.dtype).reshape(2, -1)
+    optimizer = Optimizer(ADAM, state, 0.85, 0.99, 1e-8, 0.0, 0.0, math.inf, 0.0)
+    values, grads = tape_arrays.values, tape_arrays.grads
+    grads[: program.num_params] = 1
+    count = repeats(lambda count: replay_adam(values, grads, optimizer, count))
     measure(
-        lambda: replay_adam(tape_arrays.values, tape_arrays.grads, m, v, count),
+        lambda: replay_adam(values, grads, optimizer, count),
         table="kernel",
-        row=f"adam, {len(m)} parameters",
+        row=f"adam, {program.num_params} parameters",
         column="forward",
         unit="ns for 1000 of them",
-        scale=1e12 / count / len(m),
+        scale=1e12 / count / program.num_params,
     )
 
 

@@ -26,7 +26,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 os.environ |= {"CI": "1", "OPENBLAS_NUM_THREADS": "1"}  # the same examples every time
@@ -55,7 +55,10 @@ def reaches(function: Any, mutant: Mutant, seen: set[int]) -> bool:
     first, last = mutant.lines
     if Path(code.co_filename).name in mutant.files and first <= code.co_firstlineno <= last:
         return True
-    used = [function.__globals__.get(name) for name in code_names(code)]
+    names = code_names(code)
+    used = [function.__globals__.get(name) for name in names]
+    for module in [value for value in used if isinstance(value, ModuleType)]:
+        used += [getattr(module, name, None) for name in names]
     used += [cell.cell_contents for cell in function.__closure__ or ()]
     return any(reaches(value, mutant, seen) for value in used)
 

@@ -12,7 +12,7 @@ from tapegpt.graph.compile import CompiledModel, compiled_model
 from tapegpt.kernels.loops.optimizers import ADAM, Optimizer
 from tapegpt.kernels.loops.sample import generate
 from tapegpt.kernels.loops.schedules import LINEAR, Schedule
-from tapegpt.kernels.loops.train import train_steps
+from tapegpt.kernels.loops.train import Training, train_steps
 from tapegpt.settings import ModelConfig
 from tapegpt.train.workers import Threads
 
@@ -199,11 +199,11 @@ def train(
         clip_norm=np.inf, averaging=0.0,
     )  # fmt: skip
     schedule = Schedule(LINEAR, 0.01, decay=1.0, warmup=0.0, origin=0.0, span=float(steps))
-    done = Threads(compiled, threads).call(
-        train_steps, corpus.tokens, corpus.offsets, batch_size,
-        compiled.documents_per_sweep, (1 / batch_size, 0.0), optimizer, schedule, np.uint64(0), 0,
-        losses,
-    )  # fmt: skip
+    together, share = compiled.documents_per_sweep, 1 / batch_size
+    training = Training(
+        corpus.tokens, corpus.offsets, batch_size, together, share, 0.0, np.uint64(0)
+    )
+    done = Threads(compiled, threads).call(train_steps, training, optimizer, schedule, 0, losses)
     assert done == steps
     assert (losses == losses[0]).all()
     return losses[0], {name: weights.copy() for name, weights in compiled.weights.items()}

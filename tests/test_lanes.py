@@ -11,6 +11,7 @@ from tapegpt.kernels.ops.product.lane_batching import (
     LANE_ROWS,
     Heads,
     LaneMatrix,
+    Part,
     copy_lane,
     lane_place,
     lane_product,
@@ -191,7 +192,7 @@ def test_rows_become_lanes(dtype, size, data, seed):
                     matrix[: layout.head_dim, layout.order[: len(elements)]] = rows[elements].T
                 target = out + p * layout.stride
                 expected[target : target + matrix.size] = matrix.ravel()
-        rows_to_lanes(rows, xs, layout.heads, problem, begin, end, found, outs)
+        rows_to_lanes(rows, xs, layout.heads, Part(problem, begin, end), found, outs)
         np.testing.assert_array_equal(found, expected)
 
 
@@ -209,7 +210,8 @@ def test_lanes_become_rows_again(dtype, size, data, fresh, seed):
     for problem, end in layout.groups():
         begin = data.draw(st.integers(0, end - 1))
         between = np.full(2 * apart, np.nan, dtype)
-        rows_to_lanes(rows, xs, layout.heads, problem, begin, end, between, outs)
+        part = Part(problem, begin, end)
+        rows_to_lanes(rows, xs, layout.heads, part, between, outs)
         for i, out in enumerate(outs):
             for p in range(begin, end):
                 elements = i * length + layout.elements(problem, p)
@@ -218,7 +220,7 @@ def test_lanes_become_rows_again(dtype, size, data, fresh, seed):
                 # What lies in lanes without a problem goes nowhere.
                 matrix = between[out + p * layout.stride :][: layout.head_dim * layout.lanes]
                 matrix.reshape(layout.head_dim, -1)[:, layout.order[len(elements) :]] = np.nan
-        lanes_to_rows(between, outs, layout.heads, problem, begin, end, found, xs, fresh)
+        lanes_to_rows(between, outs, layout.heads, part, found, xs, fresh)
     np.testing.assert_array_equal(found, expected)
 
 

@@ -40,6 +40,15 @@ def random_arrays(dtype, count, rng, arrays):
     return zeros
 
 
+def zero_state(dtype, arrays, size):
+    return aligned_zeros(arrays * size, np.dtype(dtype)).reshape(arrays, size)
+
+
+def made(state, kind=ADAM, beta1=0.85, beta2=0.99, epsilon=1e-8, weight_decay=0.0, **others):
+    settings = {"momentum": 0.9, "clip_norm": math.inf, "averaging": 0.0, **others}
+    return Optimizer(kind, state, beta1, beta2, epsilon, weight_decay, **settings)
+
+
 def random_gradients(rng, size):
     return rng.normal(size=size) * 10.0 ** rng.integers(-6, 3, size)
 
@@ -62,7 +71,9 @@ def doubles(array):
 def test_adam_and_adamw_are_those_of_the_papers(dtype, beta1, beta2, epsilon, weight_decay):
     rng = np.random.default_rng(0)
     count, tolerance = vectors(dtype, 4), TOLERANCES[dtype]
-    values, grads, m, v = random_arrays(dtype, count, rng, 3)
+    values, grads = random_arrays(dtype, count, rng, 1)
+    m, v = state = zero_state(dtype, 2, count + MORE)
+    optimizer = made(state, ADAM, beta1, beta2, epsilon, weight_decay)
     w, mean, square = doubles(values[:count]), 0.0, 0.0
     untouched = values[count:].copy()
     for step in range(1, 8):
@@ -70,7 +81,7 @@ def test_adam_and_adamw_are_those_of_the_papers(dtype, beta1, beta2, epsilon, we
         settings = (step, 0.1 / step, beta1, beta2, epsilon, weight_decay)
         w, mean, square = references.adam(w, doubles(grads[:count]), mean, square, *settings)
         beyond = grads[count:].copy()
-        adam(values, grads, m, v, 0, count, *settings)
+        adam(values, grads, optimizer, 0, count, *settings[:2])
         np.testing.assert_allclose(values[:count], w, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(m[:count], mean, rtol=1e-4, atol=tolerance)
         np.testing.assert_allclose(v[:count], square, rtol=1e-4, atol=tolerance)
@@ -84,14 +95,15 @@ def test_adam_and_adamw_are_those_of_the_papers(dtype, beta1, beta2, epsilon, we
 def test_adam_in_float32_is_a_few_roundings_off():
     rng = np.random.default_rng(0)
     eps, tiny, count = np.finfo("float32").eps, 1e-30, 4096  # TINY in kernels/simd/
-    values, grads, m, v = (aligned_zeros(count, np.dtype("float32")) for _ in range(4))
+    values, grads = (aligned_zeros(count, np.dtype("float32")) for _ in range(2))
+    m, v = state = zero_state("float32", 2, count)
     values[:] = rng.normal(size=count)
     for step in range(1, 20):
         # Also where squares are no normal numbers any more.
         grads[:] = rng.normal(size=count) * 10.0 ** rng.integers(-25, 3, count)
         w, g, old_m, old_v = (doubles(array) for array in (values, grads, m, v))
         _, mean, square = references.adam(w, g, old_m, old_v, step, 0.01, 0.85, 0.99, 1e-8)
-        adam(values, grads, m, v, 0, count, step, 0.01, 0.85, 0.99, 1e-8, 0.0)
+        adam(values, grads, made(state), 0, count, step, 0.01)
         assert (np.abs(m - mean) <= 3 * eps * (np.abs(old_m) + np.abs(g)) + 1.1 * tiny).all()
         assert (np.abs(v - square) <= 4 * eps * square + 1.1 * tiny).all()
         # What is made of the moments, given those.
@@ -101,43 +113,49 @@ def test_adam_in_float32_is_a_few_roundings_off():
 
 
 def test_parameters_without_a_gradient_stay():
-    values, grads, m, v = (aligned_zeros(16, np.dtype("float64")) for _ in range(4))
+    values, grads = (aligned_zeros(16, np.dtype("float64")) for _ in range(2))
+    state = zero_state("float64", 2, 16)
     values[:] = np.arange(16)
-    adam(values, grads, m, v, 0, 16, 1, 0.01, 0.85, 0.99, 1e-8, 0.0)
+    adam(values, grads, made(state), 0, 16, 1, 0.01)
     assert (values == np.arange(16)).all()
-    sgd(values, grads, m, 0, 16, 0.01, 0.9)
+    sgd(values, grads, made(state), 0, 16, 0.01)
     assert (values == np.arange(16)).all()
 
 
 def test_adamw_decays_parameters_without_a_gradient():
-    values, grads, m, v = (aligned_zeros(16, np.dtype("float64")) for _ in range(4))
+    values, grads = (aligned_zeros(16, np.dtype("float64")) for _ in range(2))
+    state = zero_state("float64", 2, 16)
     values[:] = np.arange(16)
-    adam(values, grads, m, v, 0, 16, 1, 0.5, 0.85, 0.99, 1e-8, 0.25)
+    adam(values, grads, made(state, weight_decay=0.25), 0, 16, 1, 0.5)
     assert (values == 0.875 * np.arange(16)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moments_without_a_gradient_never_become_subnormal(dtype):
     """Arithmetic on subnormal numbers takes a hundred times as long."""
-    values, grads, m, v = (aligned_zeros(48, np.dtype(dtype)) for _ in range(4))
+    values, grads = (aligned_zeros(48, np.dtype(dtype)) for _ in range(2))
+    m, v = state = zero_state(dtype, 2, 48)
+    optimizer = made(state, beta2=0.9)
     grads[:] = np.random.default_rng(0).normal(size=48) * 10.0 ** np.arange(-32, 16)
     smallest = np.finfo(dtype).tiny
     for step in range(1, 8000):
-        adam(values, grads, m, v, 0, 48, step, 0.01, 0.85, 0.9, 1e-8, 0.0)
+        adam(values, grads, optimizer, 0, 48, step, 0.01)
         assert (np.abs(m[m != 0]) >= smallest).all()
         assert (v >= smallest).all()
     assert not m.any()
     before = values.copy()
-    adam(values, grads, m, v, 0, 48, 8000, 0.01, 0.85, 0.9, 1e-8, 0.0)
+    adam(values, grads, optimizer, 0, 48, 8000, 0.01)
     assert (values == before).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_velocity_without_a_gradient_never_becomes_subnormal(dtype):
-    values, grads, velocity = (aligned_zeros(48, np.dtype(dtype)) for _ in range(3))
+    values, grads = (aligned_zeros(48, np.dtype(dtype)) for _ in range(2))
+    (velocity,) = state = zero_state(dtype, 1, 48)
+    optimizer = made(state, SGD)
     grads[:] = np.random.default_rng(0).normal(size=48) * 10.0 ** np.arange(-32, 16)
     for _ in range(8000):
-        sgd(values, grads, velocity, 0, 48, 0.01, 0.9)
+        sgd(values, grads, optimizer, 0, 48, 0.01)
         assert (np.abs(velocity[velocity != 0]) >= np.finfo(dtype).tiny).all()
     assert not velocity.any()
 
@@ -152,7 +170,9 @@ def test_a_velocity_without_a_gradient_never_becomes_subnormal(dtype):
 def test_sgd_with_momentum(dtype, count, momentum, seed):
     rng, tolerance = np.random.default_rng(seed), TOLERANCES[dtype]
     count = vectors(dtype, count)
-    values, grads, velocity = random_arrays(dtype, count, rng, 2)
+    values, grads = random_arrays(dtype, count, rng, 1)
+    (velocity,) = state = zero_state(dtype, 1, count + MORE)
+    optimizer = made(state, SGD, momentum=momentum)
     w, expected = doubles(values[:count]), 0.0
     untouched = values[count:].copy()
     for step in range(5):
@@ -160,7 +180,7 @@ def test_sgd_with_momentum(dtype, count, momentum, seed):
         rate = 0.1 / (1 + step)
         w, expected = references.sgd(w, doubles(grads[:count]), expected, rate, momentum)
         beyond = grads[count:].copy()
-        sgd(values, grads, velocity, 0, count, rate, momentum)
+        sgd(values, grads, optimizer, 0, count, rate)
         np.testing.assert_allclose(values[:count], w, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(velocity[:count], expected, rtol=tolerance, atol=tolerance)
         assert not grads[:count].any()
@@ -232,10 +252,7 @@ def test_an_update_clips_and_then_optimizes(dtype, clip_norm, kind, weight_decay
     count = vectors(dtype, 2)
     values, grads = random_arrays(dtype, count, rng, 1)
     state = aligned_zeros((2 - kind) * count, np.dtype(dtype)).reshape(-1, count)
-    optimizer = Optimizer(
-        kind, state, beta1=0.8, beta2=0.9, epsilon=1e-6, weight_decay=weight_decay, momentum=0.7,
-        clip_norm=clip_norm, averaging=0.0,
-    )  # fmt: skip
+    optimizer = made(state, kind, 0.8, 0.9, 1e-6, weight_decay, momentum=0.7, clip_norm=clip_norm)
     w, first, second = doubles(values[:count]), 0.0, 0.0
     for step in range(1, 5):
         grads[:] = rng.normal(size=count + MORE)
@@ -257,10 +274,7 @@ def test_an_update_averages_now_and_then(averaging):
     rng, count = np.random.default_rng(0), vectors("float64", 2)
     values, grads = random_arrays("float64", count, rng, 1)
     state = aligned_zeros(2 * count, np.dtype("float64")).reshape(2, count)
-    optimizer = Optimizer(
-        SGD, state, beta1=0.0, beta2=0.0, epsilon=1.0, weight_decay=0.0, momentum=0.5,
-        clip_norm=math.inf, averaging=averaging,
-    )  # fmt: skip
+    optimizer = made(state, SGD, momentum=0.5, averaging=averaging)
     for step in range(1, 2 * STEPS_PER_AVERAGE + 1):
         grads[:] = rng.normal(size=count + MORE)
         update(group(values, grads), 0, count, optimizer, step, 0.1)

@@ -44,23 +44,19 @@ def update(group, thread, count, optimizer, step, learning_rate):
     whole number of vectors. Returns whether all parameters are finite now, which they are not after
     a gradient that is not.
     """
-    values, grads, state = as_pointer(group.values), as_pointer(group.grads), optimizer.state
+    values, grads = as_pointer(group.values), as_pointer(group.grads)
     begin, end = partition(count // simd.lanes(values), thread, len(group.reports))
     begin, end = begin * simd.lanes(values), end * simd.lanes(values)
     add_gradients(group, begin, end)
     if optimizer.clip_norm < math.inf:
         clip_gradient(group, thread, begin, end, optimizer.clip_norm)
-    first = as_pointer(state[0])
     if optimizer.kind == SGD:
-        finite = sgd(values, grads, first, begin, end, learning_rate, optimizer.momentum)
+        finite = sgd(values, grads, optimizer, begin, end, learning_rate)
     else:
-        finite = adam(
-            values, grads, first, as_pointer(state[1]), begin, end, step, learning_rate,
-            optimizer.beta1, optimizer.beta2, optimizer.epsilon, optimizer.weight_decay,
-        )  # fmt: skip
+        finite = adam(values, grads, optimizer, begin, end, step, learning_rate)
     if optimizer.averaging > 0 and step % STEPS_PER_AVERAGE == 0:
         n = step // STEPS_PER_AVERAGE
-        average(values, as_pointer(state[-1]), begin, end, n, optimizer.averaging)
+        average(values, as_pointer(optimizer.state[-1]), begin, end, n, optimizer.averaging)
     return all_reduce_sum(group, thread, FAULTS, 0.0 if finite else 1.0) == 0
 
 
@@ -84,19 +80,19 @@ def clip_gradient(group, thread, begin, end, longest):
 # m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2,
 # w = (1 - rate weight_decay) w - rate m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon)
 @jit
-def adam(
-    values, grads, m, v, begin, end, step, learning_rate, beta1, beta2, epsilon, weight_decay
-):  # fmt: skip
+def adam(values, grads, optimizer, begin, end, step, learning_rate):
     """Adam (Kingma and Ba 2015), with decoupled weight decay AdamW (Loshchilov and Hutter 2019).
 
     begin and end are whole vectors. All parameters decay, the embeddings too: there are none but
     matrices. Returns whether they are finite. (In float64 they may be where a square is not.)
     """
+    m, v = as_pointer(optimizer.state[0]), as_pointer(optimizer.state[1])
+    beta1, beta2 = optimizer.beta1, optimizer.beta2
     # sqrt(v / scale^2) = sqrt(v) / scale: a product less for every vector.
     scale = math.sqrt(1 - beta2**step)
     rate = learning_rate * scale / (1 - beta1**step)
     old, new = simd.splat(values, beta2), simd.splat(values, 1 - beta2)
-    kept = simd.splat(values, 1 - learning_rate * weight_decay)
+    kept = simd.splat(values, 1 - learning_rate * optimizer.weight_decay)
     zero = total = simd.splat(values, 0)
     for i in range(begin, end, simd.lanes(values)):
         g = simd.load(grads, i)
@@ -105,7 +101,7 @@ def adam(
         square = simd.fma(g * new, g, simd.fma(simd.load(v, i), old, simd.tiny(values)))
         simd.store(m, i, mean)
         simd.store(v, i, square)
-        root = simd.quick_root(square) + epsilon * scale
+        root = simd.quick_root(square) + optimizer.epsilon * scale
         moved = simd.fma(simd.load(values, i), kept, mean * -rate / root)
         simd.store(values, i, moved)
         simd.store(grads, i, zero)
@@ -115,12 +111,13 @@ def adam(
 
 # velocity = momentum velocity + g, w = w - rate velocity
 @jit
-def sgd(values, grads, velocity, begin, end, learning_rate, momentum):
+def sgd(values, grads, optimizer, begin, end, learning_rate):
     """Stochastic gradient descent with momentum (Polyak 1964).
 
     Returns whether the parameters are finite.
     """
-    kept, step = simd.splat(values, momentum), simd.splat(values, -learning_rate)
+    velocity = as_pointer(optimizer.state[0])
+    kept, step = simd.splat(values, optimizer.momentum), simd.splat(values, -learning_rate)
     zero = total = simd.splat(values, 0)
     for i in range(begin, end, simd.lanes(values)):
         speed = simd.clear_tiny(simd.fma(simd.load(velocity, i), kept, simd.load(grads, i)))

@@ -171,8 +171,9 @@ def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_tu
     Returns how many tokens were drawn.
     """
     count, block = samples.shape
-    inputs, documents = program.tape_arrays.inputs, program.documents
-    drawn = 0
+    values, inputs = program.tape_arrays.values, program.tape_arrays.inputs
+    documents, weights, vocab_size = program.documents, program.likelihoods, program.vocab_size
+    width, drawn = padded(weights, vocab_size), 0
     together = 1 if in_turn else len(documents)
     for first_text in range(0, count, together):
         alive = min(together, count - first_text)
@@ -198,18 +199,14 @@ def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_tu
                     samples[documents[i], p] = prompt[p]
             else:
                 # The weights of all texts, then their tokens: what a text waits for, others do not.
-                weigh(
-                    program.tape_arrays.values, program.logits[p], program.logits_row, alive,
-                    program.vocab_size, inverse_temperature, program.likelihoods,
-                )  # fmt: skip
-                width = padded(program.likelihoods, program.vocab_size)
+                logits, row = program.logits[p], program.logits_row
+                weigh(values, logits, row, alive, vocab_size, inverse_temperature, weights)
                 for i in range(alive):
                     text = documents[i]
+                    uniform = uniforms[drawn if in_turn else text * block + p - len(prompt)]
                     samples[text, p] = next_token(
-                        program.likelihoods, i * width, program.vocab_size, top_k, top_p,
-                        uniforms[drawn if in_turn else text * block + p - len(prompt)],
-                        alive * width,
-                    )  # fmt: skip
+                        weights, i * width, vocab_size, top_k, top_p, uniform, alive * width
+                    )
                     drawn += 1
             alive = close_gaps(program, begin, p, alive, samples)
             p += 1

@@ -1,6 +1,10 @@
 """Training steps without Python between them."""
 
 import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
@@ -25,11 +29,22 @@ def loss_and_gradient(program, batch):
     return values[root]
 
 
+class Training(NamedTuple):
+    """What every step of a training has in common, but for what the optimizer knows."""
+
+    tokens: NDArray[
+        np.integer
+    ]  # document d with its delimiters: tokens[offsets[d] : offsets[d + 1]]
+    offsets: NDArray[np.integer]  # (documents + 1,)
+    batch_size: int  # documents in a step, and in a sweep at most
+    documents_per_sweep: int
+    document_share: float  # what a document and a token weigh in the loss
+    token_share: float
+    seed: np.uint64  # of what dropout leaves out
+
+
 @jit
-def train_steps(
-    program, group, thread, tokens, offsets, batch_size, documents_per_sweep, shares, optimizer,
-    schedule, seed, first, losses,
-):  # fmt: skip
+def train_steps(program, group, thread, training, optimizer, schedule, first, losses):
     """Do training steps first, first + 1, ..., one for each column of losses.
 
     All threads of the group call it, each with its own number and program. A step takes the next
@@ -37,26 +52,34 @@ def train_steps(
     a document and of a token, to losses, a row for each thread. Returns the number of steps done:
     fewer than asked for where training diverged, with the loss of the next step in losses. If that
     loss is not finite, the parameters are as they were before the step; if it is, the update was
-    not finite, see `update`. seed: of what dropout leaves out, uint64.
+    not finite, see `update`.
     """
     inputs = program.tape_arrays.inputs
+    batch_size, together = training.batch_size, training.documents_per_sweep
     begin, end = partition(batch_size, thread, len(group.reports))
     for i in range(losses.shape[1]):
         step = first + i
         broadcast_parameters(program, group, thread)
         loss = 0.0
-        for at in range(begin, end, documents_per_sweep):
-            document, count = step * batch_size + at, min(documents_per_sweep, end - at)
-            batch = pack_batch(program, tokens, offsets, document, count, shares[0], shares[1])
-            inputs[program.key] = dropout_key(seed, document)
+        for at in range(begin, end, together):
+            document, count = step * batch_size + at, min(together, end - at)
+            batch = pack_batch(
+                program,
+                training.tokens,
+                training.offsets,
+                document,
+                count,
+                training.document_share,
+                training.token_share,
+            )
+            inputs[program.key] = dropout_key(training.seed, document)
             loss += loss_and_gradient(program, batch)
         inputs[program.key] = 0  # whoever replays the program now wants all of it
         loss = all_reduce_sum(group, thread, LOSS, loss)
         losses[thread, i] = loss
         if not math.isfinite(loss):
             return i
-        if not update(
-            group, thread, program.num_params, optimizer, step + 1, scheduled_rate(schedule, step)
-        ):
+        rate = scheduled_rate(schedule, step)
+        if not update(group, thread, program.num_params, optimizer, step + 1, rate):
             return i
     return losses.shape[1]

@@ -42,6 +42,7 @@ from tapegpt.kernels.ops.product.lane_batching import (
     LANE_COLUMNS,
     Heads,
     LaneMatrix,
+    Part,
     copy_lane,
     lane_place,
     lane_product,
@@ -190,11 +191,11 @@ def make_attend(product, rows):
 attend_tile, attend_row = make_attend(lane_product, LANE_COLUMNS), make_attend(lane_row_product, 1)
 
 
-# ds = w (dw - sum(w dw)) scale, over dw
+# ds = w (dw - sum(w dw)) scale, in place of dw
 @jit
-def softmax_rows_backward(values, grads, w, dw, span, first, last, count, scale):
+def softmax_rows_backward(values, grads, w, dw, span, rows, count, scale):
     size = simd.lanes(values)
-    for row in range(first * span, last * span, span):
+    for row in range(0, rows * span, span):
         mean = simd.splat(values, 0)
         for i in range(row, row + count * size, size):
             mean = simd.fma(simd.load(values, w + i), simd.load(grads, dw + i), mean)
@@ -226,17 +227,15 @@ def make_attention(size):
                 width,
             )
             end = last_position(g.given, problem, first, last)
-            lane_arrays = (group.q, group.k, group.v)
-            rows_to_lanes(
-                values, (a.q, a.k, a.v), g.given, problem, first, end, values, lane_arrays
-            )
+            part, lane_arrays = Part(problem, first, end), (group.q, group.k, group.v)
+            rows_to_lanes(values, (a.q, a.k, a.v), g.given, part, values, lane_arrays)
             # Sampling goes on by one position. Gradients want whole tiles, and the first position.
             if first > 0 and last - first == 1:
                 attend_row(values, group, first, first, end, factor)
             else:
                 for p in range(first - first % LANE_COLUMNS, end, LANE_COLUMNS):
                     attend_tile(values, group, p, first, end, factor)
-            lanes_to_rows(values, (group.out,), g.made, problem, first, end, values, (out,), 1)
+            lanes_to_rows(values, (group.out,), g.made, part, values, (out,), 1)
 
     @jit
     def attention_backward(values, grads, operands, inputs, out, at, back, batch_range):
@@ -256,7 +255,8 @@ def make_attention(size):
             )
             w = a.probabilities + rows * span
             end = last_position(g.given, problem, first, last)
-            rows_to_lanes(grads, (d.dout,), g.made, problem, first, end, grads, (dout,))
+            part = Part(problem, first, end)
+            rows_to_lanes(grads, (d.dout,), g.made, part, grads, (dout,))
             for p in range(begin, end, LANE_COLUMNS):
                 upper = p + LANE_COLUMNS
                 row = LaneMatrix(grads, dw + p * span, span, size)
@@ -266,7 +266,8 @@ def make_attention(size):
                     row,
                     Shape(LANE_COLUMNS, width, upper),
                 )
-                softmax_rows_backward(values, grads, w, dw, span, p, min(upper, end), upper, scale)
+                w_p, count = w + p * span, min(LANE_COLUMNS, end - p)
+                softmax_rows_backward(values, grads, w_p, row.begin, span, count, upper, scale)
                 lane_product(
                     row,
                     LaneMatrix(values, k, stride, size),
@@ -290,9 +291,7 @@ def make_attention(size):
                     shape,
                 )
             passed = (d.dq, d.dk, d.dv)
-            lanes_to_rows(
-                grads, (dq, dk, dv), g.given, problem, first, end, grads, passed, d.overwrite
-            )
+            lanes_to_rows(grads, (dq, dk, dv), g.given, part, grads, passed, d.overwrite)
 
     return attention_forward, attention_backward
 

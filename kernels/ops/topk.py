@@ -14,6 +14,7 @@ from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import NONE, row_range, row_stride
 from tapegpt.kernels.op import Array, ArrayOp, Differentiable, Parameter, Rows, Size, Slot, readers
 from tapegpt.kernels.ops.elementwise import pass_gradient
+from tapegpt.kernels.ops.product.matrix import IDENTITY, Result, Right, part_of
 
 # Vectors of a row that are summed up together.
 TOGETHER = 4
@@ -102,37 +103,34 @@ def topk_forward(values, operands, inputs, out, at, batch_range):
 
 
 @inlined
-def gathered_product(values, inputs, x, chosen, k, w, w_row, start, out, columns):
-    """`columns` vectors of a row of out = start + the sum of x[i] W[i] over the chosen i."""
+def gathered_product(inputs, x, chosen, k, w, out, columns):
+    """`columns` vectors of a row: out = start + the sum of x[i] W[i] over the chosen i."""
+    values, one_row = out.array, simd.row_offsets(0, 1, 0, 1)
     tile = simd.tile_zeros(values, 1, columns)
-    one_row = simd.row_offsets(0, 1, 0, 1)
-    if start >= 0:
-        tile = simd.tile_load(tile, values, start, one_row)
+    if out.start >= 0:
+        tile = simd.tile_load(tile, values, out.start, one_row)
     for j in range(chosen, chosen + k):
-        tile = simd.tile_fma(
-            tile, simd.row_pointers(values, x + inputs[j], 0, 1), values, w + inputs[j] * w_row
-        )
-    simd.tile_store(values, out, one_row, tile, 1)
+        x_i = simd.row_pointers(values, x + inputs[j], 0, 1)
+        tile = simd.tile_fma(tile, x_i, values, w.begin + inputs[j] * w.row)
+    simd.tile_store(values, out.begin, one_row, tile, 1)
 
 
 @jit
 def gathered_linear_forward(values, operands, inputs, out, at, batch_range):
-    rows, n_in, n_out, x, w, k, slot, start = gathered_args(operands, at)
-    x_row, row = row_stride(values, n_in), row_stride(values, n_out)
-    first, last = row_range(rows, batch_range)
+    a = gathered_args(operands, at)
+    x_row, row = row_stride(values, a.n_in), row_stride(values, a.n_out)
+    result = Result(values, out, row, a.start, IDENTITY)
+    first, last = row_range(a.rows, batch_range)
     for r in range(first, last):
-        x_r, out_r, chosen = x + r * x_row, out + r * row, slot + r * k
-        start_r = start if start == NONE else start + r * row
+        x_r, chosen = a.x + r * x_row, a.slot + r * a.k
         c = 0 * row
         while c < row:
-            begin = start_r if start == NONE else start_r + c
+            w, out_c = Right(values, a.w + c, row, False), part_of(result, r * row + c)
             if row - c >= TOGETHER * simd.lanes(values):
-                gathered_product(
-                    values, inputs, x_r, chosen, k, w + c, row, begin, out_r + c, TOGETHER
-                )
+                gathered_product(inputs, x_r, chosen, a.k, w, out_c, TOGETHER)
                 c += TOGETHER * simd.lanes(values)
             else:
-                gathered_product(values, inputs, x_r, chosen, k, w + c, row, begin, out_r + c, 1)
+                gathered_product(inputs, x_r, chosen, a.k, w, out_c, 1)
                 c += simd.lanes(values)
 
 

@@ -71,7 +71,7 @@ def lanewise(function):
         return lanewise_signature(kinds, integers), codegen
 
     # Numba looks there for the number of arguments, beside the typing context.
-    define.__signature__ = inspect.Signature(parameters)
+    define.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return intrinsic(define)
 
 

@@ -14,7 +14,7 @@ from tapegpt.checkpoint import Run, RunError, state_names
 from tapegpt.corpus import Tokenizer, digest_of, remarks_on, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.graph.compile import CompiledModel, compiled_model
-from tapegpt.kernels.loops.train import train_steps
+from tapegpt.kernels.loops.train import Training, train_steps
 from tapegpt.kernels.loops.validation import held_out_loss
 from tapegpt.presets import default_learning_rate
 from tapegpt.recorders.counter import flops, tables
@@ -157,14 +157,16 @@ class Trainer:
         losses: NDArray[np.float64] = every[0]
         done = self._threads.call(
             train_steps,
-            self._tokens,
-            self._offsets,
-            config.batch_size,
-            self.compiled.documents_per_sweep,
-            self._shares,
+            Training(
+                self._tokens,
+                self._offsets,
+                config.batch_size,
+                self.compiled.documents_per_sweep,
+                *self._shares,
+                np.uint64(config.seed),
+            ),
             kernel_optimizer(config, self._state),
             kernel_schedule(config, self.learning_rate, *span),
-            np.uint64(config.seed),
             self.step,
             every,
         )

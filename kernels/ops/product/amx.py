@@ -61,11 +61,10 @@ def call_amx(builder, name, *arguments):
     )
 
 
-def call_with_tile(context, builder, name, register, stride, array_type, array, index, extent):
-    """Load a register from array[index] on, or store it there, rows `stride` bytes apart."""
+def byte_pointer(context, builder, array_type, array, index, extent):
+    """Where array[index] lies, as instructions of the matrix unit take it; see element_pointer."""
     pointer = element_pointer(context, builder, array_type, array, index, extent)
-    pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
-    call_amx(builder, name, register, pointer, stride)
+    return builder.bitcast(pointer, ir.IntType(8).as_pointer())
 
 
 @intrinsic
@@ -115,10 +114,8 @@ def define_move(name):
             array_value, index, row = args
             side, itemsize = (ir.Constant(ir.IntType(64), n) for n in (SIDE - 1, 4))
             extent = builder.add(builder.mul(row, side), ir.Constant(ir.IntType(64), SIDE))
-            call_with_tile(
-                context, builder, name, SUM, builder.mul(row, itemsize),
-                array, array_value, index, extent,
-            )  # fmt: skip
+            pointer = byte_pointer(context, builder, array, array_value, index, extent)
+            call_amx(builder, name, SUM, pointer, builder.mul(row, itemsize))
             return context.get_dummy_value()
 
         return types.void(array, types.intp, types.intp), codegen
@@ -139,10 +136,8 @@ def add_products(typing_context, array, left, right):
         def load_part(register, start, part):
             at = builder.add(start, ir.Constant(ir.IntType(64), part * PART))
             stride = ir.Constant(ir.IntType(64), 4 * SIDE)
-            call_with_tile(
-                context, builder, "tileloadd64", register + part, stride,
-                array, array_value, at, PART,
-            )  # fmt: skip
+            pointer = byte_pointer(context, builder, array, array_value, at, PART)
+            call_amx(builder, "tileloadd64", register + part, pointer, stride)
 
         loaded = set()
         for i, j in PRODUCTS:

@@ -52,6 +52,14 @@ class Heads(NamedTuple):
     whole: int
 
 
+class Part(NamedTuple):
+    """The lanes' worth of problems from `problem` on, at positions first to last - 1."""
+
+    problem: int
+    first: int
+    last: int
+
+
 @inlined
 def problems_at(heads, p):
     """Heads of documents that go on to position p."""
@@ -139,12 +147,13 @@ def move_out(vectors, x, columns, size, rows, begin, places, overwrite):
 def make_moves(size):
     """rows_to_lanes and lanes_to_rows for squares of `size` columns.
 
-    Both move the lanes' worth of problems from `problem` on, at positions first to last - 1. xs
-    and outs are arrays that move alike. Columns and positions that only whole tiles have become 0.
+    Both move a part of the heads. xs and outs are arrays that move alike. Columns and positions
+    that only whole tiles have become 0.
     """
 
     @jit
-    def rows_to_lanes(rows, xs, heads, problem, first, last, vectors, outs):
+    def rows_to_lanes(rows, xs, heads, part, vectors, outs):
+        problem, first, last = part
         inputs, starts, offsets, table, _, head_dim, row, stride, whole = heads
         every, end, zero = simd.lanes(rows) // size, whole_tiles(head_dim), simd.zeros(vectors)
         for p in range(first, last):
@@ -174,7 +183,8 @@ def make_moves(size):
                     simd.store(vectors, outs[j] + p * stride + c * simd.lanes(rows), zero)
 
     @jit
-    def lanes_to_rows(vectors, xs, heads, problem, first, last, rows, outs, overwrite):
+    def lanes_to_rows(vectors, xs, heads, part, rows, outs, overwrite):
+        problem, first, last = part
         inputs, starts, offsets, table, _, head_dim, row, stride, whole = heads
         every = simd.lanes(rows) // size
         for p in range(first, last):
