@@ -22,7 +22,8 @@ from numba.extending import intrinsic
 
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.simd import absolute, clamp, fma, maximum, relu
-from tapegpt.kernels.simd.types import constant, llvm_integers, llvm_vector, multiply_add
+from tapegpt.kernels.simd.lanewise import lanewise
+from tapegpt.kernels.simd.types import constant, llvm_integers, multiply_add
 
 # Number of fraction bits and exponent bias of the IEEE formats.
 FRACTION = {types.float32: 23, types.float64: 52}
@@ -109,15 +110,17 @@ EXP2_LOWEST = {types.float32: -90.0, types.float64: -900.0}
 SMALLEST_POWER = {types.float32: -125.0, types.float64: -1021.0}
 
 
+def integers(vector, number):
+    """An integer in every lane, as wide as the floats of the vector."""
+    return ir.Constant(llvm_integers(vector), [number] * vector.lanes)
+
+
 def typed_constant(table):
     """An intrinsic f(vector) that is the constant table[element type] in every lane."""
 
-    @intrinsic
-    def value(typing_context, like):
-        def codegen(context, builder, sig, args):
-            return constant(like, table[like.dtype])
-
-        return like(like), codegen
+    @lanewise
+    def value(builder, vector, like):
+        return constant(vector, table[vector.dtype])
 
     return value
 
@@ -125,15 +128,12 @@ def typed_constant(table):
 def polynomial(table):
     """An intrinsic f(x): the polynomial whose coefficients are table[element type], by Horner."""
 
-    @intrinsic
-    def evaluate(typing_context, x):
-        def codegen(context, builder, sig, args):
-            *rest, result = [constant(x, coefficient) for coefficient in table[x.dtype]]
-            for coefficient in reversed(rest):
-                result = multiply_add(builder, x, result, args[0], coefficient)
-            return result
-
-        return x(x), codegen
+    @lanewise
+    def evaluate(builder, vector, x):
+        *rest, result = [constant(vector, coefficient) for coefficient in table[vector.dtype]]
+        for coefficient in reversed(rest):
+            result = multiply_add(builder, vector, result, x, coefficient)
+        return result
 
     return evaluate
 
@@ -144,21 +144,17 @@ def pairwise_polynomial(table):
     Neighbouring terms are put together, then neighbouring pairs, and so on.
     """
 
-    @intrinsic
-    def evaluate(typing_context, x, first):
-        def codegen(context, builder, sig, args):
-            power, first = args
-            terms = [first, *(constant(x, coefficient) for coefficient in table[x.dtype])]
-            while len(terms) > 1:
-                pairs = [
-                    multiply_add(builder, x, high, power, low)
-                    for low, high in zip(terms[::2], terms[1::2], strict=False)
-                ]
-                terms = pairs + terms[2 * len(pairs) :]
-                power = builder.fmul(power, power)
-            return terms[0]
-
-        return x(x, x), codegen
+    @lanewise
+    def evaluate(builder, vector, power, first):
+        terms = [first, *(constant(vector, coefficient) for coefficient in table[vector.dtype])]
+        while len(terms) > 1:
+            pairs = [
+                multiply_add(builder, vector, high, power, low)
+                for low, high in zip(terms[::2], terms[1::2], strict=False)
+            ]
+            terms = pairs + terms[2 * len(pairs) :]
+            power = builder.fmul(power, power)
+        return terms[0]
 
     return evaluate
 
@@ -182,68 +178,46 @@ smallest_power = typed_constant(SMALLEST_POWER)
 log_polynomial = polynomial(LOG_TERMS)
 
 
-@intrinsic
-def number_rounded(typing_context, rounded):
+@lanewise
+def number_rounded(builder, vector, rounded):
     """k, where `rounded` is ROUNDING + k."""
-
-    def codegen(context, builder, sig, args):
-        subtracted = constant(rounded, ROUNDING[rounded.dtype])
-        # A flag of its own keeps reassoc away, with which x + ROUNDING - ROUNDING would be x.
-        return builder.fsub(args[0], subtracted, flags=("contract",))
-
-    return rounded(rounded), codegen
+    subtracted = constant(vector, ROUNDING[vector.dtype])
+    # A flag of its own keeps reassoc away, with which x + ROUNDING - ROUNDING would be x.
+    return builder.fsub(rounded, subtracted, flags=("contract",))
 
 
-@intrinsic
-def power_of_rounded(typing_context, rounded):
+@lanewise
+def power_of_rounded(builder, vector, rounded):
     """2 ** k, where `rounded` is ROUNDING + k: its lowest bits become the exponent."""
-
-    def codegen(context, builder, sig, args):
-        integers = llvm_integers(rounded)
-        shift = ir.Constant(integers, [FRACTION[rounded.dtype]] * rounded.lanes)
-        bits = builder.shl(builder.bitcast(args[0], integers), shift)
-        return builder.bitcast(bits, llvm_vector(rounded))
-
-    return rounded(rounded), codegen
+    shift = integers(vector, FRACTION[vector.dtype])
+    bits = builder.shl(builder.bitcast(rounded, shift.type), shift)
+    return builder.bitcast(bits, rounded.type)
 
 
-@intrinsic
-def times_power(typing_context, x, rounded):
+@lanewise
+def times_power(builder, vector, x, rounded):
     """x * 2 ** k by adding to the exponent, where x and the result are normal numbers."""
-
-    def codegen(context, builder, sig, args):
-        integers = llvm_integers(x)
-        fraction = ir.Constant(integers, [FRACTION[x.dtype]] * x.lanes)
-        bias = ir.Constant(integers, [BIAS[x.dtype] << FRACTION[x.dtype]] * x.lanes)
-        k = builder.sub(builder.shl(builder.bitcast(args[1], integers), fraction), bias)
-        return builder.bitcast(builder.add(builder.bitcast(args[0], integers), k), args[0].type)
-
-    return x(x, x), codegen
+    fraction = integers(vector, FRACTION[vector.dtype])
+    bias = integers(vector, BIAS[vector.dtype] << FRACTION[vector.dtype])
+    k = builder.sub(builder.shl(builder.bitcast(rounded, fraction.type), fraction), bias)
+    return builder.bitcast(builder.add(builder.bitcast(x, k.type), k), x.type)
 
 
-@intrinsic
-def scale_rounded(typing_context, x, rounded):
+@lanewise
+def scale_rounded(builder, vector, x, rounded):
     """x * 2 ** k for any k, in two factors, neither of which overflows."""
+    bias, fraction = (integers(vector, table[vector.dtype]) for table in (BIAS, FRACTION))
 
-    def codegen(context, builder, sig, args):
-        integers = llvm_integers(x)
+    def power(k):
+        return builder.bitcast(builder.shl(builder.add(k, bias), fraction), x.type)
 
-        def whole(number):
-            return ir.Constant(integers, [number] * x.lanes)
-
-        def power(k):
-            bits = builder.shl(builder.add(k, whole(BIAS[x.dtype])), whole(FRACTION[x.dtype]))
-            return builder.bitcast(bits, llvm_vector(x))
-
-        # The bits of ROUNDING without k: a number of its size counts in steps of 1.
-        zero = builder.bitcast(constant(x, ROUNDING[x.dtype]), integers)
-        k = builder.sub(builder.bitcast(args[1], integers), zero)
-        half = builder.ashr(k, whole(1))
-        # With flags of its own LLVM does not multiply the factors first.
-        result = builder.fmul(args[0], power(half), flags=("contract",))
-        return builder.fmul(result, power(builder.sub(k, half)), flags=("contract",))
-
-    return x(x, x), codegen
+    # The bits of ROUNDING without k: a number of its size counts in steps of 1.
+    zero = builder.bitcast(constant(vector, ROUNDING[vector.dtype]), bias.type)
+    k = builder.sub(builder.bitcast(rounded, bias.type), zero)
+    half = builder.ashr(k, integers(vector, 1))
+    # With flags of its own LLVM does not multiply the factors first.
+    result = builder.fmul(x, power(half), flags=("contract",))
+    return builder.fmul(result, power(builder.sub(k, half)), flags=("contract",))
 
 
 @intrinsic
@@ -251,58 +225,37 @@ def split_float(typing_context, x):
     """(m, k) with x = m * 2 ** k and m in [sqrt(1/2), sqrt(2)), for positive normal x."""
 
     def codegen(context, builder, sig, args):
-        integers = llvm_integers(x)
-
-        def splat(number):
-            return ir.Constant(integers, [number] * x.lanes)
-
-        fraction = FRACTION[x.dtype]
+        fraction = integers(x, FRACTION[x.dtype])
         # Subtracting the bits of sqrt(1/2) moves the boundary between two exponents there.
         half = {types.float32: 0x3F3504F3, types.float64: 0x3FE6A09E667F3BCD}[x.dtype]
-        bits = builder.bitcast(args[0], integers)
-        above = builder.sub(bits, splat(half))
-        exponent = builder.ashr(above, splat(fraction))
-        mantissa_bits = builder.sub(bits, builder.shl(exponent, splat(fraction)))
-        mantissa = builder.bitcast(mantissa_bits, llvm_vector(x))
-        return context.make_tuple(
-            builder, sig.return_type, [mantissa, builder.sitofp(exponent, llvm_vector(x))]
-        )
+        bits = builder.bitcast(args[0], fraction.type)
+        exponent = builder.ashr(builder.sub(bits, integers(x, half)), fraction)
+        mantissa = builder.bitcast(builder.sub(bits, builder.shl(exponent, fraction)), args[0].type)
+        number = builder.sitofp(exponent, args[0].type)
+        return context.make_tuple(builder, sig.return_type, [mantissa, number])
 
     return types.UniTuple(x, 2)(x), codegen
 
 
-@intrinsic
-def log_special(typing_context, x, result):
+@lanewise
+def log_special(builder, vector, x, result):
     """`result` where x is positive and finite, else what IEEE 754 says ln x is."""
-
-    def codegen(context, builder, sig, args):
-        value, result = args
-        zero = constant(x, 0.0)
-        infinity = constant(x, math.inf)
-        outside = builder.select(
-            builder.fcmp_ordered("==", value, infinity), infinity, constant(x, math.nan)
-        )
-        outside = builder.select(
-            builder.fcmp_ordered("==", value, zero), constant(x, -math.inf), outside
-        )
-        inside = builder.and_(
-            builder.fcmp_ordered(">", value, zero), builder.fcmp_ordered("<", value, infinity)
-        )
-        return builder.select(inside, result, outside)
-
-    return x(x, x), codegen
+    zero, infinity, minus_infinity, nan = (
+        constant(vector, number) for number in (0.0, math.inf, -math.inf, math.nan)
+    )
+    outside = builder.select(builder.fcmp_ordered("==", x, infinity), infinity, nan)
+    outside = builder.select(builder.fcmp_ordered("==", x, zero), minus_infinity, outside)
+    inside = builder.and_(
+        builder.fcmp_ordered(">", x, zero), builder.fcmp_ordered("<", x, infinity)
+    )
+    return builder.select(inside, result, outside)
 
 
-@intrinsic
-def zero_below_range(typing_context, x, result):
+@lanewise
+def zero_below_range(builder, vector, x, result):
     """`result`, or 0 where x is below EXP2_LOWEST; where x is NaN, `result`."""
-
-    def codegen(context, builder, sig, args):
-        value, result = args
-        below = builder.fcmp_ordered("<", value, constant(x, EXP2_LOWEST[x.dtype]))
-        return builder.select(below, constant(x, 0.0), result)
-
-    return x(x, x), codegen
+    below = builder.fcmp_ordered("<", x, constant(vector, EXP2_LOWEST[vector.dtype]))
+    return builder.select(below, constant(vector, 0.0), result)
 
 
 @jit
