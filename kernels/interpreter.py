@@ -81,7 +81,7 @@ def reverse_sweep(tape_arrays, begin, end, batch_range):
             carry, here = i, position_range(inputs, starts, batch_range.end_position - 1)
             i -= 1
         else:
-            # topk has none: its result are numbers of columns.
+            # topk has none: it chooses columns, and no gradient passes.
             address = kernels[code, BACKWARD]
             if address != 0:
                 call_backward(address, values, grads, operands, inputs, out, at, back, here)

@@ -1,5 +1,8 @@
 """How a program lies in memory, and which rows of a batch an operation works on.
 
+Shapes in the kernels: B documents, T positions, C columns, H heads; R rows, of a packed batch the
+positions of all its documents, at most B T.
+
 A tape is five flat arrays:
 
     values    float[nodes]        value of every node; the parameters come first

@@ -47,8 +47,8 @@ Parameter = Annotated[int, Kind.NUMBER]
 Array = Annotated[int, Kind.NUMBER]  # one that is read alone
 # An array that the operation passes a gradient to, or NONE.
 Differentiable = Annotated[int, Kind.DIFFERENTIABLE]
-# Nodes for the kernels alone, given as how many they are: kept for backward; with a gradient that
-# is room too; shared by all records, because nothing is kept there.
+# Scratch nodes, given as their number: kept for backward; with a gradient that is scratch too;
+# shared by all records, since nothing is kept.
 Room = Annotated[int, Kind.ROOM]
 GradientRoom = Annotated[int, Kind.GRADIENT_ROOM]
 SharedRoom = Annotated[int, Kind.SHARED_ROOM]

@@ -37,8 +37,8 @@ class Program(NamedTuple):
 
     # Nodes: the loss of p positions, one past the last node of p positions, the first logit of
     # position p (in row 0, where rows are logits_row apart), the weight of every row's loss.
-    # roots are those that training follows: of an ensemble the mean of its networks' losses, while
-    # that of their mean logits is the one that counts, in common_roots.
+    # Training minimizes roots: for an ensemble the mean of its networks' losses. Evaluation reads
+    # common_roots: the loss of their mean logits.
     roots: NDArray[np.int64]  # (block + 1,)
     common_roots: NDArray[np.int64]  # (block + 1,)
     tops: NDArray[np.int64]  # (block + 1,)
@@ -53,8 +53,8 @@ class Program(NamedTuple):
     targets: int
     starts: int  # block + 1 of them
 
-    # Also slots: the token before, the one before that, and so on to look_back of them, `capacity`
-    # rows each, delimiters where there is none; the key of what dropout leaves out, 0 for nothing.
+    # Also slots: the look_back tokens before each, the nearest first, `capacity` rows for each of
+    # them, delimiters before the start; the key of dropout, 0 for none.
     earlier: int
     look_back: int
     capacity: int

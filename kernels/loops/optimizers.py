@@ -41,8 +41,8 @@ def update(group, thread, count, optimizer, step, learning_rate):
     """Move parameters 0 to count - 1 against their gradients, which become 0.
 
     All threads of the group call it, and each moves a part of them. step counts from 1; count is a
-    whole number of vectors. Returns whether all parameters are finite now, which they are not after
-    a gradient that is not.
+    whole number of vectors. Returns whether all parameters are finite afterwards: a gradient that
+    is not makes them infinite or NaN.
     """
     values, grads = as_pointer(group.values), as_pointer(group.grads)
     begin, end = partition(count // simd.lanes(values), thread, len(group.reports))
@@ -62,10 +62,10 @@ def update(group, thread, count, optimizer, step, learning_rate):
 
 @jit
 def clip_gradient(group, thread, begin, end, longest):
-    """Shorten the gradient of all parameters together, if its norm is above `longest`, to that.
+    """Scale the gradient of all parameters down to the norm `longest`, if it is longer.
 
-    begin, end: a thread's part of it. One whose norm is not finite stays as it is, for the
-    optimizer to notice.
+    begin, end: a thread's part of it. If the norm is not finite, the gradient stays as it is and
+    the update reports it.
     """
     grads = as_pointer(group.grads)
     squares = 0.0  # float64: those of large float32 gradients overflow
@@ -134,7 +134,7 @@ def sgd(values, grads, optimizer, begin, end, learning_rate):
 def average(values, mean, begin, end, n, share):
     """Polynomial-decay averaging (Shamir and Zhang 2013): the n-th of the weights join the mean.
 
-    It looks back on about a share of all that it has seen, whenever one looks at it.
+    At any time it covers about the latest `share` of all that joined.
     """
     weight = 1 / (1 + share * (n - 1))
     for i in range(begin, end, simd.lanes(values)):

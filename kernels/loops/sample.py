@@ -52,10 +52,10 @@ def median(a, b, c):
 
 @inlined
 def keep_likeliest(weights, first, count, top_k, top_p, copy):
-    """Zero all but the top_k largest, and all that the likeliest of share top_p do not need.
+    """Zero the weights beyond the top_k largest, or beyond a share of top_p of their sum.
 
-    Of equal weights the first ones stay. As quickselect: what is in question are elements `low` to
-    `high` of a copy, whose place is weights[copy] and after it, and a pivot halves them.
+    The largest stay, just enough of them to reach that share, and of equal weights the first. As
+    quickselect: a pivot halves the candidates, elements low to high - 1 of a copy at weights[copy].
     """
     total = simd.splat(weights, 0)
     for i in range(0, count, simd.lanes(weights)):
@@ -63,7 +63,10 @@ def keep_likeliest(weights, first, count, top_k, top_p, copy):
         simd.store(weights, copy + i, weight)
         total = total + weight
     needed = top_p * simd.sum_lanes(total)
-    least, of_least = weights.dtype.type(math.inf), 0  # what stays: all above, and so many equal
+    least, of_least = (
+        weights.dtype.type(math.inf),
+        0,
+    )  # larger weights stay, and `of_least` equal ones
     kept, mass = 0, 0.0
     low, high = copy, copy + count
     while low < high and kept < top_k and mass < needed:
@@ -110,7 +113,7 @@ def choose(weights, first, count, uniform, totals):
     index = 0
     for i in range(0, count, simd.lanes(weights)):
         index += simd.count_at_most(simd.load(weights, totals + i), limit)
-    # Rounding can lift the limit to the total, and a total where nothing is added to it.
+    # Rounding can lift the limit to the total, beyond the last token with a weight.
     index = min(index, count - 1)
     while index > 0 and weights[first + index] == 0:
         index -= 1
@@ -121,7 +124,7 @@ def choose(weights, first, count, uniform, totals):
 def next_token(weights, first, count, top_k, top_p, uniform, totals):
     """Draw one of `count` tokens, whose weights begin at `first`, whole vectors.
 
-    totals: where in weights as many numbers find room.
+    totals: the index in weights of scratch for as many numbers.
     """
     if top_k < count or top_p < 1:
         keep_likeliest(weights, first, count, top_k, top_p, totals)
@@ -182,8 +185,8 @@ def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_tu
         p = 0
         while alive > 0 and p < block:
             begin, end = program.ends[p if program.unrolled else 0], program.logit_ends[p]
-            # Attention keeps what it looks back at, and a state is read before it is overwritten:
-            # rows can make room for the next ones.
+            # All positions can use the same rows: attention keeps a copy of keys and values, and a
+            # state is read before it is overwritten.
             row = p if program.unrolled else 0
             inputs[program.starts + p] = row
             inputs[program.starts + p + 1] = row + alive
@@ -198,7 +201,7 @@ def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_tu
                 for i in range(alive):
                     samples[documents[i], p] = prompt[p]
             else:
-                # The weights of all texts, then their tokens: what a text waits for, others do not.
+                # All weights, then all tokens: the dependency chains of the texts overlap.
                 logits, row = program.logits[p], program.logits_row
                 weigh(values, logits, row, alive, vocab_size, inverse_temperature, weights)
                 for i in range(alive):

@@ -11,7 +11,7 @@ CONSTANT, LINEAR, EXPONENTIAL, COSINE = 0, 1, 2, 3
 class Schedule(NamedTuple):
     """How the learning rate goes, over a training of `span` steps that begins with step `origin`.
 
-    Both are as they look at the present pace where training ends after so many seconds.
+    With a budget of seconds both are estimates at the present pace.
     """
 
     kind: int

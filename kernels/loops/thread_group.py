@@ -28,9 +28,9 @@ from tapegpt.kernels.simd.memory import element_pointer
 # What a thread reports to the others, a column each.
 LOSS, SQUARES, FAULTS = 0, 1, 2
 
-NOBODY_COMES = 2**62  # arrivals, of which no thread waits for more
+NOBODY_COMES = 2**62  # so many arrivals release every thread that waits
 
-LOOKS = 1000  # at who has arrived, before the processor is left to somebody else
+LOOKS = 1000  # at the arrivals, before a thread yields the processor
 
 yield_processor = types.ExternalFunction(
     "SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32()
@@ -61,7 +61,7 @@ def arrive(typing_context, arrivals):
 
 @intrinsic
 def arrived(typing_context, arrivals):
-    """How many arrivals there are by now, of whichever thread."""
+    """How many arrivals of all threads there are by now."""
 
     def codegen(context, builder, sig, args):
         at = element_pointer(context, builder, sig.args[0], args[0], ir.IntType(64)(0))
@@ -94,7 +94,7 @@ def all_reduce_sum(group, thread, column, number):
 
 @inlined
 def partition(count, thread, threads):
-    """Of 0 to count - 1 those that are a thread's: the first, and one past the last."""
+    """A thread's share of 0 to count - 1: the first, and one past the last."""
     return count * thread // threads, count * (thread + 1) // threads
 
 
@@ -110,11 +110,8 @@ def broadcast_parameters(program, group, thread):
 @inlined
 def add_gradients(group, begin, end):
     """Add the gradients of the other threads to those of the first, and clear them."""
-    total, grads, (others, nodes) = (
-        as_pointer(group.grads),
-        as_pointer(group.other_grads),
-        group.other_grads.shape,
-    )
+    total, grads = as_pointer(group.grads), as_pointer(group.other_grads)
+    others, nodes = group.other_grads.shape
     for first in range(0, others * nodes, nodes):
         for i in range(begin, end, simd.lanes(grads)):
             simd.store(total, i, simd.load(total, i) + simd.load(grads, first + i))

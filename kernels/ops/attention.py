@@ -4,7 +4,7 @@ For every document, position p and head, over the same document's positions s <=
 
     w[s] = softmax_s(q[p] . k[s] / sqrt(head_dim)),  out[p] = sum_s w[s] v[s]
 
-q, k, v, out: (R, H head_dim). Backward:
+q, k, v, out: (R, H head_dim); w: (B H, T, T). Backward:
 
     dw = dout v^T,  dv = w^T dout,  ds = w (dw - sum(w dw)) / sqrt(head_dim)
     dq = ds k,  dk = ds^T q
@@ -88,7 +88,7 @@ def lane_stride(values, columns):
 class Geometry(NamedTuple):
     """How the heads of one record lie, and the positions that are to be computed.
 
-    Whole tiles exceed those on both sides.
+    Whole tiles reach beyond these positions on both sides.
     """
 
     given: Heads  # in rows of q, k and v
@@ -101,7 +101,7 @@ class Geometry(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What a lanes' worth of problems reads and writes: indices of the first position."""
+    """Where one vector's lanes of problems lie: indices of their first position."""
 
     q: int
     k: int
@@ -144,7 +144,7 @@ def last_position(heads, problem, first, last):
 def softmax_rows(values, scores, span, first, last, room, factor):
     """Rows `first` to last - 1 of scores become probabilities, of 2^(factor score), in every lane.
 
-    Row p has p + 1 of them; those from there up to `room` become 0.
+    Row p has p + 1 of them. Elements p + 1 to room - 1 become 0.
     """
     size, zero = simd.lanes(values), simd.zeros(values)
     for p in range(first, last):
@@ -166,9 +166,9 @@ def softmax_rows(values, scores, span, first, last, room, factor):
 
 
 def make_attend(product, rows):
-    """The probabilities of `rows` positions from p on, and the sums of values that they make.
+    """Probabilities of `rows` positions from p on, and the sums of values weighted by them.
 
-    Those that are not from `first` to end - 1 are only there to fill a tile.
+    Positions outside of first to end - 1 only fill up a tile.
     """
 
     @jit
@@ -248,12 +248,8 @@ def make_attention(size):
         dq, dk, dv, dw, dout = d.dq_lanes, d.dk_lanes, d.dv_lanes, d.dprobabilities, d.dout_lanes
         for problem in range(0, problems_at(g.given, first), size):
             rows = problem // size * g.block
-            q, k, v = (
-                a.q_lanes + rows * stride,
-                a.k_lanes + rows * stride,
-                a.v_lanes + rows * stride,
-            )
-            w = a.probabilities + rows * span
+            q, k = a.q_lanes + rows * stride, a.k_lanes + rows * stride
+            v, w = a.v_lanes + rows * stride, a.probabilities + rows * span
             end = last_position(g.given, problem, first, last)
             part = Part(problem, first, end)
             rows_to_lanes(grads, (d.dout,), g.made, part, grads, (dout,))

@@ -37,7 +37,7 @@ def cross_entropy_forward(values, operands, inputs, out, at, batch_range):
     row = row_stride(values, width)
     first, last = row_range(count, batch_range)
     end, outside = padding(values, width)
-    # In loops of their own exponentials do not wait for maxima, nor sums for exponentials.
+    # Separate loops: exponentials do not wait for maxima, nor sums for exponentials.
     for r in range(first, last):
         values[margins + r] = row_maximum(values, logits + r * row, end, outside)
     for r in range(first, last):

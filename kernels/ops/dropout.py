@@ -25,7 +25,7 @@ ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 
 @inlined
 def mixed(x):
-    """64 bits, on each of which every bit of x has a say (SplitMix64, Steele et al. 2014)."""
+    """64 bits, each of which depends on every bit of x (SplitMix64, Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -33,14 +33,14 @@ def mixed(x):
 
 @jit
 def dropout_key(seed, document):
-    """What a sweep that begins with this document of the training draws its numbers from."""
+    """The key of the random numbers of a sweep that begins with this document of the training."""
     key = mixed(mixed(np.uint64(seed)) + np.uint64(document) * ODD)
     return np.int64((key >> np.uint64(1)) | np.uint64(1))  # 0 would leave nothing out
 
 
 @inlined
 def decided(low, high, kept, bits):
-    """What `bits` of a group become by 8 bits of a chance."""
+    """The bits of a group after 8 more bits of `kept`, see chosen."""
     for k in range(4):
         draw = low >> np.uint64(GROUP * k)
         bits = (bits | draw) if (kept >> k) & 1 else (bits & draw)
@@ -52,7 +52,7 @@ def decided(low, high, kept, bits):
 
 @jit
 def finer(word, kept):
-    """What bits of a group are by the lower 24 bits of a chance."""
+    """The bits of a group after the lower 24 bits of `kept`."""
     bits = np.uint64(0)
     for k in range(0, 24, 8):
         low = mixed(word + ODD)

@@ -44,8 +44,8 @@ def embed_backward(values, grads, operands, inputs, out, at, back, batch_range):
     for i in range(pairs, pairs + 2 * count, 2):
         table, slot = operands[i], operands[i + 1]
         for column in range(0, columns, simd.lanes(values)):
-            # Rows of one position lie together: what they pass to its row is added up first, or
-            # each would wait for what the one before wrote.
+            # Rows with one index lie together. Their gradients are summed in a register: loads do
+            # not wait for the stores before them.
             passed = simd.splat(values, 0)
             for r in range(first, last):
                 passed = passed + simd.load(grads, dout + r * row + column)

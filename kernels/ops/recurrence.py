@@ -1,8 +1,8 @@
-"""Recurrence: a row made from what the row of the position before was made into.
+"""Recurrence: the row of a position is computed from the result at the position before.
 
 A stretch of records that begins with PREVIOUS and ends with CARRY is replayed position by
 position, see interpreter.py. Rows are position-major, documents in one order and the longest
-first, so what the rows of a position go on from is a prefix of the block of rows before them.
+first: the documents that reach a position are a prefix of the documents at the one before.
 
 x, out: (R, C).
 """
@@ -53,7 +53,7 @@ def previous_forward(values, operands, inputs, out, at, batch_range):
             simd.store(values, target + i, simd.load(values, source + i))
 
 
-# Always adds: some rows of x end here, and their gradient is what the losses have passed to them.
+# Always adds: documents that end here have the gradients of their losses in dx, and nothing more.
 @jit
 def previous_backward(values, grads, operands, inputs, out, at, back, batch_range):
     _, width, _, starts = previous_args(operands, at)
@@ -71,7 +71,7 @@ CARRY = ArrayOp("carry", CarryArgs, None, None)
 
 @jit
 def move_state(values, operands, at, source, target):
-    """Give row `target` of what `previous` reads what row `source` has."""
+    """Copy row `source` of the state that `previous` reads to row `target`."""
     _, width, x, _ = previous_args(operands, at)
     row = row_stride(values, width)
     for i in range(0, row, simd.lanes(values)):

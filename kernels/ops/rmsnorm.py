@@ -34,12 +34,12 @@ args, grads_of = readers(Args)
 
 @jit
 def rescaled_row(values, x, out, columns, width, epsilon):
-    """Norm one row whose squares overflow or vanish, or that is long; returns its scale."""
+    """Norm one row whose squares overflow or underflow, or that is long; returns its scale."""
     size = simd.lanes(values)
     largest = simd.splat(values, 0)
     for i in range(x, x + columns, size):
         largest = simd.maximum(largest, simd.absolute(simd.load(values, i)))
-    # So that neither the number nor one over it is subnormal.
+    # Neither the divisor nor its inverse is subnormal.
     limit = 1e37 if values.itemsize == 4 else 1e307
     divisor = min(max(np.float64(simd.max_lanes(largest)), math.sqrt(epsilon), 1 / limit), limit)
     factor = values.dtype.type(1 / divisor)
@@ -64,7 +64,7 @@ def rmsnorm_forward(values, operands, inputs, out, at, batch_range):
     share = values.dtype.type(1 / width)
     first, last = row_range(rows, batch_range)
     nothing = simd.tile_zeros(values, simd.four(values), 1)
-    # Beyond it squares have been so small that they were subnormal, or 0.
+    # A scale above it comes from squares that underflowed.
     steepest = values.dtype.type(1e15 if values.itemsize == 4 else 1e145)
     for r in range(first, last, simd.four(values)):
         offsets = simd.row_offsets(r, last, row, simd.four(values))
@@ -100,11 +100,8 @@ def rmsnorm_backward(values, grads, operands, inputs, out, at, back, batch_range
     share = values.dtype.type(-1 / width)
     for r in range(first, last):
         out_r, dout_r, dx_r = out + r * row, g.dout + r * row, g.dx + r * row
-        scale, out0, dout0 = (
-            values[a.inv_rms + r],
-            simd.load(values, out_r),
-            simd.load(grads, dout_r),
-        )
+        scale = values[a.inv_rms + r]
+        out0, dout0 = simd.load(values, out_r), simd.load(grads, dout_r)
         products = out0 * dout0
         for i in range(simd.lanes(values), columns, simd.lanes(values)):
             products = simd.fma(

@@ -1,4 +1,4 @@
-"""The k largest numbers of every row, and the product of those alone with a matrix.
+"""The k largest numbers of every row, and the product of these alone with a matrix.
 
     topk:             inputs[slot + r k : slot + (r + 1) k] = their columns, from left to right
     gathered_linear:  out[r] = start[r] + sum over i, inputs[slot + r k : ], of x[r, i] W[i]
@@ -63,10 +63,10 @@ def copy_finite(values, x, width, row, out):
     return -simd.max_lanes(negative), simd.max_lanes(largest)
 
 
-# Of equals the first count; `out` is a row to work in.
+# Of equal numbers the first are chosen; `out` is a row of scratch.
 #
-# A threshold is found by halving the interval from low to high. What is above low counts, but of
-# what equals high only as much as the numbers above it leave room for.
+# Bisection narrows a threshold down to between low and high. Numbers above low are chosen, but of
+# those equal to high only the first `room`.
 @jit
 def topk_forward(values, operands, inputs, out, at, batch_range):
     rows, width, x, k, slot = topk_args(operands, at)

@@ -131,7 +131,7 @@ def splat(typing_context, array, scalar):
 
 @intrinsic
 def zeros(typing_context, array):
-    """A vector of zeros, of which the optimizer does not know that it is.
+    """A vector of zeros, hidden from the optimizer.
 
     It would turn a loop that stores three of them into a call of memset.
     """

@@ -7,11 +7,11 @@ quick_exp2 are for softmax. NaN in, NaN out.
 
 exp_any is exp without a clamp: subnormal numbers and 0 below the range, infinity above, as exact.
 
-exp_near and softplus_near are for numbers up to NEAR and for operations that wait for each other:
-they clamp nothing, and their polynomials take a few steps (Estrin's scheme). Largest relative
-errors: exp_near 1.8e-7 + 3e-9 |x| in float32 and 4e-16 + 4e-17 |x| in float64, softplus_near 3e-7
-and 2.5e-15. On machines without fused multiplication and addition |x| counts 6e-8 and 1.3e-16,
-for softplus_near too where x is negative: as much as rounding x did.
+exp_near and softplus_near are for numbers up to NEAR, where dependency chains are long: they do not
+clamp, and evaluate polynomials by Estrin's scheme, whose chains are short. Largest relative errors:
+exp_near 1.8e-7 + 3e-9 |x| in float32 and 4e-16 + 4e-17 |x| in float64, softplus_near 3e-7 and
+2.5e-15. On machines without fused multiplication and addition |x| counts 6e-8 and 1.3e-16, for
+softplus_near too where x is negative: as much as rounding x did.
 """
 
 import math
@@ -97,13 +97,13 @@ LOG_TERMS = {
 # Beyond these exp is the largest or smallest normal number, give or take a factor of 2.2.
 EXP_RANGE = {types.float32: (-87.0, 88.0), types.float64: (-708.0, 709.0)}
 
-# Where exp is for any number: beyond these it is 0 or infinity.
+# Beyond these exp_any is 0 or infinity.
 EXP_LIMITS = {types.float32: (-104.0, 89.0), types.float64: (-746.0, 710.0)}
-# Numbers up to this size are near: exponentials of them and sums of those are normal numbers.
+# Exponentials of numbers up to this size, and sums of a few exponentials, are normal numbers.
 NEAR = 60.0
 
-# Below this exp2 is 0: what a softmax would make of it vanishes beside the largest term, but a
-# product with it could be subnormal, and arithmetic on those takes a hundred times as long.
+# Below this exp2 underflows to 0. Such a term does not count beside the largest of a softmax, but
+# products with it could be subnormal, and subnormal arithmetic takes a hundred times as long.
 EXP2_LOWEST = {types.float32: -90.0, types.float64: -900.0}
 
 # 2 to this is a normal number, and so is what a polynomial for 2^r, |r| <= 1/2, makes of it.

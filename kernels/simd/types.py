@@ -11,7 +11,7 @@ from numba.extending import models, register_model
 
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES, VECTOR_REGISTERS
 
-# Rows and columns of the tiles of accumulators: enough independent chains to cover the latency of
+# Rows and columns of the tiles of accumulators: enough dependency chains to cover the latency of
 # an FMA, few enough that they and their operands fit the register file. One that spills is three
 # times slower.
 WIDE_TILE, PAIR_TILE, SINGLE_TILE = (6, 2), (6, 2), (12, 1)
@@ -127,7 +127,7 @@ class RowPointersModel(models.StructModel):
 
 
 def opaque(builder, value):
-    """The same pointer or integer, of which the optimizer knows nothing."""
+    """The same pointer or integer, hidden from the optimizer."""
     function_type = ir.FunctionType(value.type, [value.type])
     return builder.asm(function_type, "", "=r,0", [value], side_effect=False)
 

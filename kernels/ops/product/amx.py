@@ -233,10 +233,8 @@ def pack_columns(b, depth, packed):
 def pack_transposed_columns(b, depth, columns, packed, room):
     """The same of a transposed B, whose columns are `columns` rows of it, if there are so many."""
     array = b.array
-    places, sources = (
-        simd.row_offsets(0, SIDE, SIDE, SIDE),
-        simd.row_offsets(0, columns, b.row, SIDE),
-    )
+    places = simd.row_offsets(0, SIDE, SIDE, SIDE)
+    sources = simd.row_offsets(0, columns, b.row, SIDE)
     for k in range(0, depth, DEPTH):
         for step in (k, k + SIDE):
             square = simd.tile_load_first(

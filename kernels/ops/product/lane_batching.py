@@ -53,7 +53,7 @@ class Heads(NamedTuple):
 
 
 class Part(NamedTuple):
-    """The lanes' worth of problems from `problem` on, at positions first to last - 1."""
+    """One vector's lanes of problems, from `problem` on, at positions first to last - 1."""
 
     problem: int
     first: int
@@ -69,12 +69,12 @@ def problems_at(heads, p):
 
 @inlined
 def whole_tiles(count):
-    """Rows, columns or steps that so many take: all products are of whole tiles."""
+    """`count` rows, columns or steps, rounded up to whole tiles, as all products take them."""
     return (count + LANE_COLUMNS - 1) // LANE_COLUMNS * LANE_COLUMNS
 
 
 def make_lane_product(tile_rows):
-    """The product whose tiles have so many rows."""
+    """lane_product with tiles of `tile_rows` rows."""
 
     @jit
     def lane_product(a, b, out, shape):
@@ -118,7 +118,7 @@ def lane_place(array, problem, power, group):
 
 @inlined
 def copy_lane(vectors, x, out, span):
-    """Copy the lane that begins at x, of vectors that span so many elements, to that at `out`."""
+    """Copy the lane that begins at x to the lane at `out`, in vectors that span `span` elements."""
     # Unsigned numbers: Numba would ask of every other index whether it is negative.
     x, out = np.uint64(x), np.uint64(out)
     for i in range(np.uint64(0), np.uint64(span), np.uint64(simd.lanes(vectors))):
@@ -135,7 +135,7 @@ def move_in(rows, begin, places, count, size, columns, vectors, out):
 
 @inlined
 def move_out(vectors, x, columns, size, rows, begin, places, overwrite):
-    """The way back: the tile that goes to rows[begin + places]."""
+    """The inverse of move_in: the tile to be stored at rows[begin + places]."""
     tile = simd.tile_zeros(rows, size, 1)
     tile = simd.tile_load(tile, vectors, x, simd.row_offsets(0, columns, simd.lanes(rows), size))
     tile = simd.tile_transpose(tile)

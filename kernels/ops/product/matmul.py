@@ -13,21 +13,21 @@ from tapegpt.kernels.simd import PAIR_TILE, SINGLE_TILE, SQUARE_ROWS, TAIL_ROWS,
 # A panel of B, this many rows of it at a time, stays in the first-level cache.
 PANEL_DEPTH = 128
 
-# Where rows of B lie so many bytes apart, a panel would touch more pages than the processor keeps
-# the addresses of. It is copied without the gaps if as many rows of A as this go over it.
+# Rows of B so many bytes apart spread a panel over more pages than the TLB holds. It is packed if
+# so many rows of A use it.
 PACKED_BYTES, PACKED_ROWS = 1024, 100
 
-# Wide matrices are large: what the next tile adds to or overwrites comes from afar. It is asked for
-# before a tile that takes long enough, steps over this many rows of B.
+# Wide matrices are large: the next tile of out is prefetched during a tile that takes long enough,
+# over this many rows of B.
 LONG_DEPTH = 64
 
-# Packing what a product reads again for every row does not pay for so few of them.
+# Packing B does not pay for so few rows of A.
 FEW_ROWS = 3
 
 
 @inlined
 def activated(y, b, activation, at):
-    """What becomes of the vector y, whose place is `at` elements after where out begins."""
+    """The activation of the vector y that belongs `at` elements after the beginning of out."""
     if activation == RELU:
         y = simd.relu(y)
     elif activation != IDENTITY:
@@ -103,12 +103,9 @@ def pack(b, depth, width, target):
 
 @jit
 def transpose(b, rows, columns, target, target_row):
-    """array[target], an array of `columns` rows, becomes the transpose of `rows` rows of b."""
-    array, empty, size = (
-        b.array,
-        simd.tile_zeros(b.array, simd.lanes(b.array), 1),
-        simd.lanes(b.array),
-    )
+    """Write the transpose of `rows` rows of b to array[target]: it has `columns` rows."""
+    array, size = b.array, simd.lanes(b.array)
+    empty = simd.tile_zeros(array, size, 1)
     targets = simd.row_offsets(0, size, target_row, size)
     for j in range(0, rows, size):
         whole = columns - columns % size if rows - j >= size else 0
@@ -164,8 +161,8 @@ def square_product(left, square, out, offsets, count):
 def square_panel(a, b, out, rows, width):
     """The product for a square of B: a vector of columns, `width` of them wanted, and as many rows.
 
-    It stays in registers. Tiles of one column otherwise read a vector of B for every step, and
-    are about as long in finding where their rows begin as in a few steps.
+    The square stays in registers. A tile of one column would otherwise load a vector of B at every
+    step, and setting up its row pointers costs as much as a few steps.
     """
     size = simd.lanes(b.array)
     square = simd.tile_zeros(b.array, size, 1)

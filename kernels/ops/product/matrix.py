@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 from tapegpt.kernels.compile.jit import inlined
 
-# What becomes of start + A B before it is stored: nothing, or max(0, of it). Any other activation
-# is the index in b of numbers laid out as out is: 0 is stored where they are not positive.
+# The activation of start + A B: none, or ReLU. Any other number is the index in B's array of a mask
+# with the layout of out: 0 is stored where the mask is not positive.
 IDENTITY, RELU = -1, -2
 
 
@@ -30,7 +30,7 @@ class Right(NamedTuple):
 class Result(NamedTuple):
     """out = activation(start + A B): whole padded rows, array[begin + r row : ].
 
-    start: the index in array of the start, laid out as out is: `begin` to accumulate, -1 for zero.
+    start: its index in `array`, with the layout of out; `begin` to accumulate, -1 for zero.
     """
 
     array: Any
@@ -50,7 +50,7 @@ class Shape(NamedTuple):
 
 @inlined
 def moved(index, distance):
-    """An index of something laid out as out is, or what is below 0 and means no index."""
+    """The index `distance` elements on; a negative one means no index, and stays."""
     return index if index < 0 else index + distance
 
 

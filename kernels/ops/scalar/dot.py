@@ -69,7 +69,7 @@ def dot_backward(values, grads, operands, inputs, out, dout, at):
 def factors_backward(values, grads, operands, dout, a, b, count):
     """Pass on the gradients of `count` factors listed from operands[a], of those from operands[b].
 
-    To a node that stands there many times in a row at once, for what it is at last to be exact.
+    A node listed many times in a row gets its gradient in one addition, which keeps it exact.
     """
     i = 0 * count
     while i < count:

@@ -94,10 +94,8 @@ def long_softmax_forward(values, operands, out, at):
 def softmax_backward(values, grads, operands, inputs, out, dout, at):
     count, nodes = args(operands, at)
     if count <= SOFTMAX_LANES:
-        dy, y = (
-            simd.load_lanes(grads, out, SOFTMAX_LANES),
-            simd.load_lanes(values, out, SOFTMAX_LANES),
-        )
+        dy = simd.load_lanes(grads, out, SOFTMAX_LANES)
+        y = simd.load_lanes(values, out, SOFTMAX_LANES)
         if count < SOFTMAX_LANES:
             dy, y = simd.keep_first(dy, count, 0), simd.keep_first(y, count, 0)
         if not simd.within(dy, simd.smallest(grads)):

@@ -17,7 +17,7 @@ from tapegpt.kernels.simd.math import exp_any
 ROWS = tuple(sorted((f for f in FORMULAS if f.strided), key=lambda f: not f.db))
 WITH_B = sum(bool(formula.db) for formula in ROWS)
 
-# What the same is of vectors, where it is written in another way: (out, da).
+# The formulas of vectors where they differ: (out, da).
 OF_VECTORS = {"relu": ("simd.relu(a)", "simd.where_positive(a, dout)")}
 
 
