@@ -144,9 +144,9 @@ class Changes(ast.NodeVisitor):
     visit_If = visit_While = visit_IfExp = condition  # noqa: N815
 
     def visit_Call(self, node: ast.Call) -> None:
-        name = self.text(node.func).decode()
+        module, dot, name = self.text(node.func).decode().rpartition(".")
         if name in NAMES:
-            self.replace(node.func, NAMES[name].encode())
+            self.replace(node.func, f"{module}{dot}{NAMES[name]}".encode())
         for i, (x, y) in enumerate(zip(node.args, node.args[1:], strict=False)):
             alike = type(x) is type(y) and isinstance(x, ast.Name | ast.BinOp | ast.Subscript)
             arrays = [self.text(z).decode() in ARRAYS for z in (x, y)]
@@ -215,7 +215,7 @@ def subject(node: ast.AST) -> str:
             kind = type(node).__name__.lower()
             return f"{kind} {min(names, key=lambda x: x.col_offset).id}" if names else kind
         case ast.Expr(ast.Call()):
-            return ast.unparse(node.value.func)
+            return ast.unparse(node.value.func).rpartition(".")[2]
         case ast.Return():
             return "return"
     return ""

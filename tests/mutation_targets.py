@@ -120,9 +120,6 @@ EQUIVALENT = {
     "Rows beyond the last one are the last one again: it is stored once more.": [
         "rmsnorm.rmsnorm_forward, tile_store: - -> +",
     ],
-    "Another key of the same seed and document is as good.": [
-        "train.train_steps, inputs: seed, document -> document, seed",
-    ],
     "The last of one is the first.": [
         "thread_group.arrive.codegen, at",
         "thread_group.arrived.codegen, at",

@@ -21,6 +21,7 @@ the copies are the KV cache.
 import math
 from typing import Any, NamedTuple
 
+from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import BATCH, NONE, padded
 from tapegpt.kernels.op import (
@@ -36,24 +37,6 @@ from tapegpt.kernels.op import (
 )
 from tapegpt.kernels.ops.product.matmul import matmul, single_panel, transpose
 from tapegpt.kernels.ops.product.matrix import IDENTITY, Left, Result, Right, Shape
-from tapegpt.kernels.simd import (
-    advance,
-    fma,
-    keep_first,
-    keep_from,
-    lanes,
-    load,
-    max_lanes,
-    maximum,
-    row_pointers,
-    splat,
-    store,
-    store_part,
-    sum_lanes,
-    tile_outer,
-    tile_row_sums,
-    tile_zeros,
-)
 from tapegpt.kernels.simd.math import LOG2_E, exp2, log, quick_exp2
 
 SIDE = 64
@@ -140,13 +123,13 @@ def copy_in(rows, begin, row, head, first, end, out, target):
     width, zero = padded(rows, head.width), rows.dtype.type(0)
     for p in range(first, end):
         x, copy = begin + element(head, p, row), target + p * width
-        for c in range(0, head.width - lanes(rows) + 1, lanes(rows)):
-            store(out, copy + c, load(rows, x + c))
+        for c in range(0, head.width - simd.lanes(rows) + 1, simd.lanes(rows)):
+            simd.store(out, copy + c, simd.load(rows, x + c))
         if width > head.width:
-            c = width - lanes(rows)
-            store(out, copy + c, keep_first(load(rows, x + c), head.width - c, zero))
-    for i in range(target + end * width, target + strips(end) * width, lanes(rows)):
-        store(out, i, splat(out, 0))
+            c = width - simd.lanes(rows)
+            simd.store(out, copy + c, simd.keep_first(simd.load(rows, x + c), head.width - c, zero))
+    for i in range(target + end * width, target + strips(end) * width, simd.lanes(rows)):
+        simd.store(out, i, simd.splat(out, 0))
 
 
 @jit
@@ -155,14 +138,14 @@ def copy_out(x, source, head, first, end, rows, begin, row, overwrite):
     width = padded(rows, head.width)
     for p in range(first, end):
         target = begin + element(head, p, row)
-        for c in range(0, width, lanes(rows)):
-            number = load(x, source + p * width + c)
+        for c in range(0, width, simd.lanes(rows)):
+            number = simd.load(x, source + p * width + c)
             if not overwrite:
-                number = load(rows, target + c) + number
-            if c + lanes(rows) <= head.width:
-                store(rows, target + c, number)
+                number = simd.load(rows, target + c) + number
+            if c + simd.lanes(rows) <= head.width:
+                simd.store(rows, target + c, number)
             else:
-                store_part(rows, target + c, number, head.width - c)
+                simd.store_part(rows, target + c, number, head.width - c)
 
 
 @inlined
@@ -171,7 +154,7 @@ def product(left, right, out, begin, row, shape, overwrite):
     array, b0, b_row = right
     start = NONE if overwrite else begin
     if shape.rows == STRIP:
-        for c in range(0, shape.columns, lanes(out)):
+        for c in range(0, shape.columns, simd.lanes(out)):
             panel = Result(out, begin + c, row, NONE if overwrite else begin + c, IDENTITY)
             single_panel(left, Right(array, b0 + c, b_row, False), panel, STRIP, shape.depth)
     else:
@@ -197,20 +180,20 @@ def largest_scores(values, scores, keys, best):
     """The largest of `best` and of `keys` scores, lane by lane; in four dependency chains."""
     one, two, three = best, best, best
     for s in range(scores, scores + keys * SIDE, 4 * SIDE):
-        best = maximum(best, load(values, s))
-        one = maximum(one, load(values, s + SIDE))
-        two = maximum(two, load(values, s + 2 * SIDE))
-        three = maximum(three, load(values, s + 3 * SIDE))
-    return maximum(maximum(best, one), maximum(two, three))
+        best = simd.maximum(best, simd.load(values, s))
+        one = simd.maximum(one, simd.load(values, s + SIDE))
+        two = simd.maximum(two, simd.load(values, s + 2 * SIDE))
+        three = simd.maximum(three, simd.load(values, s + 3 * SIDE))
+    return simd.maximum(simd.maximum(best, one), simd.maximum(two, three))
 
 
 @jit
 def scale_rows(values, x, rows, columns, factors):
     """Multiply every row of x with a factor of its own."""
     for r in range(rows):
-        factor = splat(values, values[factors + r])
-        for i in range(x + r * columns, x + (r + 1) * columns, lanes(values)):
-            store(values, i, load(values, i) * factor)
+        factor = simd.splat(values, values[factors + r])
+        for i in range(x + r * columns, x + (r + 1) * columns, simd.lanes(values)):
+            simd.store(values, i, simd.load(values, i) * factor)
 
 
 @jit
@@ -219,7 +202,7 @@ def attend(values, m, first, length, out, room):
 
     A square of scores has a row for every key and a lane for every query.
     """
-    size, columns = lanes(values), m.columns
+    size, columns = simd.lanes(values), m.columns
     factor, zero = values.dtype.type(LOG2_E / math.sqrt(m.head_dim)), values.dtype.type(0)
     lowest = values.dtype.type(LOWEST)
     scores = room
@@ -232,8 +215,8 @@ def attend(values, m, first, length, out, room):
             Right(values, m.q + i * columns, columns, False), queries, columns, queries_across, SIDE
         )
         for c in range(0, SIDE, size):
-            store(values, largest + c, splat(values, lowest))
-            store(values, total + c, splat(values, zero))
+            simd.store(values, largest + c, simd.splat(values, lowest))
+            simd.store(values, total + c, simd.splat(values, zero))
         for j in range(0, i + queries, SIDE):
             keys = min(SIDE, length - j)
             strip = STRIP if j == i else keys
@@ -249,21 +232,21 @@ def attend(values, m, first, length, out, room):
                     count = c - c % STRIP + STRIP
                     for s in range(c, count):
                         at = column + s * SIDE
-                        store(values, at, keep_from(load(values, at), s - c, lowest))
-                before = load(values, largest + c)
+                        simd.store(values, at, simd.keep_from(simd.load(values, at), s - c, lowest))
+                before = simd.load(values, largest + c)
                 best = largest_scores(values, column, count, before)
-                sums = splat(values, zero)
+                sums = simd.splat(values, zero)
                 for s in range(count):
                     at = column + s * SIDE
-                    e = quick_exp2((load(values, at) - best) * factor)
+                    e = quick_exp2((simd.load(values, at) - best) * factor)
                     if j == i:
-                        e = keep_from(e, s - c, zero)
-                    store(values, at, e)
+                        e = simd.keep_from(e, s - c, zero)
+                    simd.store(values, at, e)
                     sums = sums + e
                 shrunk = exp2((before - best) * factor)
-                store(values, largest + c, best)
-                store(values, rescaled + c, shrunk)
-                store(values, total + c, fma(load(values, total + c), shrunk, sums))
+                simd.store(values, largest + c, best)
+                simd.store(values, rescaled + c, shrunk)
+                simd.store(values, total + c, simd.fma(simd.load(values, total + c), shrunk, sums))
             if j > 0:
                 scale_rows(values, out_i, queries, columns, rescaled)
             strip = STRIP if j == i else queries
@@ -274,43 +257,49 @@ def attend(values, m, first, length, out, room):
                 right = (values, m.v + j * columns, columns)
                 product(left, right, values, out_i + r * columns, columns, shape, j == 0)
         for c in range(0, queries, size):
-            sums = load(values, total + c)
-            store(values, rescaled + c, 1.0 / sums)
-            store(values, m.largest + i + c, load(values, largest + c))
-            store(values, m.log_sum + i + c, log(sums) * LOG2_E)
+            sums = simd.load(values, total + c)
+            simd.store(values, rescaled + c, 1.0 / sums)
+            simd.store(values, m.largest + i + c, simd.load(values, largest + c))
+            simd.store(values, m.log_sum + i + c, log(sums) * LOG2_E)
         scale_rows(values, out_i, queries, columns, rescaled)
 
 
 @jit
 def attend_row(values, m, p, out, room):
     """Row p of out alone; room for a score of every key."""
-    size, columns = lanes(values), m.columns
+    size, columns = simd.lanes(values), m.columns
     factor, lowest = values.dtype.type(LOG2_E / math.sqrt(m.head_dim)), values.dtype.type(LOWEST)
-    best = splat(values, lowest)
+    best = simd.splat(values, lowest)
     for s in range(0, p + 1, size):
-        scores = tile_zeros(values, size, 1)
-        left = row_pointers(values, m.k + s * columns, columns, size)
-        right = row_pointers(values, m.q + p * columns, columns, 1)
+        scores = simd.tile_zeros(values, size, 1)
+        left = simd.row_pointers(values, m.k + s * columns, columns, size)
+        right = simd.row_pointers(values, m.q + p * columns, columns, 1)
         for _ in range(0, columns, size):
-            scores = tile_outer(scores, left, right)
-            left, right = advance(left, size), advance(right, size)
-        score = keep_first(tile_row_sums(scores) * factor, p + 1 - s, lowest)
-        store(values, room + s, score)
-        best = maximum(best, score)
-    largest, total = max_lanes(best), splat(values, 0)
+            scores = simd.tile_outer(scores, left, right)
+            left, right = simd.advance(left, size), simd.advance(right, size)
+        score = simd.keep_first(simd.tile_row_sums(scores) * factor, p + 1 - s, lowest)
+        simd.store(values, room + s, score)
+        best = simd.maximum(best, score)
+    largest, total = simd.max_lanes(best), simd.splat(values, 0)
     end = (p + size) // size * size
     for s in range(0, end, size):
-        e = exp2(load(values, room + s) - largest)
-        store(values, room + s, e)
+        e = exp2(simd.load(values, room + s) - largest)
+        simd.store(values, room + s, e)
         total = total + e
-    inverse = 1 / sum_lanes(total)
+    inverse = 1 / simd.sum_lanes(total)
     for c in range(0, columns, size):
         # Two dependency chains.
-        even, odd, v = splat(values, 0), splat(values, 0), m.v + c
+        even, odd, v = simd.splat(values, 0), simd.splat(values, 0), m.v + c
         for s in range(0, end, 2):
-            even = fma(load(values, v + s * columns), splat(values, values[room + s]), even)
-            odd = fma(load(values, v + (s + 1) * columns), splat(values, values[room + s + 1]), odd)
-        store(values, out + p * columns + c, (even + odd) * inverse)
+            even = simd.fma(
+                simd.load(values, v + s * columns), simd.splat(values, values[room + s]), even
+            )
+            odd = simd.fma(
+                simd.load(values, v + (s + 1) * columns),
+                simd.splat(values, values[room + s + 1]),
+                odd,
+            )
+        simd.store(values, out + p * columns + c, (even + odd) * inverse)
 
 
 @inlined
@@ -375,7 +364,7 @@ def attend_backward(values, grads, m, length, made, given, across, room):
     A square has a row for every query and a lane for every key. across: room in values for k^T and
     v^T of a block.
     """
-    size, columns, d = lanes(values), m.columns, m.head_dim
+    size, columns, d = simd.lanes(values), m.columns, m.head_dim
     factor = values.dtype.type(LOG2_E / math.sqrt(d))
     scale, zero = values.dtype.type(1 / math.sqrt(d)), values.dtype.type(0)
     (dq, dk, dv), (dout, e) = given, made
@@ -396,17 +385,17 @@ def attend_backward(values, grads, m, length, made, given, across, room):
                 product(left, (values, v_across, SIDE), grads, ds + square, SIDE, shape, True)
                 for query in range(r, r + strip):
                     largest = values[m.largest + i + query]
-                    log_sum = splat(values, -values[m.log_sum + i + query])
-                    mean = splat(values, -grads[e + i + query] * scale)
+                    log_sum = simd.splat(values, -values[m.log_sum + i + query])
+                    mean = simd.splat(values, -grads[e + i + query] * scale)
                     for c in range(0, seen, size):
                         at = query * SIDE + c
-                        score = load(grads, w + at) - largest
-                        p = quick_exp2(fma(score, splat(values, factor), log_sum))
+                        score = simd.load(grads, w + at) - largest
+                        p = quick_exp2(simd.fma(score, simd.splat(values, factor), log_sum))
                         if diagonal:
-                            p = keep_first(p, query + 1 - c, zero)
-                        slope = fma(load(grads, ds + at), splat(values, scale), mean)
-                        store(grads, w + at, p)
-                        store(grads, ds + at, p * slope)
+                            p = simd.keep_first(p, query + 1 - c, zero)
+                        slope = simd.fma(simd.load(grads, ds + at), simd.splat(values, scale), mean)
+                        simd.store(grads, w + at, p)
+                        simd.store(grads, ds + at, p * slope)
                 left, shape = Left(grads, ds + square, SIDE, 1), Shape(strip, seen, columns)
                 product(
                     left, (values, m.k + key_row, columns), grads, dq + row, columns, shape, j == 0
@@ -437,11 +426,13 @@ def backward(values, grads, operands, inputs, out, at, back, batch_range):
             m = matrices(values, a, document * a.n_head + h)
             copy_in(grads, g.dout, a.made_row, head, first, end, grads, dout)
             for p in range(strips(end)):
-                sums, x = splat(values, 0), out + element(head, min(p, end - 1), a.made_row)
-                for c in range(0, columns, lanes(values)):
-                    y = keep_first(load(values, x + c), a.head_dim - c, values.dtype.type(0))
-                    sums = fma(y, load(grads, dout + p * columns + c), sums)
-                grads[e + p] = sum_lanes(sums)
+                sums, x = simd.splat(values, 0), out + element(head, min(p, end - 1), a.made_row)
+                for c in range(0, columns, simd.lanes(values)):
+                    y = simd.keep_first(
+                        simd.load(values, x + c), a.head_dim - c, values.dtype.type(0)
+                    )
+                    sums = simd.fma(y, simd.load(grads, dout + p * columns + c), sums)
+                grads[e + p] = simd.sum_lanes(sums)
             attend_backward(
                 values,
                 grads,
@@ -471,6 +462,6 @@ def move_streamed(values, operands, at, source, target, positions):
     for h in range(a.n_head):
         x = matrices(values, a, source * a.n_head + h)
         out = matrices(values, a, target * a.n_head + h)
-        for i in range(0, count, lanes(values)):
-            store(values, out.k + i, load(values, x.k + i))
-            store(values, out.v + i, load(values, x.v + i))
+        for i in range(0, count, simd.lanes(values)):
+            simd.store(values, out.k + i, simd.load(values, x.k + i))
+            simd.store(values, out.v + i, simd.load(values, x.v + i))

@@ -105,8 +105,8 @@ def topk_forward(values, operands, inputs, out, at, batch_range):
 @inlined
 def gathered_product(inputs, x, chosen, k, w, out, columns):
     """`columns` vectors of a row: out = start + the sum of x[i] W[i] over the chosen i."""
-    values, one_row = out.array, simd.row_offsets(0, 1, 0, 1)
-    tile = simd.tile_zeros(values, 1, columns)
+    values, tile = out.array, simd.tile_zeros(out.array, 1, columns)
+    one_row = simd.row_offsets(0, 1, 0, 1)
     if out.start >= 0:
         tile = simd.tile_load(tile, values, out.start, one_row)
     for j in range(chosen, chosen + k):

@@ -244,15 +244,11 @@ def keep_first(builder, vector, value, count: types.intp, other):
     return builder.select(kept, value, other)
 
 
-@intrinsic
-def keep_from(typing_context, value, first, other):
+@lanewise
+def keep_from(builder, vector, value, first: types.intp, other):
     """The number `other` in lanes 0 to first - 1, the lanes of `value` from there on."""
-
-    def codegen(context, builder, sig, args):
-        replaced = lanes_below(builder, value, range(value.lanes), args[1])
-        return builder.select(replaced, broadcast(builder, value, args[2]), args[0])
-
-    return value(value, types.intp, value.dtype), codegen
+    replaced = lanes_below(builder, vector, range(vector.lanes), first)
+    return builder.select(replaced, other, value)
 
 
 # Far below all that matters, far above the subnormal numbers, with which arithmetic takes a hundred
