@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.bounds import flag
 from tapegpt.checkpoint import Run, RunError, state_names
 from tapegpt.corpus import Tokenizer, digest_of, remarks_on, shuffled, tokenize
 from tapegpt.errors import DivergedError, UsageError
@@ -24,12 +23,11 @@ from tapegpt.system.host import bytes_available
 from tapegpt.tape.storage import LARGEST_TAPE, aligned_zeros
 from tapegpt.train.optimizers import kernel_optimizer
 from tapegpt.train.schedules import kernel_schedule
+from tapegpt.train.split import split
 from tapegpt.train.stopping import StepBudget, TimeBudget, budget_of
 from tapegpt.train.workers import Threads
 
 INITIAL_DEVIATION = 0.08  # of the weights, as in microgpt
-
-FRACTIONS = ("val_fraction", "test_fraction")
 
 # A batch that may have more rows than this is packed and swept in turns, and their gradients are
 # added up, so that what a sweep writes is still in the cache when it is read.
@@ -62,15 +60,8 @@ class Trainer:
         self.corpus_digest = digest_of(documents)
         check_memory(model, training, self.tokenizer.vocab_size)
         corpus = tokenize(ordered, self.tokenizer)
-        test = len(ordered) - _count_held_out("test_fraction", training, len(ordered))
-        held_out = test - _count_held_out("val_fraction", training, len(ordered))
-        if held_out < 1:
-            names = [name for name in FRACTIONS if getattr(training, name) > 0]
-            shown = " with ".join(f"{flag(name)} {getattr(training, name):g}" for name in names)
-            raise UsageError(
-                f"{shown} leaves none of {len(ordered)} documents to train on:"
-                " choose a smaller one, or more documents"
-            )
+        parts = split(training, len(ordered))
+        held_out, test = parts.held_out, parts.test
         self.remarks = list(remarks_on(ordered[:held_out], ordered[held_out:], model.block_size))
         self._tokens = corpus.tokens
         self._offsets = corpus.offsets[: held_out + 1]
@@ -298,12 +289,6 @@ def _documents_per_sweep(model: ModelConfig, training: TrainConfig) -> int:
     # An evaluation sweeps over as many as it can: four times as fast as one by one.
     evaluates = training.val_fraction + training.test_fraction > 0
     return most if evaluates else min(training.batch_size, most)
-
-
-def _count_held_out(name: str, training: TrainConfig, documents: int) -> int:
-    """How many documents a fraction holds out: one at least where it is above 0."""
-    fraction = getattr(training, name)
-    return max(1, round(fraction * documents)) if fraction > 0 else 0
 
 
 def check_memory(model: ModelConfig, training: TrainConfig, vocab_size: int) -> None:
