@@ -14,7 +14,7 @@ The readers are generated as flat source and inlined: they cost what the bare in
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cache
@@ -74,15 +74,6 @@ def with_gradients(args: type) -> tuple[int, ...]:
     """The places of arguments with one in the list for the reverse sweep, in its order."""
     names = (*fields_of_kind(args, Kind.DIFFERENTIABLE), *fields_of_kind(args, Kind.GRADIENT_ROOM))
     return tuple(place(args, name) for name in names)
-
-
-def flatten(arguments: tuple[Any, ...]) -> Iterator[int]:
-    """The integers that lie in memory."""
-    for argument in arguments:
-        if isinstance(argument, (tuple, list, range)):
-            yield from argument
-        else:
-            yield argument
 
 
 def readers(args: type) -> tuple[Kernel, Kernel]:

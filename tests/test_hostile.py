@@ -573,7 +573,7 @@ def test_memory_that_is_not_there(call, run, monkeypatch):
         raise MemoryError
 
     before = contents(Path())
-    for place in ("tapegpt.train.trainer.record", "tapegpt.train.trainer.tokenize"):
+    for place in ("tapegpt.train.trainer.compiled_model", "tapegpt.train.trainer.tokenize"):
         with monkeypatch.context() as patch:
             patch.setattr(place, exhausted)
             shown, err = call("train", "--data", "text", code=1)

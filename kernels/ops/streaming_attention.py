@@ -19,11 +19,11 @@ the copies are the KV cache.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined, jit
-from tapegpt.kernels.layout import BATCH, NONE, padded
+from tapegpt.kernels.layout import BATCH, padded
 from tapegpt.kernels.op import (
     ArrayOp,
     Differentiable,
@@ -35,13 +35,24 @@ from tapegpt.kernels.op import (
     Slot,
     readers,
 )
-from tapegpt.kernels.ops.product.matmul import matmul, single_panel, transpose
-from tapegpt.kernels.ops.product.matrix import IDENTITY, Left, Result, Right, Shape
+from tapegpt.kernels.ops.product.heads import (
+    STRIP,
+    Head,
+    Matrices,
+    copy_in,
+    copy_out,
+    element,
+    product,
+    scale_rows,
+    strips,
+    whole_strips,
+)
+from tapegpt.kernels.ops.product.matmul import transpose
+from tapegpt.kernels.ops.product.matrix import Left, Right, Shape
 from tapegpt.kernels.simd.math import LOG2_E, exp2, log, quick_exp2
 
 SIDE = 64
-STRIP = 16  # no vector has more lanes
-LOWEST = -1e30  # a score whose exponential is 0
+LOWEST = -1e30  # below every score
 
 
 class Args(NamedTuple):
@@ -93,88 +104,6 @@ def rooms(problems: int, block: int, head_dim: int, lanes: int) -> dict[str, int
     }
 
 
-def whole_strips(count):
-    """Positions that so many take."""
-    return (count + STRIP - 1) // STRIP * STRIP
-
-
-strips = inlined(whole_strips)
-
-
-class Head(NamedTuple):
-    """One head of one document, in rows: where those of its positions begin."""
-
-    inputs: Any
-    starts: int
-    document: int
-    column: int
-    width: int  # head_dim
-
-
-@inlined
-def element(head, p, row):
-    """The first element of the head at position p, of rows `row` elements apart."""
-    return (head.inputs[head.starts + p] + head.document) * row + head.column
-
-
-@jit
-def copy_in(rows, begin, row, head, first, end, out, target):
-    """Copy positions first to end - 1 out of rows to (T, C) at `target`, zeros after the last."""
-    width, zero = padded(rows, head.width), rows.dtype.type(0)
-    for p in range(first, end):
-        x, copy = begin + element(head, p, row), target + p * width
-        for c in range(0, head.width - simd.lanes(rows) + 1, simd.lanes(rows)):
-            simd.store(out, copy + c, simd.load(rows, x + c))
-        if width > head.width:
-            c = width - simd.lanes(rows)
-            simd.store(out, copy + c, simd.keep_first(simd.load(rows, x + c), head.width - c, zero))
-    for i in range(target + end * width, target + strips(end) * width, simd.lanes(rows)):
-        simd.store(out, i, simd.splat(out, 0))
-
-
-@jit
-def copy_out(x, source, head, first, end, rows, begin, row, overwrite):
-    """Copy them back to rows, or add them to what is there."""
-    width = padded(rows, head.width)
-    for p in range(first, end):
-        target = begin + element(head, p, row)
-        for c in range(0, width, simd.lanes(rows)):
-            number = simd.load(x, source + p * width + c)
-            if not overwrite:
-                number = simd.load(rows, target + c) + number
-            if c + simd.lanes(rows) <= head.width:
-                simd.store(rows, target + c, number)
-            else:
-                simd.store_part(rows, target + c, number, head.width - c)
-
-
-@inlined
-def product(left, right, out, begin, row, shape, overwrite):
-    """array[begin + r row : ] = A B, or += A B; B is no transpose."""
-    array, b0, b_row = right
-    start = NONE if overwrite else begin
-    if shape.rows == STRIP:
-        for c in range(0, shape.columns, simd.lanes(out)):
-            panel = Result(out, begin + c, row, NONE if overwrite else begin + c, IDENTITY)
-            single_panel(left, Right(array, b0 + c, b_row, False), panel, STRIP, shape.depth)
-    else:
-        matmul(
-            left, Right(array, b0, b_row, False), Result(out, begin, row, start, IDENTITY), shape, 0
-        )
-
-
-class Matrices(NamedTuple):
-    """The (T, C) matrices of one head."""
-
-    q: int
-    k: int
-    v: int
-    largest: int
-    log_sum: int
-    columns: int  # C
-    head_dim: int
-
-
 @inlined
 def largest_scores(values, scores, keys, best):
     """The largest of `best` and of `keys` scores, lane by lane; in four dependency chains."""
@@ -185,15 +114,6 @@ def largest_scores(values, scores, keys, best):
         two = simd.maximum(two, simd.load(values, s + 2 * SIDE))
         three = simd.maximum(three, simd.load(values, s + 3 * SIDE))
     return simd.maximum(simd.maximum(best, one), simd.maximum(two, three))
-
-
-@jit
-def scale_rows(values, x, rows, columns, factors):
-    """Multiply every row of x with a factor of its own."""
-    for r in range(rows):
-        factor = simd.splat(values, values[factors + r])
-        for i in range(x + r * columns, x + (r + 1) * columns, simd.lanes(values)):
-            simd.store(values, i, simd.load(values, i) * factor)
 
 
 @jit
