@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_checkpoint import (
+from saved_run import (
     HOSTILE,
     forge,
     forge_settings,

@@ -1,7 +1,7 @@
-"""A program for test_bounds.py, to be run where NUMBA_BOUNDSCHECK is 1.
+"""A program for test_bounds.py, to be run where NUMBA_BOUNDSCHECK is 1 and with its path.
 
-    python tests/out_of_bounds.py accesses DTYPE     every kind of access
-    python tests/out_of_bounds.py operations [NAME]  an operation, or all, with tampered arguments
+    python out_of_bounds.py accesses DTYPE     every kind of access
+    python out_of_bounds.py operations [NAME]  an operation, or all, with tampered arguments
 
 Prints what it has found as JSON. An access that is not checked ends it with a segmentation fault,
 or is in the list of those that went unnoticed.
@@ -263,7 +263,7 @@ def accesses(size):
 def raises(function, *arguments):
     try:
         function(*arguments)
-    except IndexError:
+    except (IndexError, ValueError):  # beyond an array, or a loop whose step is 0
         return True
     return False
 

@@ -11,6 +11,7 @@ import references
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opcodes import differentiable
+
 from ops.catalogue import (
     ARRAY_OPERATIONS,
     CATALOGUE,
@@ -22,7 +23,6 @@ from ops.catalogue import (
     opcodes,
     recordable,
 )
-
 from tapegpt.graph.memory_plan import mark_overwritten
 from tapegpt.kernels.interpreter import reverse_sweep
 from tapegpt.tape import Tape

@@ -36,7 +36,7 @@ from tapegpt.settings import (
 from tapegpt.train import trainer as trainer_module
 from tapegpt.train.trainer import Trainer
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 MODEL = ModelConfig(n_embd=6, n_head=2, block_size=5)
 DOCUMENTS = ["ab", "b", "abcab", "cabbage", "a", "bca", "gab"]  # one is longer than the block
 CONFIG = TrainConfig(steps=40, learning_rate=0.01, dtype="float64")

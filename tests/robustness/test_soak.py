@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_line import SKY
-from test_checkpoint import make_run, python
+from saved_run import make_run, python
 
 from tapegpt.checkpoint import load, save
 from tapegpt.corpus import read_documents

@@ -77,7 +77,7 @@ def test_shipped_names() -> None:
     assert all(re.fullmatch("[a-z]+", name) for name in names)
     assert names == sorted(set(names))
     assert read_documents(default_corpus()) == names
-    readme = Path(__file__).parents[1] / "data" / "README.md"
+    readme = Path(__file__).parents[2] / "data" / "README.md"
     assert f"{len(names):,} names" in readme.read_text()
 
 

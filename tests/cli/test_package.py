@@ -19,7 +19,7 @@ from tapegpt.corpus import default_corpus, read_documents
 from tapegpt.presets import configure
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_commands_of_the_readme_are_understood() -> None:

@@ -3,7 +3,7 @@
 One check: the derivative along a random direction of a random projection of the result. The long
 form counts its cases and checks and prints them:
 
-    pytest -m long -s tests/test_gradients.py
+    pytest -m long -s tests/ops/test_gradients.py
 """
 
 from collections import Counter
@@ -16,9 +16,9 @@ from gradients import loss_and_gradients
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
 from ops.catalogue import CATALOGUE, Recorded
 from ops.catalogue import Draw as DrawCase
-
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.graph.compile import compiled_model
 from tapegpt.settings import GRANULARITIES, ModelConfig

@@ -23,7 +23,7 @@ import pytest
 from tapegpt.system import ownership
 
 posix = pytest.mark.skipif(os.name != "posix", reason="owners and modes")
-COMPILE = Path(__file__).parent.parent / "kernels" / "compile"
+COMPILE = Path(__file__).parents[2] / "kernels" / "compile"
 
 INNER = """
 from tiny.compile.jit import jit

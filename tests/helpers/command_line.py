@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-GOLDEN = Path(__file__).parent / "golden"
+TESTS = Path(__file__).parent.parent
+GOLDEN, SAVED_RUNS = TESTS / "golden", TESTS / "saved_runs"
 SKY = GOLDEN / "sky_names.txt"
 posix = pytest.mark.skipif(os.name != "posix", reason="signals, pseudo-terminals and /dev/full")
 
@@ -55,3 +57,24 @@ def untimed(line):
 def saved(folder):
     """What a run's folder holds: names, which begin the tensors' digest, and all bytes."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def interrupted(tapegpt, number, *arguments):
+    """Start training, send a signal once it is on its way; what it said in the end."""
+    process = tapegpt.start("train", *arguments)
+    told = ""
+    while not re.search(r"^step \d", told, re.M):
+        line = process.stderr.readline()
+        assert line, told
+        told += line
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == 128 + number, told + err
+    assert "Traceback" not in err
+    assert out == ""
+    return err
+
+
+def evaluated(path=Path("m.jsonl")):
+    """{step: val_loss}"""
+    return {line["step"]: line["val_loss"] for line in metrics(path) if "val_loss" in line}

@@ -19,7 +19,7 @@ from llvmlite import binding
 
 from tapegpt.kernels.simd import VECTOR_BYTES
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="these machines are x86"
@@ -158,12 +158,16 @@ def start_tests(machine, cache):
     if not machine.runs_here():
         command = ["-c", PRETEND, environment["NUMBA_CPU_FEATURES"]]
         environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
-    names = ("simd", "vmath", "matmul", "lanes", "attention", "array_operations", "batch")
+    names = [
+        *(f"kernels/test_{name}.py" for name in ("simd", "vmath")),
+        *(f"ops/test_{name}.py" for name in ("matmul", "lanes", "attention", "array_operations")),
+        "train/test_batch.py",
+    ]
     return subprocess.Popen(
         [
             *(sys.executable, *command, "-q", "-p", "no:cacheprovider"),
             *("--hypothesis-profile", "other-machine"),
-            *(str(TESTS / f"test_{name}.py") for name in names),
+            *(str(TESTS / name) for name in names),
         ],
         env=environment,
         cwd=TESTS.parent,

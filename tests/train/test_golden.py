@@ -23,7 +23,7 @@ from tapegpt.sampling import sample_in_turn
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 GRANULARITIES = ["scalar", "dot", "vector"]
 TOLERANCES = {"scalar": 1e-9, "dot": 1e-6, "vector": 1e-6}  # largest difference of any loss
 

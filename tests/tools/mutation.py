@@ -1,6 +1,6 @@
 """Mutation testing: which small mistakes in the kernels do the tests notice?
 
-    python tests/mutation.py [--kernels matmul,attention] [--sample N] [--seed S] [--only TEXT]
+    python tests/tools/mutation.py [--kernels matmul,topk] [--sample N] [--seed S] [--only TEXT]
 
 A mutant is the package with one change in one kernel: a + that is a -, a < that is a <=, a constant
 one off, a statement left out (mutants.py). It lies in a private copy of the checkout, where the

@@ -86,7 +86,7 @@ def compiled(cpu, machine, cache, dtype, *operations):
             "NUMBA_CACHE_DIR": str(cache),
             "NUMBA_BOUNDSCHECK": "0",  # checks take registers
         },
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )

@@ -16,7 +16,13 @@ PROGRAM = Path(__file__).parent / "out_of_bounds.py"
 
 
 def run(cache, *arguments):
-    environment = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(cache)}
+    path = os.pathsep.join(sys.path)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "NUMBA_BOUNDSCHECK": "1",
+        "NUMBA_CACHE_DIR": str(cache),
+    }
     done = subprocess.run(
         [sys.executable, PROGRAM, *arguments], env=environment, capture_output=True, timeout=600
     )
