@@ -105,7 +105,10 @@ def batches(draw, dtype, head_dim=None, most=9):
     longest = draw(st.sampled_from([9, 9, 40, 150]))
     most = most if longest == 9 else 3
     lengths = draw(st.lists(st.integers(1, longest), min_size=1, max_size=most))
-    n_head = draw(st.integers(1, 5) | st.sampled_from([16, 19]))
+    # The reference takes long over long documents.
+    n_head = draw(
+        st.integers(1, 5) | st.sampled_from([16, 19]) if longest == 9 else st.integers(1, 2)
+    )
     head_dim = head_dim or draw(st.sampled_from(HEAD_DIMS))
     more = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
     packed = Packed(dtype, n_head, head_dim, lengths, more)
