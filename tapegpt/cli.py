@@ -187,7 +187,7 @@ def _sample(options: argparse.Namespace) -> int:
     config = SampleConfig(**given(options, SampleConfig))
 
     from tapegpt.checkpoint import load
-    from tapegpt.train.run_folder import best_of
+    from tapegpt.run_folder import best_of
 
     run = load(options.run if options.last else best_of(options.run))
 

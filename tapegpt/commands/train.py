@@ -14,11 +14,11 @@ from tapegpt.commands.terminal import print_texts
 from tapegpt.corpus import default_corpus, read_again, read_documents
 from tapegpt.errors import UsageError
 from tapegpt.presets import configure
+from tapegpt.run_folder import RunFolder
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, check_used, from_dict
 from tapegpt.system.compiler import require_compiler
 from tapegpt.system.host import processors
 from tapegpt.train.metrics import STANDARD_OUTPUT, MetricsError, check_metrics, open_metrics
-from tapegpt.train.run_folder import RunFolder
 from tapegpt.train.signals import stop_signals
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.errors import TapegptError, UsageError
-from tapegpt.train.run_folder import RunFolder
+from tapegpt.run_folder import RunFolder
 
 STANDARD_OUTPUT = Path("-")
 VALUE = rb"(null|-?[0-9][0-9.e+-]*)"

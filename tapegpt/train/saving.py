@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tapegpt.checkpoint import Array, Run, RunError, load, save
 from tapegpt.errors import TapegptError
-from tapegpt.train.run_folder import BEST, RunFolder
+from tapegpt.run_folder import BEST, RunFolder
 from tapegpt.train.trainer import Trainer
 
 SAVE_EVERY = 60.0  # seconds

@@ -18,10 +18,10 @@ from command_line import (
     untimed,
 )
 
+from tapegpt import run_folder
 from tapegpt.checkpoint import load
 from tapegpt.corpus import read_documents
 from tapegpt.settings import ModelConfig, TrainConfig
-from tapegpt.train import run_folder
 from tapegpt.train.signals import stop_signals
 from tapegpt.train.trainer import Trainer
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from command_line import SKY, metrics, posix
 
+from tapegpt import run_folder
 from tapegpt.checkpoint import load
-from tapegpt.train import loop, run_folder
+from tapegpt.train import loop
 from tapegpt.train.trainer import Trainer
 
 TRAIN = ["train", "--data", SKY, "--steps", "4", "--n-embd", "4", "--n-head", "2", "--quiet"]

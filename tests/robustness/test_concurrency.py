@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from command_line import SKY, Cli, posix, saved
 
-from tapegpt import Tape
+from tapegpt import Tape, run_folder
 from tapegpt.checkpoint import load
 from tapegpt.sampling import sample
 from tapegpt.settings import GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.system.atomic_files import locked
-from tapegpt.train import run_folder
 from tapegpt.train.trainer import Trainer
 
 FOR_EVER = ["train", "--data", SKY, "--steps", 2**50, "--val-fraction", 0.2, "--eval-every", 900]

@@ -14,13 +14,13 @@ from command_line import SKY, Cli, metrics, posix, saved, untimed
 from faults import CODES, Faults
 from numba.core import config
 
-from tapegpt import cli
+from tapegpt import cli, run_folder
 from tapegpt.checkpoint import RunError, load
 from tapegpt.commands import bench, train
 from tapegpt.kernels.compile import kernel_cache
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.system.atomic_files import write_one
-from tapegpt.train import loop, run_folder
+from tapegpt.train import loop
 from tapegpt.train.trainer import Trainer
 
 few_codes = pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from command_line import SKY, Cli, metrics, posix, saved, untimed
 
+from tapegpt import run_folder
 from tapegpt.checkpoint import load
 from tapegpt.settings import DTYPES, GRANULARITIES, MODELS, OPTIMIZERS, SCHEDULES, WEIGHTINGS
-from tapegpt.train import loop, run_folder
+from tapegpt.train import loop
 from tapegpt.train.trainer import Trainer
 
 KINDS = list(itertools.product(MODELS, GRANULARITIES))
