@@ -1,9 +1,9 @@
 """exp, exp2 and log of vectors, of any number of lanes.
 
-Largest relative error over the domain, set as the bound in tests/test_vmath.py: exp 1.15e-7, exp2
-1.1e-7, quick_exp2 2.5e-7 and log 2.3e-7 in float32, exp, exp2 and quick_exp2 2e-16 and log 5e-16 in
-float64. exp is clamped to the normal range (EXP_RANGE) instead of reaching 0 or infinity; exp2 and
-quick_exp2 are for softmax. NaN in, NaN out.
+Largest relative error over the domain, set as the bound in tests/kernels/test_vmath.py: exp
+1.15e-7, exp2 1.1e-7, quick_exp2 2.5e-7 and log 2.3e-7 in float32, exp, exp2 and quick_exp2 2e-16
+and log 5e-16 in float64. exp is clamped to the normal range (EXP_RANGE) instead of reaching 0 or
+infinity; exp2 and quick_exp2 are for softmax. NaN in, NaN out.
 
 exp_any is exp without a clamp: subnormal numbers and 0 below the range, infinity above, as exact.
 
