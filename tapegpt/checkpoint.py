@@ -1,11 +1,12 @@
 """A run on disk: the weights and everything else that training needs to go on from them.
 
-A run is a folder with two files:
+A run is a folder with these files:
 
     tensors-<16 digits>.safetensors   weights ("wte") and optimizer state ("adam.m/wte");
                                       the digits begin the file's SHA-256
     run.json                          configuration, vocabulary, step, random state, corpus and the
                                       tensors' SHA-256; the first line digests all the others
+    run-history.json                  how the run came about, see runs/history.py; may be missing
 
 A save puts the tensors beside the old ones, then moves run.json over the old one, then deletes what
 is no longer named: at every moment the folder holds one whole run. A load believes nothing before
@@ -32,6 +33,8 @@ from safetensors import SafetensorError
 
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.models.registry import parameter_shapes, parameter_totals
+from tapegpt.runs.digest import DIGEST, FIRST, check_digest, with_digest
+from tapegpt.runs.history import HISTORY, History, read_history, render
 from tapegpt.settings import LARGEST_STEPS, ModelConfig, TrainConfig, from_dict
 from tapegpt.system.atomic_files import delete, read, write
 from tapegpt.train.optimizers import OPTIMIZERS
@@ -40,15 +43,13 @@ FORMAT = 2
 AVERAGE = "average"  # of the weights, where the training wants one
 
 MANIFEST = "run.json"
-FIRST = b'{"digest": "'  # how it begins
 MANIFEST_LIMIT = 8 << 20  # bytes: a vocabulary of all of Unicode needs half of it
 # Of what settings, states and brackets need 700; of characters, there is one of each.
 PUNCTUATION_LIMIT = 2000  # commas and opening brackets of a manifest
 HEADER_LEAST, HEADER_LIMIT = 50, 256  # bytes of safetensors header for each tensor
 HEADER_ALIGNMENT = 8  # bytes
 PIECE = 1 << 20  # bytes of a tensor that are copied at a time when it is saved
-DIGEST = "[0-9a-f]{64}"  # SHA-256
-OURS = r"(tensors-[0-9a-f]{16}\.safetensors|run\.json)(\.new)?"  # files that saves make
+OURS = r"(tensors-[0-9a-f]{16}\.safetensors|run\.json|run-history\.json)(\.new)?"  # of saves
 DAMAGE = (ValueError, LookupError, RecursionError, SafetensorError, UsageError)
 
 Array = NDArray[Any]
@@ -72,6 +73,7 @@ class Run:
     random_state: tuple[Any, ...]  # of random.Random.getstate()
     documents: int
     corpus_digest: str
+    history: History | None = None  # which `load` leaves where it is: see load_history
     tensors: Mapping[str, Array] = field(default_factory=dict)  # as parameter_shapes names them
     optimizer: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)  # {"adam.m": {…}, …}
 
@@ -102,16 +104,18 @@ def save(run: Run, folder: Path) -> None:
         _parse(text)  # what could not be read again is not written
     except DAMAGE as error:
         raise RunError(f"cannot save the run: {error}") from error
+    contents = {target: _pieces(tensors)}
+    if run.history is not None:
+        contents[HISTORY] = iter([render(run.history)])
+    contents[MANIFEST] = iter([text])  # the last: it never names what is not there
     try:
-        write(
-            folder, {target: _pieces(tensors), MANIFEST: [text]}
-        )  # run.json never names what is not there
+        write(folder, contents)
     except OSError as error:
         raise RunError(
             f"cannot save the run in {str(folder)!r}: {error.strerror or error}: "
             "check space and permissions there, or choose another --out"
         ) from error
-    delete(folder, OURS, keep=(target, MANIFEST))
+    delete(folder, OURS, keep=contents)
 
 
 def discard(folder: Path) -> None:
@@ -140,6 +144,13 @@ def load_manifest(folder: Path) -> Run:
     path = folder / MANIFEST
     with _refusing(path):
         return _parse(read(path, MANIFEST_LIMIT))[0]
+
+
+def load_history(folder: Path) -> History | None:
+    """How the run in `folder` came about, if that was saved; `RunError` if it is damaged."""
+    path = folder / HISTORY
+    with _refusing(path, "delete it: the run is whole without it"):
+        return read_history(folder)
 
 
 def looks_like_a_run(folder: Path) -> bool:
@@ -212,19 +223,12 @@ def _render(run: Run, digest: str, named: Container[str] | None = None) -> bytes
         f'"{name}": {json.dumps(value, ensure_ascii=False, allow_nan=False)}'
         for name, value in settings.items()
     )
-    rest = (",\n".join(lines) + "}\n").encode()
-    return _first_line(rest) + rest
-
-
-def _first_line(rest: bytes) -> bytes:
-    return FIRST + b'%s",\n' % hashlib.sha256(rest).hexdigest().encode()
+    return with_digest((",\n".join(lines) + "}\n").encode())
 
 
 def _parse(text: bytes) -> tuple[Run, str]:
     """The inverse of `_render`, without the arrays; one of `DAMAGE` for any other text."""
-    head, newline, rest = text.partition(b"\n")
-    if head + newline != _first_line(rest):
-        raise ValueError("its text does not match its digest")
+    check_digest(text)
     if sum(map(text.count, (b",", b"[", b"{"))) > PUNCTUATION_LIMIT:
         raise ValueError("it is not written as tapegpt writes it")
     data = json.loads(text)
@@ -322,9 +326,10 @@ def _tensors_name(digest: str) -> str:
 
 
 @contextmanager
-def _refusing(path: Path | str) -> Iterator[None]:
+def _refusing(
+    path: Path | str, remedy: str = "restore the folder from a copy, or train again"
+) -> Iterator[None]:
     """Turn whatever is wrong with a file into one line that names it and the remedy."""
-    remedy = "restore the folder from a copy, or train again"
     try:
         yield
     except OSError as error:

@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A character that the terminal cannot show must not end a run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parse(arguments)
+    options.arguments = arguments
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine("tapegpt: %(message)s"))
     log = logging.getLogger("tapegpt")
@@ -108,7 +110,11 @@ def parser_of(name: str) -> Parser:
 
 
 def _train_flags(parser: Parser) -> None:
-    parser.add_path("--data", "FILE", "the text, one document a line (default: names)")
+    parser.add_path(
+        "--data",
+        "FILE",
+        "the text, one document a line (default: names; with --resume, the text of the run)",
+    )
     parser.add_path(
         "--out",
         "DIR",
@@ -117,6 +123,12 @@ def _train_flags(parser: Parser) -> None:
     )
     files = parser.group("files")
     files.add_argument("--resume", action="store_true", help="go on with the run under --out")
+    parser.add_path(
+        "--init-from",
+        "DIR",
+        "start from the weights of this run (the best state's), with a rate and steps of its own;"
+        " characters that it does not know are added",
+    )
     files.add_argument(
         "--overwrite",
         action="store_true",
@@ -167,20 +179,44 @@ def _bench_flags(parser: Parser) -> None:
     parser.add_path("--json", "FILE", "write the figures as JSON")
 
 
+def _info_flags(parser: Parser) -> None:
+    parser.add_run("the folder of the run")
+    _json_flag(parser)
+
+
+def _eval_flags(parser: Parser) -> None:
+    parser.add_run("the folder of the run, whose best state is measured where one was kept")
+    parser.add_path(
+        "--data",
+        "FILE",
+        "the text to measure on, one document a line (default: the run's own, part by part)",
+    )
+    parser.group("files").add_argument(
+        "--last", action="store_true", help="measure the last state, also where a better was kept"
+    )
+    _json_flag(parser)
+
+
+def _json_flag(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead")
+
+
 def _train(options: argparse.Namespace) -> int:
     settings = given(options, ModelConfig, TrainConfig)
-    if not options.resume:
+    if not options.resume and not options.init_from:
         configure(options.preset, settings)  # refuse at once what cannot be right
 
     if options.resume and options.overwrite:
         raise UsageError("--resume and --overwrite do not go together: choose one")
+    if options.resume and options.init_from:
+        raise UsageError("--resume and --init-from do not go together: choose one")
     if options.save_every is not None:
         ABOVE_ZERO.check("save_every", options.save_every)
 
     from tapegpt.commands import train
 
     files = train.Files(**{name: getattr(options, name) for name in train.Files._fields})
-    return train.run(options.preset, settings, files, options.quiet)
+    return train.run(options.preset, settings, files, options.quiet, options.arguments)
 
 
 def _sample(options: argparse.Namespace) -> int:
@@ -211,6 +247,18 @@ def _warmup(options: argparse.Namespace) -> int:
     return warmup.run()
 
 
+def _info(options: argparse.Namespace) -> int:
+    from tapegpt.commands import info
+
+    return info.run(options.run, options.json)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from tapegpt.commands import evaluate
+
+    return evaluate.run(options.run, options.data, options.last, options.json)
+
+
 class _Command(NamedTuple):
     """A command: what it does, its flags, and the function that runs it and returns a code."""
 
@@ -224,6 +272,8 @@ COMMANDS = {
         "train a model, save it under --out and print 20 samples", _train_flags, _train
     ),
     "sample": _Command("draw texts from a saved run", _sample_flags, _sample),
+    "info": _Command("tell what is in a saved run", _info_flags, _info),
+    "eval": _Command("measure a saved run on a text", _eval_flags, _eval),
     "bench": _Command(
         "time training at every granularity, as a share of the machine's peak",
         _bench_flags,

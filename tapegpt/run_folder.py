@@ -30,6 +30,7 @@ from tapegpt.checkpoint import (
     save,
 )
 from tapegpt.errors import TapegptError, UsageError
+from tapegpt.runs.history import HISTORY
 from tapegpt.system.atomic_files import NEW, locked, sync
 
 DEFAULT = Path("out")
@@ -324,7 +325,7 @@ def _is_empty(folder: Path) -> bool:
 
 def _are_remains(names: Iterable[str]) -> bool:
     """Whether these are names of what a run leaves if its run.json goes."""
-    return all(name == BEST or re.fullmatch(r"tensors-.*", name) for name in names)
+    return all(name == BEST or re.fullmatch(rf"tensors-.*|{HISTORY}", name) for name in names)
 
 
 def _numbered(folder: Path) -> Path:

@@ -30,6 +30,13 @@ class Parser(argparse.ArgumentParser):
         """A flag for a file or a folder, of which ~ may be a part."""
         self.add_value(name, path, metavar, "files", help, dash=False, default=default)
 
+    def add_run(self, help: str) -> None:
+        """An argument for the folder of a run, which is out where there is none."""
+        self.add_argument(
+            "run", type=path, nargs="?", metavar="RUN", help=f"{help} (default: out)",
+            default=Path("out"),
+        )  # fmt: skip
+
     def add_value(
         self,
         name: str,

@@ -2,19 +2,22 @@
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tapegpt.bounds import flag
-from tapegpt.checkpoint import Run
+from tapegpt.bounds import flag, show
+from tapegpt.checkpoint import Run, load
 from tapegpt.commands.terminal import print_texts
 from tapegpt.corpus import default_corpus, read_again, read_documents
 from tapegpt.errors import UsageError
 from tapegpt.presets import configure
-from tapegpt.run_folder import RunFolder
+from tapegpt.run_folder import RunFolder, best_of
+from tapegpt.runs.history import begun
+from tapegpt.runs.text import documents_of, history_of, remembered_text
+from tapegpt.runs.transfer import extended, settings_from
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, check_used, from_dict
 from tapegpt.system.compiler import require_compiler
 from tapegpt.system.host import processors
@@ -24,36 +27,56 @@ from tapegpt.train.signals import stop_signals
 if TYPE_CHECKING:
     from tapegpt.train.trainer import Trainer
 
-CHANGEABLE = ("steps", "seconds", "eval_every", "patience", "threads")  # when a run is resumed
+# When a run is resumed.
+CHANGEABLE = ("steps", "seconds", "eval_every", "patience", "threads", "learning_rate")
 LOG = logging.getLogger("tapegpt")
 
 
 class Files(NamedTuple):
     """What a training reads and writes, and how."""
 
-    data: Path | None = None  # None: the names of the package
+    data: Path | None = None  # None: that of the resumed run, or the names of the package
     out: Path | None = None  # None: the folder out, from which an earlier run is moved aside
     resume: bool = False
     overwrite: bool = False
     save_every: float | None = None  # seconds; None: a minute, or what makes saving cost 1 %
     rescue: Path | None = None  # where to save what --out does not take at the end
     metrics: Path | None = None
+    init_from: Path | None = None  # a run whose weights are the first
 
 
-def run(preset: str | None, settings: Mapping[str, object], files: Files, quiet: bool) -> int:
-    """Train, save, print samples. Returns the exit code."""
+def run(
+    preset: str | None,
+    settings: Mapping[str, object],
+    files: Files,
+    quiet: bool,
+    arguments: Sequence[str],
+) -> int:
+    """Train, save, print samples. Returns the exit code.
+
+    arguments: the command line, which the run remembers.
+    """
     with ExitStack() as held:
         folder = held.enter_context(RunFolder(files.out, files.overwrite, files.resume))
         folder.check()
         if files.rescue is not None:
             folder.check_rescue(files.rescue)
         saved = folder.load() if files.resume else None
-        if saved is None:
-            model, training = configure(preset, settings)
-        else:
+        earlier = history_of(folder.path) if files.resume else None
+        source = load(best_of(files.init_from)) if files.init_from else None
+        if saved is not None:
             model, training = _resumed_settings(saved, preset, settings, folder.path)
-        path = files.data or default_corpus()
-        documents = read_again(path, saved.corpus_digest) if saved else read_documents(path)
+        elif source is not None:
+            model, training = settings_from(source, preset, settings)
+        else:
+            model, training = configure(preset, settings)
+        path = files.data or remembered_text(earlier)
+        if saved is None:
+            documents = read_documents(path)
+        elif files.data is None:
+            documents = documents_of(saved, earlier)
+        else:
+            documents = read_again(path, saved.corpus_digest)
         check_metrics(files.metrics, folder, path, files.resume)
 
         # Numba is imported, and kernels are compiled, from here on.
@@ -65,16 +88,22 @@ def run(preset: str | None, settings: Mapping[str, object], files: Files, quiet:
         from tapegpt.train.trainer import Trainer
 
         stop = held.enter_context(stop_signals())
-        if saved is None:
-            trainer = Trainer(model, training, documents)
-        else:
+        if saved is not None:
             trainer = Trainer.resumed(replace(saved, training=training), documents)
+        elif source is not None:
+            trainer = Trainer(model, training, documents, source.characters)
+            trainer.begin_with(extended(source, trainer.compiled.weights, trainer.tokenizer))
+        else:
+            trainer = Trainer(model, training, documents)
         with helped(training.dtype, trainer.compiled.kernels):
             trainer.compiled.load()
         folder.prepare(evaluates=training.val_fraction > 0)
-        saver = Saver(trainer, folder, files.save_every, files.rescue)
+        text = [path] if isinstance(path, Path) and path != default_corpus() else []
+        history = begun(arguments, text, earlier, trainer.step)
+        saver = Saver(trainer, folder, files.save_every, files.rescue, history)
         with open_metrics(files.metrics, trainer.step) as log:
             _say_what_is_trained(trainer, len(documents))
+            _say_where_it_starts(trainer, saved or source)
             try:
                 train(trainer, saver, stop, log, quiet)
             except (OSError, MetricsError):  # a line could not be written: the training is kept
@@ -118,6 +147,23 @@ def _say_what_is_trained(trainer: "Trainer", documents: int) -> None:
             "--threads %d is more than there are processors: --threads %d is as fast",
             trainer.training.threads,
             processors(),
+        )
+
+
+def _say_where_it_starts(trainer: "Trainer", earlier: Run | None) -> None:
+    """What differs from the run that this one goes on with, or has its weights from."""
+    if earlier is None:
+        return
+    before, now = earlier.training.learning_rate, trainer.learning_rate
+    if trainer.step > 0 and now != before:
+        LOG.info("learning rate %g from step %d on, before %g", now, trainer.step + 1, before)
+    added = sorted(set(trainer.tokenizer.characters) - set(earlier.characters))
+    if added:
+        LOG.info(
+            "%d characters that the run of --init-from does not know are added to its alphabet,"
+            " with random weights: %s",
+            len(added),
+            show("".join(added)),
         )
 
 

@@ -1,13 +1,36 @@
 """How far training has come, on stderr: a bar on a terminal, now and then a line elsewhere."""
 
+import math
 import sys
 import time
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tapegpt.train.stopping import StepBudget, TimeBudget
 
 LINES = 10  # about as many, over a whole run
+KEPT = 0.98  # of the smoothed loss, at a step
+
+
+class SmoothedLoss:
+    """The mean of the losses so far, in which those of long ago count less and less."""
+
+    def __init__(self) -> None:
+        self._sum, self._weight = 0.0, 0.0
+
+    def add(self, losses: NDArray[np.float64]) -> None:
+        """The losses of the next steps, which count the same among themselves."""
+        kept: float = KEPT ** len(losses)
+        self._sum = kept * self._sum + (1 - kept) * float(losses.mean())
+        self._weight = kept * self._weight + (1 - kept)
+
+    @property
+    def value(self) -> float:
+        """NaN before there was any loss."""
+        return self._sum / self._weight if self._weight else math.nan
 
 
 class Progress:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tapegpt.checkpoint import Array, Run, RunError, load, save
 from tapegpt.errors import TapegptError
 from tapegpt.run_folder import BEST, RunFolder
+from tapegpt.runs.history import History
 from tapegpt.train.trainer import Trainer
 
 SAVE_EVERY = 60.0  # seconds
@@ -22,11 +23,18 @@ class Saver:
 
     every: seconds from one save to the next; None: a minute, or as long as makes saving cost 1 %.
     rescue: where to save at the end what the run's own folder does not take.
+    history: how the run came about; it is saved with the last state.
     """
 
     def __init__(
-        self, trainer: Trainer, folder: RunFolder, every: float | None, rescue: Path | None
+        self,
+        trainer: Trainer,
+        folder: RunFolder,
+        every: float | None,
+        rescue: Path | None,
+        history: History,
     ) -> None:
+        self.history = history
         self._trainer, self._folder, self._rescue = trainer, folder, rescue
         self._every, self._took = every, 0.0
         self._last = time.perf_counter()
@@ -71,7 +79,7 @@ class Saver:
         except TapegptError as error:
             _warn(error)
         try:
-            self._folder.save(self._trainer.snapshot(), worthy)
+            self._folder.save(self._snapshot(), worthy)
             self._saved = self._trainer.step
         except TapegptError as error:
             self._saved = None
@@ -91,11 +99,14 @@ class Saver:
             problem = error
         if problem is not None or self._saved != self._trainer.step or self._folder.is_apart:
             try:
-                self._folder.save(self._trainer.snapshot(), worthy)
+                self._folder.save(self._snapshot(), worthy)
             except TapegptError as error:
                 problem = error
         if problem is not None:
             raise problem if self._rescue is None else self._rescued(self._rescue, problem)
+
+    def _snapshot(self) -> Run:
+        return replace(self._trainer.snapshot(), history=self.history)
 
     def _save_best(self) -> None:
         if self._best is not None:
@@ -104,7 +115,7 @@ class Saver:
 
     def _rescued(self, rescue: Path, problem: TapegptError) -> TapegptError:
         try:
-            save(self._trainer.snapshot(), rescue)
+            save(self._snapshot(), rescue)
             with suppress(RunError):
                 if self._trainer.best_loss is not None:
                     save(self._best or load(self._folder.best), rescue / BEST)

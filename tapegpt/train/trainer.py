@@ -46,6 +46,7 @@ class Trainer:
         model: ModelConfig,
         training: TrainConfig,
         documents: Sequence[str],
+        alphabet: str = "",  # characters to have beside those of the documents
     ) -> None:
         self.learning_rate = training.learning_rate or default_learning_rate(model, training)
         self.model = model
@@ -56,7 +57,7 @@ class Trainer:
         self.stale = 0  # evaluations since that one
         self.rng = random.Random(training.seed)
         ordered = shuffled(documents, self.rng)
-        self.tokenizer = Tokenizer.from_documents(ordered)
+        self.tokenizer = Tokenizer.from_documents([*ordered, alphabet])
         self.corpus_digest = digest_of(documents)
         check_memory(model, training, self.tokenizer.vocab_size)
         corpus = tokenize(ordered, self.tokenizer)
@@ -114,6 +115,13 @@ class Trainer:
         trainer.stale = run.stale
         trainer.rng.setstate(run.random_state)
         return trainer
+
+    def begin_with(self, weights: Mapping[str, NDArray[np.floating]]) -> None:
+        """Have these weights, by name, instead of those that were drawn."""
+        for name, array in weights.items():
+            self.compiled.weights[name][:] = array
+        if self.training.averaging > 0:
+            self._state[-1] = self._parameters
 
     @property
     def budget(self) -> StepBudget | TimeBudget:

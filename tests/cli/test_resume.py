@@ -123,9 +123,12 @@ def test_resume_refusals(call, refused):
     call("train", "--steps", "3", *kept)
     resume = ["train", "--resume", "--steps", "5"]
     before = saved(Path("out"))
-    refused(*resume, code=1, names=["another corpus", "--data"])
+    Path("other.txt").write_text("ab\nba\n")
+    other = ["--data", "other.txt"]
+    refused(*resume, *other, code=1, names=["another corpus", "--data"])
     refused(*resume, *kept, "--n-embd", "16", names="--n-embd 16 differs from 8")
     refused(*resume, *kept, "--learning-rate", "nan", names="--learning-rate nan")
+    refused(*resume, *kept, "--init-from", "out", names="--resume and --init-from")
     refused(*resume, *kept, "--dtype", "float64", names="--dtype float64")
     refused(*resume, *kept, "--preset", "microgpt", names="--preset microgpt")
     refused(*resume, *kept, "--momentum", "0.9", names="--momentum 0.9 is for --optimizer sgd")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tapegpt.runs.history import HISTORY
+
 TESTS = Path(__file__).parent.parent
 GOLDEN, SAVED_RUNS = TESTS / "golden", TESTS / "saved_runs"
 SKY = GOLDEN / "sky_names.txt"
@@ -55,8 +57,12 @@ def untimed(line):
 
 
 def saved(folder):
-    """What a run's folder holds: names, which begin the tensors' digest, and all bytes."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    """What a run's folder holds: names, which begin the tensors' digest, and all bytes.
+
+    But for its history: that tells commands and dates.
+    """
+    paths = [path for path in folder.iterdir() if path.is_file() and path.name != HISTORY]
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def interrupted(tapegpt, number, *arguments):

@@ -1,0 +1,64 @@
+"""How well a saved run predicts a text."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tapegpt.checkpoint import Run
+from tapegpt.corpus import Tokenizer, tokenize
+from tapegpt.errors import TapegptError
+from tapegpt.graph.compile import compiled_model
+from tapegpt.kernels.compile.indirect_call import FORWARD
+from tapegpt.kernels.loops.validation import held_out_loss
+from tapegpt.train.workers import Threads
+
+ROWS_PER_SWEEP = 256  # what a sweep writes is still in the cache when it is read
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The loss of a text. A document's end counts as a token and not as a character."""
+
+    documents: int
+    characters: int  # those within the block
+    characters_cut: int  # beyond it, which are not measured
+    tokens: int
+    nats_per_token: float
+    nats_per_character: float
+    perplexity: float  # of a token
+
+
+def measure(run: Run, documents: Sequence[str]) -> Measured:
+    """Measure the weights that the run predicts with.
+
+    Raises `TapegptError` for a character that the run does not know.
+    """
+    tokenizer = Tokenizer(run.characters)
+    corpus = tokenize(documents, tokenizer)
+    together = max(1, ROWS_PER_SWEEP // run.model.block_size)
+    model = replace(run.model, dropout=0.0)
+    try:
+        compiled = compiled_model(
+            model, tokenizer.vocab_size, "vector", run.training.dtype, together
+        )
+    except MemoryError as error:
+        raise TapegptError("the run does not fit into memory: use a larger machine") from error
+    for name, weights in compiled.weights.items():
+        weights[:] = run.weights[name]
+    compiled.load([FORWARD])
+    losses = np.zeros((1, 2))
+    Threads(compiled, 1).call(held_out_loss, corpus.tokens, corpus.offsets, together, losses)
+    total, tokens = losses[0]
+    lengths = np.diff(corpus.offsets) - 2
+    characters = int(np.minimum(lengths, run.model.block_size).sum())
+    return Measured(
+        documents=len(documents),
+        characters=characters,
+        characters_cut=int(lengths.sum()) - characters,
+        tokens=int(tokens),
+        nats_per_token=float(total / tokens),
+        nats_per_character=float(total / characters),
+        perplexity=math.exp(min(total / tokens, 700)),
+    )
