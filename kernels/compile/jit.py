@@ -1,6 +1,7 @@
 """The decorators that every kernel wears."""
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numba
@@ -50,3 +51,19 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """As `jit`, but Numba pastes the body into the kernels that call it: never compiled alone."""
     kernel: Callable[..., Any] = numba.njit(inline="always", **FLAGS)(function)
     return kernel
+
+
+def jit_source(source: str, name: str, names: Mapping[str, Any]) -> Callable[..., Any]:
+    """Compile the function that generated source defines, cached by the text of the source.
+
+    names: what it uses, modules and kernels of this package.
+    """
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    scope = {"__name__": __name__, **names}
+    exec(compile(source, f"<{name}>", "exec"), scope)
+    function = scope[name]
+    # Compiled code of two functions of one name could not be linked together.
+    function.__name__ = function.__qualname__ = f"{name}_{digest}"
+    kernel: Any = numba.njit(**FLAGS)(function)
+    kernel._cache = KernelCache(function, ("source", source, tuple(names)))
+    return kernel  # type: ignore[no-any-return]

@@ -183,10 +183,14 @@ def _identity(function: Callable[..., Any]) -> tuple[object, ...]:
 
 
 class KernelCache(_Cache):
-    """The cache as Numba sees it, for one kernel."""
+    """The cache as Numba sees it, for one kernel.
 
-    def __init__(self, function: Callable[..., Any]):
+    identity: what tells a kernel from all others that is no function in a file of this package.
+    """
+
+    def __init__(self, function: Callable[..., Any], identity: tuple[object, ...] | None = None):
         self._function = function
+        self._identity = identity
 
     @property
     def cache_path(self) -> str:
@@ -237,7 +241,7 @@ class KernelCache(_Cache):
     def _path_and_key(self, signature: Any, target_context: Any) -> tuple[Path, tuple[Any, ...]]:
         settings = [repr(getattr(config, name, None)) for name in SETTINGS]
         cpu = (*target_context.codegen().magic_tuple(), VECTOR_BYTES, MATRIX_UNIT)
-        key = (_identity(self._function), signature, cpu, settings)
+        key = (self._identity or _identity(self._function), signature, cpu, settings)
         digest = hashlib.sha256(repr(key).encode()).hexdigest()
         return cache_directory() / f"{self._function.__name__}-{digest[:16]}.nbc", key
 

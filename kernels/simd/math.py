@@ -15,6 +15,7 @@ softplus_near too where x is negative: as much as rounding x did.
 """
 
 import math
+import struct
 
 from llvmlite import ir
 from numba import types
@@ -206,18 +207,25 @@ def times_power(builder, vector, x, rounded):
 @lanewise
 def scale_rounded(builder, vector, x, rounded):
     """x * 2 ** k for any k, in two factors, neither of which overflows."""
-    bias, fraction = (integers(vector, table[vector.dtype]) for table in (BIAS, FRACTION))
+    dtype = vector.dtype
+    fraction = integers(vector, FRACTION[dtype])
+    # The bits of ROUNDING hold the bias once: less that, and the bias twice more, is positive, so
+    # that it can be halved without a shift of signed numbers, which AVX2 does not have.
+    twice_biased = number_bits(dtype) - 2 * BIAS[dtype]
+    both = builder.sub(builder.bitcast(rounded, fraction.type), integers(vector, twice_biased))
+    half = builder.lshr(both, integers(vector, 1))
+    factors = (builder.shl(k, fraction) for k in (half, builder.sub(both, half)))
+    result = x
+    for factor in factors:
+        # With flags of its own LLVM does not multiply the factors first.
+        result = builder.fmul(result, builder.bitcast(factor, x.type), flags=("contract",))
+    return result
 
-    def power(k):
-        return builder.bitcast(builder.shl(builder.add(k, bias), fraction), x.type)
 
-    # The bits of ROUNDING without k: a number of its size counts in steps of 1.
-    zero = builder.bitcast(constant(vector, ROUNDING[vector.dtype]), bias.type)
-    k = builder.sub(builder.bitcast(rounded, bias.type), zero)
-    half = builder.ashr(k, integers(vector, 1))
-    # With flags of its own LLVM does not multiply the factors first.
-    result = builder.fmul(x, power(half), flags=("contract",))
-    return builder.fmul(result, power(builder.sub(k, half)), flags=("contract",))
+def number_bits(dtype):
+    """The bits of ROUNDING as an integer: one more for every step of the number rounded."""
+    kind = {types.float32: "<fi", types.float64: "<dq"}[dtype]
+    return struct.unpack(kind[0] + kind[2], struct.pack(kind[0] + kind[1], ROUNDING[dtype]))[0]
 
 
 @intrinsic

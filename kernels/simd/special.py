@@ -97,14 +97,18 @@ def with_sign_of(builder, vector, size, x):
 
 
 @jit
+def erf_given(x, exponential):
+    """erf(x), where e^(-x^2) is known, as who wants the derivative too knows it."""
+    size = absolute(x)
+    near = x * erf_near(x * x)
+    far = 1.0 - erf_far(1.0 / (size + 3.0) - 0.1875) * exponential
+    return where_less(size, 1.0, near, with_sign_of(far, x))
+
+
+@jit
 def erf(x):
     """2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x."""
-    squared, size = x * x, absolute(x)
-    near = x * erf_near(squared)
-    far = erf_far(1.0 / (size + 3.0) - 0.1875)
-    # As the derivative has it, so that it is computed once where both are wanted.
-    far = 1.0 - far * exp_any(-squared)
-    return where_less(size, 1.0, near, with_sign_of(far, x))
+    return erf_given(x, exp_any(-(x * x)))
 
 
 @jit

@@ -15,11 +15,20 @@ at a value: records wait until then, and a run of them is computed in one call, 
 makes recording cheap. The memory layout is drawn in kernels/layout.py.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from numpy.typing import ArrayLike
+
 from tapegpt.tape.arrays import ArrayOperations
 from tapegpt.tape.node import Node
 from tapegpt.tape.recurrence import Recurrence
 from tapegpt.tape.scalars import ScalarOperations
 from tapegpt.tape.types import Batch, Input, Mark, Number, TapeError
+
+if TYPE_CHECKING:
+    from tapegpt.functions.row_function import RowFunction
 
 __all__ = ["Batch", "Input", "Mark", "Node", "Tape", "TapeError"]
 
@@ -45,3 +54,25 @@ class Tape(ScalarOperations, ArrayOperations, Recurrence):
     def relu(self, a: int) -> int:
         """max(0, a), of a scalar or an array."""
         return self.relu_array(a) if self._is_array(a) else super().relu(a)
+
+    def function(
+        self,
+        inputs: ArrayLike,
+        outputs: ArrayLike,
+        dtype: str | None = None,
+        threads: int = 1,
+    ) -> RowFunction:
+        """A recorded scalar graph as one compiled function of arrays, evaluated row by row.
+
+            x, y = tape.node(tape.var(1.0)), tape.node(tape.var(2.0))
+            f = tape.function([x, y], x * y + x)
+            f(a, b)                  # a * b + a, for arrays of one shape
+            f.value_and_grad(a, b)   # (a * b + a, (b + 1, a))
+
+        inputs, outputs: scalar nodes, one or a list. Other leaves, and the choices of `lookup` and
+        `largest`, are constants, as they are now. dtype: the tape's own, unless named. threads:
+        how many share the rows. Raises TapeError where array operations lie between.
+        """
+        from tapegpt.functions.row_function import row_function
+
+        return row_function(self, inputs, outputs, dtype, threads)

@@ -74,6 +74,10 @@ class ScalarOperations(Leaves):
         """tanh a"""
         return self._record_scalar(UNARY["tanh"], a, a)
 
+    def erf(self, a: int) -> int:
+        """2 / sqrt(pi) times the integral of e ** -t**2 from 0 to a."""
+        return self._record_scalar(UNARY["erf"], a, a)
+
     def softplus(self, a: int) -> int:
         """ln(1 + e ** a)"""
         return self._record_scalar(UNARY["softplus"], a, a)

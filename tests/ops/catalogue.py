@@ -4,6 +4,7 @@ Read by the tests of values, gradients and divergence. A new operation is one en
 CATALOGUE, and one of RESULT_WIDTHS if its result has several elements; without it tests fail.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -399,6 +400,7 @@ SCALAR_OPERATIONS: dict[str, Make] = {
     "log": each("log", np.log, kind="positive"),
     "relu": each("relu", references.relu),
     "tanh": each("tanh", np.tanh),
+    "erf": each("erf", np.vectorize(math.erf)),
     "softplus": each("softplus", lambda x: np.logaddexp(0, x)),
     "detach": detach,
     "lookup": lookup,

@@ -21,6 +21,7 @@ UNARY: dict[str, Function] = {
     "log": math.log,
     "relu": lambda x: max(0.0, x),
     "tanh": math.tanh,
+    "erf": math.erf,
     "softplus": lambda x: math.log(1 + math.exp(x)),
     "detach": lambda x: x,
 }
@@ -451,6 +452,7 @@ RULES: dict[str, Callable[..., tuple[float, list[float]]]] = {
     "log": lambda x: (math.log(x), [1 / x]),
     "relu": lambda x: (max(0.0, x), [float(x > 0)]),
     "tanh": lambda x: (math.tanh(x), [1 - math.tanh(x) ** 2]),
+    "erf": lambda x: (math.erf(x), [2 / math.sqrt(math.pi) * math.exp(-x * x)]),
     "softplus": lambda x: (math.log(1 + math.exp(x)), [1 / (1 + math.exp(-x))]),
     "detach": lambda x: (x, [0]),
     "add": lambda x, y: (x + y, [1, 1]),

@@ -564,7 +564,18 @@ ID_USES: dict[str, Callable[[Fixture, Any], object]] = {
     "view": lambda f, i: f.tape.view(i),
     **{
         name: lambda f, i, name=name: getattr(f.tape, name)(i)
-        for name in ("neg", "exp", "log", "relu", "tanh", "softplus", "detach", "softmax", "mean")
+        for name in (
+            "neg",
+            "exp",
+            "log",
+            "relu",
+            "tanh",
+            "erf",
+            "softplus",
+            "detach",
+            "softmax",
+            "mean",
+        )
     },
     **{
         f"{name}, {side}": lambda f, i, name=name, swap=swap: getattr(f.tape, name)(
@@ -651,7 +662,7 @@ def test_operators_on_two_tapes() -> None:
 
 
 ARRAYS_FOR_SCALARS = [
-    *("node", "backward", "neg", "exp", "log", "tanh", "softplus", "detach"),
+    *("node", "backward", "neg", "exp", "log", "tanh", "erf", "softplus", "detach"),
     *("sub, left", "mul, right", "div, left", "add, right", "pow", "sum", "max"),
     "softmax_of",
     *("dot, left", "dot, right"),

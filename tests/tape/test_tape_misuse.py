@@ -20,13 +20,29 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from tapegpt.tape import Input, Mark, Node, Tape, TapeError, storage
 
 OPERATIONS = (
-    *("add", "mul", "sub", "div", "scale", "pow", "neg", "exp", "log", "relu", "tanh", "softplus"),
+    *(
+        "add",
+        "mul",
+        "sub",
+        "div",
+        "scale",
+        "pow",
+        "neg",
+        "exp",
+        "log",
+        "relu",
+        "tanh",
+        "erf",
+        "softplus",
+    ),
     *("detach", "sum", "cos", "", None, 3),
 )
 
 # What every public method takes: the kinds of `Hostile.argument`.
 METHODS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("neg", "exp", "log", "tanh", "softplus", "detach", "node"), ("scalar",)),
+    **dict.fromkeys(
+        ("neg", "exp", "log", "tanh", "erf", "softplus", "detach", "node"), ("scalar",)
+    ),
     **dict.fromkeys(("softmax", "mean", "carry", "relu_array", "view"), ("array",)),
     **dict.fromkeys(("value", "grad", "shape", "relu"), ("either",)),
     **dict.fromkeys(("sub", "mul", "div"), ("scalar", "scalar")),

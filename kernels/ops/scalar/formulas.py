@@ -40,6 +40,7 @@ SCOPE = {
     "exp": math.exp,
     "log": math.log,
     "tanh": math.tanh,
+    "erf": math.erf,
     "softplus": softplus,
     "logistic": logistic,
 }
@@ -106,6 +107,8 @@ FORMULAS = (
     Formula("pow", "a ** c", "c * a ** (c - one) * dout", when="c != zero"),
     Formula("log", "log(a)", "dout / a"),
     Formula("tanh", "tanh(a)", "(one - out * out) * dout"),
+    # 2 / sqrt(pi) e^(-a^2)
+    Formula("erf", "erf(a)", "1.1283791670955126 * exp(-(a * a)) * dout"),
     Formula("softplus", "softplus(values, a)", "logistic(values, a, out) * dout"),
     Formula("detach", "a", NOTHING),
 )
