@@ -79,6 +79,20 @@ class Choice(NamedTuple):
         return value
 
 
+class Switch(NamedTuple):
+    """On or off: a flag without a value, and one with --no- that turns it off again."""
+
+    metavar: str = ""
+
+    def parse(self, text: str) -> object:
+        return text
+
+    def check(self, name: str, value: object) -> object:
+        if type(value) is not bool:
+            raise refusal(name, value, "is neither on nor off", "true or false")
+        return value
+
+
 class Text(NamedTuple):
     """Any string."""
 

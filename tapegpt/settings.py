@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-from tapegpt.bounds import Bound, Choice, Number, Text, Whole, flag, show
+from tapegpt.bounds import Bound, Choice, Number, Switch, Text, Whole, flag, show
 from tapegpt.errors import UsageError
 from tapegpt.models import registry as models
 from tapegpt.train import optimizers, schedules
@@ -23,6 +23,8 @@ GRANULARITIES = ("scalar", "dot", "vector")
 DTYPES = ("float32", "float64")
 WEIGHTINGS = ("document", "token")
 INITIALIZATIONS = ("by-output", "by-input")
+POSITIONS = ("learned", "rotary")
+ACTIVATIONS = ("relu", "relu2", "gelu", "swiglu")
 
 LARGEST_SIZE = 2**31 - 1  # extents on the tape are 32-bit
 LARGEST_LAYERS = 1024  # or tables: each adds names and records, few enough to be counted
@@ -131,6 +133,26 @@ class ModelConfig:
         "the share of what a layer adds that is left out in training",
         VECTOR,
     )
+    positions: str = setting(
+        "learned",
+        Choice(POSITIONS),
+        "model",
+        "how a position is known: by a table, or by turning queries and keys",
+    )
+    activation: str = setting(
+        "relu",
+        Choice(ACTIVATIONS),
+        "model",
+        "what stands between the two products of a layer; swiglu has a third, and is narrower",
+    )
+    qk_norm: bool = setting(False, Switch(), "model", "norm the queries and keys of every head")
+    final_norm: bool = setting(False, Switch(), "model", "norm what the last product is given")
+    zero_init: bool = setting(
+        False, Switch(), "model", "begin with zeros where a layer adds, and in the last product"
+    )
+    softcap: float | None = setting(
+        None, ABOVE_ZERO, "model", "keep logits between this and its negative, by tanh"
+    )
 
     def __post_init__(self) -> None:
         _check_all(self)
@@ -139,10 +161,16 @@ class ModelConfig:
                 f"--look-back {self.look_back} is not below --block-size {self.block_size}:"
                 f" choose at most {self.block_size - 1}"
             )
-        for name, without in (("look_back", 0), ("ensemble", 1), ("dropout", 0)):
-            if getattr(self, name) != without:
-                check_used([name], self)
+        check_used([name for name in EXTRAS if getattr(self, name) != DEFAULTS[name]], self)
         models.MODELS[self.model].check(self)
+
+
+# What a network may have beside its sizes: never without effect.
+EXTRAS = (
+    *("look_back", "ensemble", "dropout", "positions", "activation"),
+    *("qk_norm", "final_norm", "zero_init", "softcap"),
+)
+DEFAULTS = {field.name: field.default for field in fields(ModelConfig)}
 
 
 def _default_rates() -> str:

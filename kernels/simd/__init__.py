@@ -26,6 +26,7 @@ from tapegpt.kernels.simd.lanewise import (
     replace_nan,
     smallest,
     splat,
+    swap_pairs,
     tiny,
     where_nonzero,
     where_positive,

@@ -194,6 +194,13 @@ def relu(builder, vector, a):
 
 
 @lanewise
+def swap_pairs(builder, vector, a):
+    """Every lane's neighbour: the first and the second lane change places, and so on."""
+    mask = ir.VectorType(ir.IntType(32), vector.lanes)
+    return builder.shuffle_vector(a, a, ir.Constant(mask, [i ^ 1 for i in range(vector.lanes)]))
+
+
+@lanewise
 def absolute(builder, vector, a):
     """|a|, lane by lane."""
     return call_intrinsic(builder, "fabs", vector, [a])

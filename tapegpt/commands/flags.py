@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tapegpt.bounds import Choice, did_you_mean, flag
+from tapegpt.bounds import Choice, Switch, did_you_mean, flag
 from tapegpt.commands.terminal import printable
 from tapegpt.settings import Setting, settings_of
 
@@ -22,6 +22,12 @@ class Parser(argparse.ArgumentParser):
     def add_setting(self, name: str, known: Setting, default: object) -> None:
         """A flag for a setting of a configuration."""
         bound = known.bound
+        if isinstance(bound, Switch):
+            action = argparse.BooleanOptionalAction
+            self.group(known.group).add_argument(
+                flag(name), action=action, help=known.help + _notes(known, None), default=None
+            )
+            return
         metavar = "|".join(bound.known) if isinstance(bound, Choice) else bound.metavar
         help = known.help + _notes(known, default)
         self.add_value(flag(name), bound.parse, metavar, known.group, help)

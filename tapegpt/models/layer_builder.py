@@ -13,8 +13,8 @@ class LayerBuilder(Protocol[X]):
 
     prefix: str
 
-    def embed(self, tokens: str, positions: str, *earlier: str) -> X:
-        """The token's row of a table plus the position's row of another.
+    def embed(self, tokens: str, positions: str | None, *earlier: str) -> X:
+        """The token's row of a table plus the position's row of another, if there is one.
 
         earlier: tables for the token before, the one before that, ..., delimiters at the start.
         """
@@ -31,8 +31,26 @@ class LayerBuilder(Protocol[X]):
     def rmsnorm(self, x: X) -> X:
         """x / sqrt(mean(x^2) + 1e-5)"""
 
+    def head_norm(self, x: X, n_head: int, gain: float) -> X:
+        """gain x / sqrt(mean(x^2) + 1e-5), of every head by itself."""
+
+    def rotary(self, x: X, n_head: int) -> X:
+        """x, whose pairs of columns turn by angles that grow with the position."""
+
     def relu(self, x: X) -> X:
         """max(0, x)"""
+
+    def relu_squared(self, x: X) -> X:
+        """max(0, x)^2"""
+
+    def gelu(self, x: X) -> X:
+        """x times the share of the normal distribution below x, by tanh."""
+
+    def swiglu(self, x: X, gate: X) -> X:
+        """x gate / (1 + e^-gate)"""
+
+    def softcap(self, x: X, cap: float) -> X:
+        """cap tanh(x / cap)"""
 
     def add(self, x: X, y: X) -> X:
         """x + y"""

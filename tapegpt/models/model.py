@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ class Model(ABC):
 
     def check(self, config: ModelConfig) -> None:  # noqa: B027 - most have nothing to refuse
         """Raise `UsageError` where settings do not go together."""
+
+    def zeros(self, config: ModelConfig) -> Collection[str]:
+        """The weights that are 0 at first."""
+        return ()
 
     @abstractmethod
     def shapes(self, config: ModelConfig, vocab_size: int) -> Shapes:

@@ -44,6 +44,12 @@ def parameter_totals(config: ModelConfig, vocab_size: int) -> tuple[int, int]:
     return config.ensemble * len(shapes), config.ensemble * sum(map(math.prod, shapes))
 
 
+def zeros(config: ModelConfig) -> set[str]:
+    """The weights that are 0 at first: see `Model.zeros`."""
+    names = MODELS[config.model].zeros(config)
+    return {prefix + name for prefix in prefixes(config) for name in names}
+
+
 def prefixes(config: ModelConfig) -> list[str]:
     """What the names of every network's weights begin with."""
     return [""] if config.ensemble == 1 else [f"net{i}." for i in range(config.ensemble)]

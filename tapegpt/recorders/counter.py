@@ -25,6 +25,7 @@ class Counter:
         self.tables: set[str] = set()  # the weights whose rows are looked up
         self.products = 0  # of a weight and a number, at every position
         self.attended = 0  # columns of all attentions together
+        self._of_positions = 0  # nodes of tables for each position of a block
         self._heads: list[tuple[int, int]] = []  # of every attention: how many, how wide
         self._arrays = 0  # nodes of arrays, at every position
         self._scalars = 0  # scalar nodes at every position, where sums of products are one node
@@ -34,15 +35,16 @@ class Counter:
         """About as many as are recorded for a sweep over so many documents of `block` positions."""
         if granularity == "vector":
             attention = (_attention_nodes(*heads, documents, block) for heads in self._heads)
-            return documents * block * self._arrays + sum(attention)
+            tables = block * self._of_positions
+            return documents * block * self._arrays + tables + sum(attention)
         position, pair = self._scalars, 5 * sum(count for count, _ in self._heads)
         if granularity == "scalar":  # a product and a sum each
             position += 2 * self.products
             pair += 4 * self.attended
         return block * position + block * (block + 1) // 2 * pair
 
-    def embed(self, tokens: str, positions: str, *earlier: str) -> int:
-        tables = (tokens, positions, *earlier)
+    def embed(self, tokens: str, positions: str | None, *earlier: str) -> int:
+        tables = (tokens, *earlier) if positions is None else (tokens, positions, *earlier)
         self._scalars += 2 * sum(map(self._look_up, tables))
         return self._layer(self._look_up(tokens))
 
@@ -60,8 +62,27 @@ class Counter:
     def rmsnorm(self, x: int) -> int:
         return self._layer(x, scalars=3)
 
+    def head_norm(self, x: int, n_head: int, gain: float) -> int:
+        return self._layer(x, scalars=4)
+
+    def rotary(self, x: int, n_head: int) -> int:
+        self._of_positions = 2 * row_stride(x)
+        return self._layer(x, scalars=4)
+
     def relu(self, x: int) -> int:
         return self._layer(x)
+
+    def relu_squared(self, x: int) -> int:
+        return self._layer(x, scalars=2)
+
+    def gelu(self, x: int) -> int:
+        return self._layer(x, scalars=9)
+
+    def swiglu(self, x: int, gate: int) -> int:
+        return self._layer(x, scalars=6)
+
+    def softcap(self, x: int, cap: float) -> int:
+        return self._layer(x, scalars=3)
 
     def add(self, x: int, y: int) -> int:
         return self._layer(x)

@@ -10,8 +10,10 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
+from tapegpt.kernels.ops.activation.gelu import CUBIC, LINEAR
 from tapegpt.recorders import EPSILON
 from tapegpt.tape import Batch, Input, Tape
+from tapegpt.tape.block import ROTARY_BASE
 
 Row = NDArray[np.int64]
 
@@ -29,8 +31,10 @@ class Scalar:
         self._values: dict[str, list[Row]] = {}
         self._carried: Row | None = None
 
-    def embed(self, tokens: str, positions: str, *earlier: str) -> Row:
-        x = self.add(self.embed_token(tokens), self.embed_position(positions))
+    def embed(self, tokens: str, positions: str | None, *earlier: str) -> Row:
+        x = self.embed_token(tokens)
+        if positions is not None:
+            x = self.add(x, self.embed_position(positions))
         for table, which in zip(earlier, self._batch.earlier, strict=True):
             x = self.add(x, self._lookup(table, which))
         return x
@@ -56,8 +60,41 @@ class Scalar:
         scale = self.each("pow", shifted, self._constants(-0.5, mean))
         return self.each("mul", x, np.broadcast_to(scale, x.shape))
 
+    def head_norm(self, x: Row, n_head: int, gain: float) -> Row:
+        heads = [self._scale(self.rmsnorm(head), gain) for head in np.split(x, n_head)]
+        return np.concatenate(heads)
+
+    def rotary(self, x: Row, n_head: int) -> Row:
+        pairs = len(x) // n_head // 2
+        angles = self.position * ROTARY_BASE ** (-np.arange(pairs) / pairs)
+        cosines, sines = (
+            np.tile([self._tape.constant(number) for number in numbers], n_head)
+            for numbers in (np.cos(angles), np.sin(angles))
+        )
+        first, second = x[::2], x[1::2]
+        turned = (
+            self.each("sub", self.each("scale", first, cosines), self.each("scale", second, sines)),
+            self.each("add", self.each("scale", first, sines), self.each("scale", second, cosines)),
+        )
+        return np.stack(turned, axis=1).ravel()
+
     def relu(self, x: Row) -> Row:
         return self.each("relu", x)
+
+    def relu_squared(self, x: Row) -> Row:
+        positive = self.relu(x)
+        return self.each("mul", positive, positive)
+
+    def gelu(self, x: Row) -> Row:
+        cube = self.each("mul", self.each("mul", x, x), x)
+        half = self.add(self._scale(x, LINEAR / 2), self._scale(cube, CUBIC / 2))
+        return self.each("mul", x, self._share(half))
+
+    def swiglu(self, x: Row, gate: Row) -> Row:
+        return self.each("mul", x, self.each("mul", gate, self._share(self._scale(gate, 0.5))))
+
+    def softcap(self, x: Row, cap: float) -> Row:
+        return self._scale(self.each("tanh", self._scale(x, 1 / cap)), cap)
 
     def add(self, x: Row, y: Row) -> Row:
         return self.each("add", x, y)
@@ -135,6 +172,11 @@ class Scalar:
     def _lookup(self, table: str, which: Input) -> Row:
         rows = self._weight(table)
         return self._tape.lookup(rows[0], which, self.position, rows.shape[1])
+
+    def _share(self, half: Row) -> Row:
+        """(1 + tanh(half)) / 2, which is 1 / (1 + e^(-2 half))"""
+        tanh = self.each("tanh", half)
+        return self._scale(self.add(tanh, self._constants(1.0, tanh)), 0.5)
 
     def _scale(self, x: Row, factor: float) -> Row:
         return self.each("scale", x, self._constants(factor, x))

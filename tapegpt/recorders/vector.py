@@ -14,13 +14,14 @@ class Vector:
         self._tape = tape
         self._weights = weights
         self._batch = batch
+        self._rotary: dict[int, tuple[int, int]] = {}  # tables by numbers of heads
 
-    def embed(self, tokens: str, positions: str, *earlier: str) -> int:
-        return self._tape.embed(
-            (self._weight(tokens), self._batch.tokens),
-            (self._weight(positions), self._batch.positions),
-            *zip(map(self._weight, earlier), self._batch.earlier, strict=True),
-        )
+    def embed(self, tokens: str, positions: str | None, *earlier: str) -> int:
+        pairs = [(self._weight(tokens), self._batch.tokens)]
+        if positions is not None:
+            pairs.append((self._weight(positions), self._batch.positions))
+        pairs += zip(map(self._weight, earlier), self._batch.earlier, strict=True)
+        return self._tape.embed(*pairs)
 
     def embed_token(self, table: str) -> int:
         return self._tape.embed((self._weight(table), self._batch.tokens))
@@ -37,8 +38,29 @@ class Vector:
     def rmsnorm(self, x: int) -> int:
         return self._tape.rmsnorm(x, EPSILON)
 
+    def head_norm(self, x: int, n_head: int, gain: float) -> int:
+        return self._tape.head_norm(x, n_head, gain, EPSILON)
+
+    def rotary(self, x: int, n_head: int) -> int:
+        if n_head not in self._rotary:
+            _, width = self._tape.shape(x)
+            self._rotary[n_head] = self._tape.rotary_tables(self._batch.block, width, n_head)
+        return self._tape.rotary(x, self._batch.positions, self._rotary[n_head])
+
     def relu(self, x: int) -> int:
         return self._tape.relu(x)
+
+    def relu_squared(self, x: int) -> int:
+        return self._tape.relu_squared(x)
+
+    def gelu(self, x: int) -> int:
+        return self._tape.gelu(x)
+
+    def swiglu(self, x: int, gate: int) -> int:
+        return self._tape.swiglu(x, gate)
+
+    def softcap(self, x: int, cap: float) -> int:
+        return self._tape.softcap(x, cap)
 
     def add(self, x: int, y: int) -> int:
         return self._tape.add(x, y)

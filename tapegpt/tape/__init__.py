@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from numpy.typing import ArrayLike
 
 from tapegpt.tape.arrays import ArrayOperations
+from tapegpt.tape.block import BlockOperations
 from tapegpt.tape.node import Node
 from tapegpt.tape.recurrence import Recurrence
 from tapegpt.tape.scalars import ScalarOperations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Input", "Mark", "Node", "Tape", "TapeError"]
 
 
-class Tape(ScalarOperations, ArrayOperations, Recurrence):
+class Tape(ScalarOperations, ArrayOperations, BlockOperations, Recurrence):
     """An append-only tape of float32 or float64 nodes.
 
     Raises TapeError, a ValueError, for every misuse; the tape is then as it was before the call.

@@ -15,6 +15,7 @@ from tapegpt.errors import DivergedError, UsageError
 from tapegpt.graph.compile import CompiledModel, compiled_model
 from tapegpt.kernels.loops.train import Training, train_steps
 from tapegpt.kernels.loops.validation import held_out_loss
+from tapegpt.models.registry import zeros
 from tapegpt.presets import default_learning_rate
 from tapegpt.recorders.counter import flops, tables
 from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed, sizes_to_shrink
@@ -84,8 +85,10 @@ class Trainer:
 
     def _draw_weights(self) -> None:
         by_input = self.training.initialization == "by-input"
-        looked_up = tables(self.model)
+        looked_up, empty = tables(self.model), zeros(self.model)
         for name, weights in self.compiled.weights.items():
+            if name in empty:
+                continue
             transposed = by_input and name not in looked_up
             for row in weights.T if transposed else weights:
                 row[:] = [self.rng.gauss(0, INITIAL_DEVIATION) for _ in row]

@@ -26,6 +26,26 @@ def rmsnorm(x, epsilon=1e-5):
     return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + epsilon)
 
 
+def head_norm(x, n_head, gain=1.0, epsilon=1e-5):
+    return gain * np.hstack([rmsnorm(head, epsilon) for head in np.split(x, n_head, axis=1)])
+
+
+def rotary(x, positions, n_head, base):
+    """Every pair of columns is a complex number, which is multiplied with e^(i angle)."""
+    pairs = x.shape[1] // n_head // 2
+    angles = np.outer(list(positions), [base ** (-i / pairs) for i in range(pairs)])
+    turned = (x[:, ::2] + 1j * x[:, 1::2]) * np.exp(1j * np.tile(angles, n_head))
+    return np.stack([turned.real, turned.imag], axis=2).reshape(x.shape)
+
+
+def gelu(x):
+    return x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
+
+
+def swiglu(x, gate):
+    return x * gate / (1 + np.exp(-gate))
+
+
 def relu(x):
     return np.maximum(x, 0)
 

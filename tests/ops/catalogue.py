@@ -54,6 +54,9 @@ RESULT_WIDTHS: dict[int, tuple[int, ...]] = {
     named("gathered_linear"): (2,),
     named("dropout"): (1,),
     named("previous"): (1,),
+    named("rotary"): (1,),
+    named("head_norm"): (1, 2),
+    **dict.fromkeys(map(named, ("relu_squared", "gelu", "swiglu", "softcap")), (1,)),
 }
 # Which choose numbers of an input, or end a stretch of records.
 NO_RESULT = {named("topk"), named("carry")}
@@ -257,6 +260,35 @@ def rmsnorm(draw: Draw) -> Case:
     )
 
 
+def rotary(draw: Draw) -> Case:
+    rows, n_head, positions = draw.few(), draw.whole(1, 3), draw.whole(1, 9)
+    width, which = 2 * n_head * draw.size(), draw.rows(rows, positions)
+
+    def record(tape: Tape, x: int) -> int:
+        tables = tape.rotary_tables(positions, width, n_head, 30.0)
+        return tape.rotary(x, tape.input(which, positions), tables)
+
+    return Case([(rows, width)], record, lambda x: references.rotary(x, which, n_head, 30.0))
+
+
+def head_norm(draw: Draw) -> Case:
+    n_head, gain, epsilon = draw.whole(1, 5), draw.pick([1.0, 0.5, 1.2]), draw.pick([1e-5, 0.3])
+    return Case(
+        [(draw.few(), n_head * draw.size())],
+        lambda tape, x: tape.head_norm(x, n_head, gain, epsilon),
+        lambda x: references.head_norm(x, n_head, gain, epsilon),
+    )
+
+
+def softcap(draw: Draw) -> Case:
+    cap = draw.pick([0.7, 3.0, 30.0])
+    return Case(
+        [(draw.few(), draw.size())],
+        lambda tape, x: tape.softcap(x, cap),
+        lambda x: cap * np.tanh(x / cap),
+    )
+
+
 def attention(*head_dims: int) -> Make:
     def make(draw: Draw) -> Case:
         # Up to 19 heads: some of them in more vectors than one.
@@ -456,6 +488,13 @@ ARRAY_OPERATIONS: dict[str, Make] = {
     "scale, array": scale,
     "mean": of_arrays(Tape.mean, np.mean),
     "gathered_linear": gathered_linear,
+    "rotary": rotary,
+    "head_norm": head_norm,
+    "relu_squared": of_arrays(Tape.relu_squared, lambda x: references.relu(x) ** 2),
+    "gelu": of_arrays(Tape.gelu, references.gelu),
+    "swiglu": of_arrays(Tape.swiglu, references.swiglu, 2),
+    "swiglu of itself": of_arrays(lambda t, x: t.swiglu(x, x), lambda x: references.swiglu(x, x)),
+    "softcap": softcap,
     "dropout": dropout,
     "recurrence": recurrence,
     "several, shared": shared,

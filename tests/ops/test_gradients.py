@@ -21,7 +21,7 @@ from ops.catalogue import CATALOGUE, Recorded
 from ops.catalogue import Draw as DrawCase
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.graph.compile import compiled_model
-from tapegpt.settings import GRANULARITIES, ModelConfig
+from tapegpt.settings import ACTIVATIONS, GRANULARITIES, POSITIONS, ModelConfig
 
 Floats = NDArray[np.float64]
 Draw = Callable[..., Any]
@@ -93,6 +93,7 @@ def draw_model(draw: Draw, kind: str, granularity: str) -> ModelConfig:
     block = draw(st.integers(1, 5))
     if kind == "gpt":
         n_head, head_dim = draw(st.integers(1, 3)), draw(st.integers(1, 5))
+        positions = "learned" if head_dim % 2 else draw(st.sampled_from(POSITIONS))
         n_layer = draw(st.integers(1, 2))
         return ModelConfig(
             n_layer=n_layer,
@@ -102,6 +103,11 @@ def draw_model(draw: Draw, kind: str, granularity: str) -> ModelConfig:
             look_back=draw(st.integers(0, min(2, block - 1))),
             ensemble=draw(st.integers(1, 2)),
             dropout=draw(st.sampled_from([0.0, 0.25])) if granularity == "vector" else 0.0,
+            positions=positions,
+            activation=draw(st.sampled_from(ACTIVATIONS)),
+            qk_norm=draw(st.booleans()),
+            final_norm=draw(st.booleans()),
+            softcap=draw(st.sampled_from([None, 3.0])),
         )
     n_state = draw(st.integers(1, 17))
     n_att = draw(st.integers(1, n_state))

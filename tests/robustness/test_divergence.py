@@ -36,6 +36,18 @@ MODELS = {
     "two gpts": ModelConfig(
         n_embd=4, n_head=2, block_size=3, look_back=1, ensemble=2, dropout=0.25
     ),
+    "modern gpt": ModelConfig(
+        n_embd=4,
+        n_head=2,
+        block_size=3,
+        positions="rotary",
+        activation="relu2",
+        qk_norm=True,
+        final_norm=True,
+        softcap=5.0,
+    ),
+    "gpt with swiglu": ModelConfig(n_embd=4, n_head=2, block_size=3, activation="swiglu"),
+    "gpt with gelu": ModelConfig(n_embd=4, n_head=2, block_size=3, activation="gelu"),
     "rnn": ModelConfig(model="rnn", n_embd=3, n_state=5, block_size=3),
     "rnn-att": ModelConfig(model="rnn-att", n_embd=3, n_state=5, n_att=2, block_size=3),
 }

@@ -44,6 +44,7 @@ METHODS: dict[str, tuple[str, ...]] = {
         ("neg", "exp", "log", "tanh", "erf", "softplus", "detach", "node"), ("scalar",)
     ),
     **dict.fromkeys(("softmax", "mean", "carry", "relu_array", "view"), ("array",)),
+    **dict.fromkeys(("relu_squared", "gelu"), ("array",)),
     **dict.fromkeys(("value", "grad", "shape", "relu"), ("either",)),
     **dict.fromkeys(("sub", "mul", "div"), ("scalar", "scalar")),
     **dict.fromkeys(("add", "add_arrays"), ("array", "array")),
@@ -65,6 +66,11 @@ METHODS: dict[str, tuple[str, ...]] = {
     "embed": ("pair", "pair"),
     "linear": ("array", "array", "optional"),
     "attention": ("array", "array", "array", "count"),
+    "rotary_tables": ("count", "count", "count", "number"),
+    "rotary": ("array", "input", "tables"),
+    "head_norm": ("array", "count", "number", "number"),
+    "swiglu": ("array", "array"),
+    "softcap": ("array", "number"),
     "cross_entropy": ("array", "input"),
     "topk": ("array", "count"),
     "gathered_linear": ("array", "input", "array", "optional"),
@@ -166,6 +172,9 @@ class Hostile(RuleBasedStateMachine):
 
     def either(self) -> Any:
         return self.scalar() if self.rng.random() < 0.5 else self.array()
+
+    def tables(self) -> Any:
+        return self.array(), self.array()
 
     def optional(self) -> Any:
         return None if self.rng.random() < 0.5 else self.array()

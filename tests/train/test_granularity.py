@@ -47,6 +47,27 @@ RECURRENT = {
 MORE = {
     "looks back": (ModelConfig(n_embd=6, n_head=2, block_size=7, look_back=3), 5),
     "ensemble": (ModelConfig(n_embd=4, n_head=2, block_size=5, look_back=1, ensemble=3), 6),
+    "modern": (
+        ModelConfig(
+            n_layer=2,
+            n_embd=12,
+            n_head=2,
+            block_size=7,
+            positions="rotary",
+            activation="relu2",
+            qk_norm=True,
+            final_norm=True,
+            softcap=2.0,
+        ),
+        5,
+    ),
+    "gelu": (ModelConfig(n_embd=6, n_head=3, block_size=4, activation="gelu", qk_norm=True), 7),
+    "swiglu": (
+        ModelConfig(
+            n_embd=8, n_head=2, block_size=4, activation="swiglu", positions="rotary", ensemble=2
+        ),
+        4,
+    ),
 }
 
 EVERYTHING = [*SIZES, *RECURRENT, *MORE]

@@ -34,6 +34,8 @@ def test_defaults_are_the_documented_ones():
     assert asdict(ModelConfig()) == {
         "model": "gpt", "n_layer": 1, "n_embd": 16, "n_head": 4, "block_size": 16,
         "n_state": 32, "n_att": 16, "look_back": 0, "ensemble": 1, "dropout": 0.0,
+        "positions": "learned", "activation": "relu", "qk_norm": False, "final_norm": False,
+        "zero_init": False, "softcap": None,
     }  # fmt: skip
     assert asdict(TrainConfig()) == {
         "steps": 1000, "seconds": None, "batch_size": 1, "optimizer": "adam",

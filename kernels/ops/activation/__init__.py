@@ -1,0 +1,1 @@
+"""Functions of single elements, or of pairs of them, between and after products."""

@@ -1,0 +1,1 @@
+"""What is done to every head of every row by itself."""
