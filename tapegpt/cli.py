@@ -113,7 +113,10 @@ def _train_flags(parser: Parser) -> None:
     parser.add_path(
         "--data",
         "FILE",
-        "the text, one document a line (default: names; with --resume, the text of the run)",
+        "the text, one document a line (default: names; with --resume, the text of the run);"
+        " several times for several files, which are one corpus; .gz files are decompressed, and -"
+        " is standard input",
+        several=True,
     )
     parser.add_path(
         "--out",
@@ -189,7 +192,9 @@ def _eval_flags(parser: Parser) -> None:
     parser.add_path(
         "--data",
         "FILE",
-        "the text to measure on, one document a line (default: the run's own, part by part)",
+        "the text to measure on, one document a line (default: the run's own, part by part); as"
+        " for train, also several times",
+        several=True,
     )
     parser.group("files").add_argument(
         "--last", action="store_true", help="measure the last state, also where a better was kept"

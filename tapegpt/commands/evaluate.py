@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from tapegpt.system.compiler import require_compiler
 LOG = logging.getLogger("tapegpt")
 
 
-def run(folder: Path, data: Path | None, last: bool, as_json: bool) -> int:
+def run(folder: Path, data: Sequence[Path] | None, last: bool, as_json: bool) -> int:
     """Measure and print. Returns the exit code."""
     saved = load(folder if last else best_of(folder))
     if data is not None:
-        parts = {str(data): read_again(data, saved.corpus_digest)}
+        name = " ".join(map(str, data))
+        parts = {name: read_again(*data, digest=saved.corpus_digest)}
     else:
         documents = documents_of(saved, history_of(folder))
         named = parts_of(documents, saved.training)._asdict()

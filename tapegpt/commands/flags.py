@@ -32,9 +32,18 @@ class Parser(argparse.ArgumentParser):
         help = known.help + _notes(known, default)
         self.add_value(flag(name), bound.parse, metavar, known.group, help)
 
-    def add_path(self, name: str, metavar: str, help: str, default: Path | None = None) -> None:
-        """A flag for a file or a folder, of which ~ may be a part."""
-        self.add_value(name, path, metavar, "files", help, dash=False, default=default)
+    def add_path(
+        self,
+        name: str,
+        metavar: str,
+        help: str,
+        default: Path | None = None,
+        several: bool = False,
+    ) -> None:
+        """A flag for a file or a folder, of which ~ may be a part; several: a list of them."""
+        self.add_value(
+            name, path, metavar, "files", help, dash=False, default=default, several=several
+        )
 
     def add_run(self, help: str) -> None:
         """An argument for the folder of a run, which is out where there is none."""
@@ -52,11 +61,13 @@ class Parser(argparse.ArgumentParser):
         help: str,
         dash: bool = True,
         default: object = None,
+        several: bool = False,
     ) -> None:
-        """A flag with a value, which `parse` makes of its text."""
+        """A flag with a value, which `parse` makes of its text; several: it may come again."""
         self._with_value[name] = dash
         self.group(group).add_argument(
             name,
+            action="append" if several else "store",
             type=lambda text: parse(text[1:]),  # after the = that `_joined` puts there
             metavar=metavar,
             help=help.replace("%", "%%"),

@@ -53,7 +53,7 @@ def _lines(
     training = run.training
     text = f"{run.documents} documents, {len(run.characters)} characters"
     if history is not None:
-        text = f"{remembered_text(history)}: {text}"
+        text = f"{' and '.join(map(str, remembered_text(history)))}: {text}"
     lines = [
         ("run", str(folder)),
         ("model", f"{_shown(run.model)}; {_parameters(run)} parameters"),

@@ -35,7 +35,7 @@ LOG = logging.getLogger("tapegpt")
 class Files(NamedTuple):
     """What a training reads and writes, and how."""
 
-    data: Path | None = None  # None: that of the resumed run, or the names of the package
+    data: Sequence[Path] | None = None  # None: that of the resumed run, or the package's names
     out: Path | None = None  # None: the folder out, from which an earlier run is moved aside
     resume: bool = False
     overwrite: bool = False
@@ -70,14 +70,14 @@ def run(
             model, training = settings_from(source, preset, settings)
         else:
             model, training = configure(preset, settings)
-        path = files.data or remembered_text(earlier)
+        paths = files.data or remembered_text(earlier)
+        check_metrics(files.metrics, folder, paths, files.resume)
         if saved is None:
-            documents = read_documents(path)
+            documents = read_documents(*paths)
         elif files.data is None:
             documents = documents_of(saved, earlier)
         else:
-            documents = read_again(path, saved.corpus_digest)
-        check_metrics(files.metrics, folder, path, files.resume)
+            documents = read_again(*paths, digest=saved.corpus_digest)
 
         # Numba is imported, and kernels are compiled, from here on.
         require_compiler()
@@ -98,7 +98,7 @@ def run(
         with helped(training.dtype, trainer.compiled.kernels):
             trainer.compiled.load()
         folder.prepare(evaluates=training.val_fraction > 0)
-        text = [path] if isinstance(path, Path) and path != default_corpus() else []
+        text = [path for path in paths if isinstance(path, Path) and path != default_corpus()]
         history = begun(arguments, text, earlier, trainer.step)
         saver = Saver(trainer, folder, files.save_every, files.rescue, history)
         with open_metrics(files.metrics, trainer.step) as log:

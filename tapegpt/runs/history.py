@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tapegpt import __version__
+from tapegpt.corpus.files import STANDARD_INPUT
 from tapegpt.runs.digest import check_digest, with_digest
 from tapegpt.system.atomic_files import read
 
@@ -62,7 +63,7 @@ def begun(
     """The history of a training that begins now, or goes on after `step` steps."""
     command = shlex.join(["tapegpt", *arguments])[:LONGEST_COMMAND]
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    paths = tuple(str(path.absolute()) for path in text)
+    paths = tuple(str(path if path == STANDARD_INPUT else path.absolute()) for path in text)
     earlier = earlier or History(paths, ())
     sessions = (*earlier.sessions, Session(command, __version__, now, step))
     losses = tuple(point for point in earlier.losses if point.step <= step)

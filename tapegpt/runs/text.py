@@ -39,11 +39,11 @@ def history_of(folder: Path) -> History | None:
         return None
 
 
-def remembered_text(history: History | None) -> Path | Traversable:
+def remembered_text(history: History | None) -> Sequence[Path | Traversable]:
     """What a run was trained on; what `train` reads by itself, where that is not known."""
     if history is None or not history.text:
-        return default_corpus()
-    return Path(history.text[0])
+        return [default_corpus()]
+    return [Path(path) for path in history.text]
 
 
 def documents_of(run: Run, history: History | None) -> list[str]:
@@ -51,16 +51,18 @@ def documents_of(run: Run, history: History | None) -> list[str]:
 
     Raises `TapegptError` if their file is gone or is another now.
     """
-    path = remembered_text(history)
+    paths = remembered_text(history)
     known = history is not None and bool(history.text)
-    if isinstance(path, Path) and not path.exists():
-        raise TapegptError(
-            f"the text of the run is not at {str(path)!r} any more: choose its --data"
-        )
-    documents = read_again(path, run.corpus_digest)
+    for path in paths:
+        if isinstance(path, Path) and not path.exists():
+            raise TapegptError(
+                f"the text of the run is not at {str(path)!r} any more: choose its --data"
+            )
+    documents = read_again(*paths, digest=run.corpus_digest)
     if digest_of(documents) != run.corpus_digest:
         problem = (
-            f"the text at {str(path)!r} has changed since the run was trained on it"
+            f"the text at {' and '.join(repr(str(path)) for path in paths)} has changed since the"
+            " run was trained on it"
             if known
             else f"the run was trained on another corpus of {run.documents} documents"
         )

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -30,15 +30,17 @@ class MetricsError(TapegptError):
         )
 
 
-def check_metrics(path: Path | None, folder: RunFolder, data: object, resume: bool) -> None:
+def check_metrics(
+    path: Path | None, folder: RunFolder, data: Iterable[object], resume: bool
+) -> None:
     """Refuse a file that holds anything but metrics, before a byte of it is lost.
 
-    data: the corpus. A training that goes on adds to the file, so there it may hold other lines
-    too. Raises `UsageError`.
+    data: the files of the corpus. A training that goes on adds to the file, so there it may hold
+    other lines too. Raises `UsageError`.
     """
     if path is None or path == STANDARD_OUTPUT:
         return
-    if isinstance(data, Path) and _is_same(path, data):
+    if any(isinstance(file, Path) and _is_same(path, file) for file in data):
         raise _refusal(path, "is the text to train on")
     if folder.takes(path):
         raise _refusal(path, f"is a file of the run in {str(folder.path)!r}")

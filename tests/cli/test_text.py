@@ -1,5 +1,8 @@
 """Corpora, as `train` takes them or refuses them."""
 
+import gzip
+import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +101,17 @@ def test_more_threads_than_processors_are_said(call, monkeypatch):
     assert call(*flags, "--threads", "2")[1] == ""
     _, err = call(*flags, "--threads", "3")
     assert err == "tapegpt: --threads 3 is more than there are processors: --threads 2 is as fast\n"
+
+
+def test_several_files_are_one_corpus(call, monkeypatch):
+    Path("one.txt").write_text("ann\nbob")
+    Path("two.txt.gz").write_bytes(gzip.compress(b"cid\n"))
+    train = ["train", "--steps", "2", "--data", "one.txt", "--data", "two.txt.gz"]
+    call(*train)
+    assert load(Path("out")).documents == 3
+    call("train", "--resume", "--steps", "3", "--data", corpus(b"ann\nbob\ncid"))
+    for file in ("one.txt", "two.txt.gz"):
+        _, err = call(*train, "--metrics", file, code=2)
+        assert f"--metrics {file!r} is the text to train on" in err
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ann\nbob\n")))
+    assert "2 documents" in call("train", "--steps", "2", "--data", "-")[1]

@@ -26,6 +26,7 @@ from tapegpt import cli, corpus
 from tapegpt.bounds import Number, Whole, flag
 from tapegpt.checkpoint import load
 from tapegpt.commands import bench
+from tapegpt.corpus.documents import MEMORY
 from tapegpt.errors import TapegptError
 from tapegpt.settings import (
     GRANULARITIES,
@@ -38,6 +39,7 @@ from tapegpt.settings import (
     settings_of,
     unmet,
 )
+from tapegpt.system.host import bytes_available
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and permissions")
 
@@ -266,9 +268,9 @@ def special_files():
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("socket")
     with open("larger than memory", "wb") as file:
-        file.truncate(int(4 * corpus.bytes_available()))
+        file.truncate(int(4 * bytes_available()))
     with open("too large for memory", "wb") as file:  # which has room for its bytes alone
-        file.truncate(int(2 * corpus.bytes_available() / corpus.MEMORY))
+        file.truncate(int(2 * bytes_available() / MEMORY))
 
 
 @posix

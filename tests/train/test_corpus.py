@@ -121,9 +121,9 @@ def test_a_run_finds_the_documents_that_it_was_trained_on(tmp_path: Path) -> Non
     path = tmp_path / "names"
     path.write_text("zoe\u0308\n\ufeffann\n", encoding="utf-8")
     as_written, read = ["zoe\u0308", "\ufeffann"], ["zo\u00eb", "ann"]
-    assert read_again(path, digest_of(as_written)) == as_written
-    assert read_again(path, digest_of(read)) == read
-    assert read_again(path, digest_of(["others"])) == read
+    assert read_again(path, digest=digest_of(as_written)) == as_written
+    assert read_again(path, digest=digest_of(read)) == read
+    assert read_again(path, digest=digest_of(["others"])) == read
 
 
 def remarks(*arguments):
@@ -185,17 +185,17 @@ def test_refuses_a_pipe_without_waiting_for_it(tmp_path: Path) -> None:
     ("problem", "words"),
     [
         (PermissionError(13, "Permission denied"), "cannot be read: Permission denied: choose"),
-        (MemoryError(), "does not fit into memory: choose"),
+        (MemoryError(), "does not fit into memory: choose a smaller file"),
     ],
 )
 def test_refuses_a_file_that_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception, words: str
 ) -> None:
-    def read_bytes(path: Path) -> bytes:
+    def open(path: Path, mode: str) -> None:
         raise problem
 
     (tmp_path / "names").write_text("ann\n")
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(Path, "open", open)
     with pytest.raises(TapegptError, match=words) as error:
         read_documents(tmp_path / "names")
     line_of(error)

@@ -1,4 +1,4 @@
-"""The text that a network learns from: read from a file, one document a line, and turned into ids.
+"""Documents: read from files, one a line, and turned into ids.
 
 A character is a Unicode code point. The vocabulary is the sorted distinct characters of the corpus,
 followed by one token, BOS, that begins and ends every document.
@@ -6,20 +6,19 @@ followed by one token, BOS, that begins and ends every document.
 
 import hashlib
 import random
-import stat
-import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tapegpt.corpus.files import pieces, refusal, size_of
+from tapegpt.corpus.tokenizer import Tokenizer
 from tapegpt.errors import TapegptError
 from tapegpt.system.host import bytes_available
 
@@ -29,20 +28,34 @@ MEMORY = 28  # bytes, at most, for each of a corpus: documents, tokens, and what
 REMEDY = "choose a UTF-8 text file with one document a line"
 
 
-def default_corpus() -> Traversable:
-    """The list of given names that ships with the package, which may lie in a zip file."""
-    return files("tapegpt.data") / "names.txt"
-
-
-def read_documents(path: Path | Traversable, as_written: bool = False) -> list[str]:
-    r"""The lines of a UTF-8 text file, without surrounding white space, blank lines left out.
+def read_documents(*paths: Path | Traversable, as_written: bool = False) -> list[str]:
+    r"""The lines of UTF-8 text files, without surrounding white space, blank lines left out.
 
     Lines end at \n, \r\n or \r alone, as in Python's text files, and where a byte-order mark says
     that another file was joined. Characters are composed (NFC): an accented letter is one character
-    however it is written. as_written: none of the latter two. Raises `TapegptError` if the file
+    however it is written. as_written: none of the latter two. Raises `TapegptError` if a file
     cannot be read, is not a regular file or not text, or holds no document.
     """
-    data = _read(path)
+    read = [(path, _read(path)) for path in paths]
+    return [line for path, data in read for line in _lines(path, data, as_written)]
+
+
+def read_again(*paths: Path | Traversable, digest: str) -> list[str]:
+    """The documents of files, as a run with this digest of them has read them.
+
+    Some runs are older than the care for byte-order marks and decomposed characters.
+    """
+    read = [(path, _read(path)) for path in paths]
+    documents = [line for path, data in read for line in _lines(path, data)]
+    if digest_of(documents) != digest:
+        as_written = [line for path, data in read for line in _lines(path, data, True)]
+        if digest_of(as_written) == digest:
+            return as_written
+    return documents
+
+
+def _lines(path: Path | Traversable, data: bytes, as_written: bool = False) -> list[str]:
+    """The documents that a file of these bytes holds, see `read_documents`."""
     mark = BYTE_ORDER_MARK.encode()
     start = len(mark) if data.startswith(mark) else 0
     try:
@@ -58,19 +71,6 @@ def read_documents(path: Path | Traversable, as_written: bool = False) -> list[s
     documents = [stripped for line in lines if (stripped := line.strip())]
     if not documents:
         raise _refusal(path, "holds only blank lines" if data else "is empty")
-    return documents
-
-
-def read_again(path: Path | Traversable, digest: str) -> list[str]:
-    """The documents of a file, as a run with this digest of them has read them.
-
-    Some runs are older than the care for byte-order marks and decomposed characters.
-    """
-    documents = read_documents(path)
-    if digest_of(documents) != digest:
-        as_written = read_documents(path, as_written=True)
-        if digest_of(as_written) == digest:
-            return as_written
     return documents
 
 
@@ -124,63 +124,7 @@ def shuffled(documents: Sequence[str], rng: random.Random) -> list[str]:
     return copy
 
 
-@dataclass(frozen=True, slots=True)
-class Tokenizer:
-    """Characters to ids and back. An id is the character's place in `characters`."""
-
-    characters: str  # distinct, ascending
-
-    def __post_init__(self) -> None:
-        if not self.characters:
-            raise TapegptError("the alphabet has no characters: train on text that has some")
-        if sorted(set(self.characters)) != list(self.characters):
-            shown = _shorten(self.characters)
-            raise TapegptError(f"the alphabet {shown} is not sorted or repeats itself: sort it")
-
-    @classmethod
-    def from_documents(cls, documents: Iterable[str]) -> Self:
-        """The alphabet of a corpus; `TapegptError` if it has none."""
-        return cls("".join(sorted(set().union(*documents))))
-
-    @property
-    def bos(self) -> int:
-        """The id of the token that begins and ends a document."""
-        return len(self.characters)
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.characters) + 1
-
-    def encode(self, text: str) -> NDArray[np.int32]:
-        """The ids of the characters of `text`: int32[len(text)], without BOS.
-
-        Raises `TapegptError` for a character that is not in the alphabet.
-        """
-        ids_by_code = np.full(sys.maxunicode + 1, -1, np.int32)
-        ids_by_code[_code_points(self.characters)] = np.arange(self.bos)
-        ids = ids_by_code[_code_points(text)]
-        if ids.min(initial=0) < 0:
-            character = text[int((ids < 0).argmax())]
-            raise TapegptError(
-                f"character {character!r} (U+{ord(character):04X}) is not in the alphabet: "
-                f"use only {_shorten(self.characters)}"
-            )
-        return ids
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text that `encode` makes `ids` of; `TapegptError` for BOS or what is no id."""
-        text = []
-        for token in ids:
-            if not 0 <= token < self.bos:
-                raise TapegptError(
-                    f"token {token} is not a character: choose ids from 0 to {self.bos - 1}"
-                )
-            text.append(self.characters[token])
-        return "".join(text)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenizedCorpus:
+class TokenizedCorpus(NamedTuple):
     """Documents end to end: document i is `tokens[offsets[i]:offsets[i + 1]]`, BOS at both ends."""
 
     tokens: NDArray[np.int32]  # [total]
@@ -204,26 +148,19 @@ def tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> TokenizedCorpus:
 
 
 def _read(path: Path | Traversable) -> bytes:
+    """The bytes of a file that leaves room in memory for what is made of them."""
+    read: list[bytes] = []
+    total = 0
     try:
-        if isinstance(path, Path):  # what ships in a zip file is ours
-            _check(path)
-        return path.read_bytes()
-    except OSError as error:
-        raise _refusal(path, f"cannot be read: {error.strerror}") from None
+        for piece in pieces(path, REMEDY):
+            read.append(piece)
+            total += len(piece)
+            if MEMORY * max(total, size_of(path)) > bytes_available():
+                raise MemoryError
+        return b"".join(read)
     except MemoryError:
-        raise _refusal(path, "does not fit into memory") from None
-    except ValueError as error:  # a NUL in the path
-        raise _refusal(path, f"cannot be read: {error}") from None
-
-
-def _check(path: Path) -> None:
-    status = path.stat()
-    if stat.S_ISDIR(status.st_mode):
-        raise _refusal(path, "is a directory")
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
-        raise _refusal(path, "is not a regular file")
-    if MEMORY * status.st_size > bytes_available():
-        raise _refusal(path, "does not fit into memory")
+        remedy = "choose a smaller file, or --text, which reads it as one stream"
+        raise refusal(path, "does not fit into memory", remedy) from None
 
 
 def _no_text(path: Path | Traversable, problem: str, data: bytes, offset: int) -> TapegptError:
@@ -233,14 +170,4 @@ def _no_text(path: Path | Traversable, problem: str, data: bytes, offset: int) -
 
 
 def _refusal(path: Path | Traversable, problem: str) -> TapegptError:
-    return TapegptError(f"corpus {str(path)!r} {problem}: {REMEDY}")
-
-
-def _code_points(text: str) -> NDArray[np.uint32]:
-    """uint32[len(text)]; lone surrogates, which a command line can hold, are kept."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-
-
-def _shorten(characters: str) -> str:
-    shown = repr(characters)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+    return refusal(path, problem, REMEDY)

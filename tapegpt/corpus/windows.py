@@ -1,0 +1,77 @@
+"""Windows of a text: what a step learns from, and what an evaluation predicts.
+
+A window is a block of tokens and the one that follows: every position predicts the next token.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tapegpt.corpus.documents import TokenizedCorpus
+from tapegpt.corpus.stream import TokenStream
+
+TOKENS_PER_PIECE = 1 << 20  # of an evaluation, read at a time
+TRAINING, EVALUATION = 0, 1  # what windows are drawn for
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a text, from the character `begin` up to but not including `end`."""
+
+    stream: TokenStream
+    begin: int
+    end: int
+    block: int
+
+    def __len__(self) -> int:
+        return self.end - self.begin
+
+    def drawn(self, seed: int, purpose: int, first: int, count: int) -> TokenizedCorpus:
+        """Windows number first to first + count - 1 of all that the seed draws, any with any start.
+
+        Window i lies in the place i modulo count, where `pack_batch` takes it as document i.
+        """
+        numbers = np.roll(np.arange(first, first + count, dtype=np.uint64), first % count)
+        random = mixed(mixed(np.uint64(seed) + np.uint64(purpose)) + numbers * ODD)
+        begins = self.begin + random % np.uint64(len(self) - self.block)
+        return self._windows(begins.astype(np.int64))
+
+    def pieces(self) -> Iterator[TokenizedCorpus]:
+        """Windows that predict every token of the part once, after `context` of their positions.
+
+        Windows overlap by as many: each token is predicted from half a block before it at least,
+        if need be from before this part.
+        """
+        step = self.block - self.context
+        begins = np.arange(self.begin, self.end, step) - self.context - 1
+        at_once = max(1, TOKENS_PER_PIECE // (self.block + 1))
+        whole = int((begins + self.block + 1 <= self.end).sum())
+        for first in range(0, whole, at_once):
+            yield self._windows(begins[first : min(whole, first + at_once)])
+        for begin in begins[whole:]:  # the last of all
+            tokens = self.stream.windows(np.array([begin]), self.end - int(begin))
+            yield TokenizedCorpus(tokens[0], np.array([0, tokens.size]))
+
+    @property
+    def context(self) -> int:
+        """How many positions of a window only read, in an evaluation of the whole part."""
+        return self.block // 2
+
+    def _windows(self, begins: NDArray[np.int64]) -> TokenizedCorpus:
+        tokens = self.stream.windows(begins, self.block + 1)
+        offsets = np.arange(len(begins) + 1) * (self.block + 1)
+        return TokenizedCorpus(tokens.ravel(), offsets)
+
+
+ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
+
+
+def mixed(x: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
+    """64 bits, each of which depends on every bit of x (SplitMix64, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        y = np.atleast_1d(x) + ODD
+        y = (y ^ (y >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        y = (y ^ (y >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return y ^ (y >> np.uint64(31))
