@@ -28,6 +28,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -37,6 +38,7 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
+from llvmlite.binding import parse_assembly, parse_bitcode
 from numba.core import config
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
@@ -64,6 +66,7 @@ SETTINGS = [
 
 UNUSED_DAYS = 30
 LARGEST = 1 << 28  # bytes of a file; kernels have less than a hundredth
+NO_BITCODE = parse_assembly("").as_bitcode()
 
 _said: set[str] = set()
 
@@ -182,6 +185,33 @@ def _identity(function: Callable[..., Any]) -> tuple[object, ...]:
     return (*place, tuple(closure))
 
 
+def _reduced(result: CompileResult) -> tuple[Any, ...]:
+    """What `_rebuilt` makes a compiled kernel of."""
+    module = result.library._get_module_for_linking()
+    defined = [
+        symbol.name
+        for symbols in (module.functions, module.global_variables)
+        for symbol in symbols
+        if not symbol.is_declaration
+    ]
+    (name, kind, (machine_code, bitcode)), *others = result._reduce()
+    return (name, kind, (machine_code, NO_BITCODE)), bitcode, defined, others
+
+
+def _rebuilt(
+    target_context: Any, library: Any, bitcode: bytes, defined: list[str], others: list[Any]
+) -> CompileResult:
+    """A compiled kernel that can be called; its LLVM module waits for a kernel that inlines it.
+
+    Numba parses the module at once, to find the symbols that it defines: a third of the time that
+    loading a kernel takes.
+    """
+    target_context.codegen()._engine._defined_symbols.update(defined)  # or they have no address
+    result: CompileResult = CompileResult._rebuild(target_context, library, *others)
+    result.library._get_module_for_linking = cache(lambda: parse_bitcode(bitcode))
+    return result
+
+
 class KernelCache(_Cache):
     """The cache as Numba sees it, for one kernel.
 
@@ -261,13 +291,13 @@ class KernelCache(_Cache):
             return None
         with contextlib.suppress(OSError):
             os.utime(path.parent)
-        return CompileResult._rebuild(target_context, *reduced)
+        return _rebuilt(target_context, *reduced)
 
     def _save(self, signature: Any, result: CompileResult) -> None:
         if result.library.has_dynamic_globals:
             raise ValueError(f"{self._function.__qualname__} holds addresses of this process")
         path, key = self._path_and_key(signature, result.target_context)
-        pickled = dumps((key, result._reduce()))
+        pickled = dumps((key, _reduced(result)))
         _make(path.parent)
         _write(path, hashlib.sha256(pickled).digest() + pickled)
 
