@@ -13,7 +13,8 @@ from tapegpt.errors import TapegptError
 from tapegpt.settings import ModelConfig, TrainConfig
 from tapegpt.system.atomic_files import check_writable, write_one
 from tapegpt.system.host import cpu_name, peak_gflops, vector_name
-from tapegpt.train.trainer import Trainer, check_memory
+from tapegpt.train.sweep_size import check_memory
+from tapegpt.train.trainer import Trainer
 
 LADDER = (("scalar", 1), ("dot", 1), ("vector", 1), ("vector", 16))
 REPEATS = 7

@@ -21,8 +21,8 @@ from tapegpt.runs.transfer import extended, settings_from
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, check_used, from_dict
 from tapegpt.system.compiler import require_compiler
 from tapegpt.system.host import processors
+from tapegpt.system.signals import stop_signals
 from tapegpt.train.metrics import STANDARD_OUTPUT, MetricsError, check_metrics, open_metrics
-from tapegpt.train.signals import stop_signals
 
 if TYPE_CHECKING:
     from tapegpt.train.trainer import Trainer

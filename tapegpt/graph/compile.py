@@ -32,6 +32,11 @@ class CompiledModel:
     _loaded: set[int] = field(default_factory=set, init=False)  # directions
 
     @property
+    def parameters(self) -> Floats:
+        """All parameters, a view: (num_params,)."""
+        return self.program.tape_arrays.values[: self.program.num_params]
+
+    @property
     def kernels(self) -> list[int]:
         """Those that its sweeps need, as `load_kernels` takes them."""
         return kernels_of(self.program.tape_arrays.records)

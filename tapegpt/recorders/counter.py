@@ -10,6 +10,9 @@ from tapegpt.kernels.ops import streaming_attention
 from tapegpt.models.registry import MODELS, network_shapes, prefixes
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tapegpt.models.model import Shapes
     from tapegpt.settings import ModelConfig
 
@@ -152,6 +155,13 @@ def flops(model: ModelConfig, vocab_size: int) -> tuple[int, int]:
     """
     network = count_network(model, vocab_size)
     return 6 * model.ensemble * network.products, 12 * model.ensemble * network.attended
+
+
+def training_flops(model: ModelConfig, vocab_size: int, lengths: NDArray[np.int64]) -> int:
+    """Floating-point operations to train on documents of so many positions each."""
+    position, pair = flops(model, vocab_size)
+    pairs = lengths * (lengths + 1) // 2
+    return int(position * lengths.sum() + pair * pairs.sum())
 
 
 def row_stride(width: int) -> int:

@@ -11,28 +11,21 @@ from numpy.typing import NDArray
 
 from tapegpt.checkpoint import Run, RunError, state_names
 from tapegpt.corpus import Tokenizer, digest_of, remarks_on, shuffled, tokenize
-from tapegpt.errors import DivergedError, UsageError
 from tapegpt.graph.compile import CompiledModel, compiled_model
 from tapegpt.kernels.loops.train import Training, train_steps
-from tapegpt.kernels.loops.validation import held_out_loss
-from tapegpt.models.registry import zeros
 from tapegpt.presets import default_learning_rate
-from tapegpt.recorders.counter import flops, tables
-from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed, sizes_to_shrink
+from tapegpt.recorders.counter import training_flops
 from tapegpt.settings import ModelConfig, TrainConfig
-from tapegpt.system.host import bytes_available
-from tapegpt.tape.storage import LARGEST_TAPE, aligned_zeros
+from tapegpt.tape.storage import aligned_zeros
+from tapegpt.train.divergence import diverged
+from tapegpt.train.evaluation import loss_per_token, other_weights
+from tapegpt.train.initialization import draw_weights
 from tapegpt.train.optimizers import kernel_optimizer
 from tapegpt.train.schedules import kernel_schedule
 from tapegpt.train.split import split
 from tapegpt.train.stopping import StepBudget, TimeBudget, budget_of
+from tapegpt.train.sweep_size import check_memory, documents_per_sweep
 from tapegpt.train.workers import Threads
-
-INITIAL_DEVIATION = 0.08  # of the weights, as in microgpt
-
-# A batch that may have more rows than this is packed and swept in turns, and their gradients are
-# added up, so that what a sweep writes is still in the cache when it is read.
-ROWS_PER_SWEEP = 256
 
 
 class Trainer:
@@ -74,29 +67,14 @@ class Trainer:
             self.tokenizer.vocab_size,
             training.granularity,
             training.dtype,
-            _documents_per_sweep(model, training),
+            documents_per_sweep(model, training),
         )
         self._threads = Threads(self.compiled, training.threads)
         self._shares = self._weigh()
         self._state = _optimizer_state(self.compiled, training)
-        self._draw_weights()
+        draw_weights(self.compiled.weights, model, training.initialization, self.rng)
         if training.averaging > 0:
-            self._state[-1] = self._parameters
-
-    def _draw_weights(self) -> None:
-        by_input = self.training.initialization == "by-input"
-        looked_up, empty = tables(self.model), zeros(self.model)
-        for name, weights in self.compiled.weights.items():
-            if name in empty:
-                continue
-            transposed = by_input and name not in looked_up
-            for row in weights.T if transposed else weights:
-                row[:] = [self.rng.gauss(0, INITIAL_DEVIATION) for _ in row]
-
-    @property
-    def _parameters(self) -> NDArray[np.floating]:
-        program = self.compiled.program
-        return program.tape_arrays.values[: program.num_params]
+            self._state[-1] = self.compiled.parameters
 
     @classmethod
     def resumed(cls, run: Run, documents: Sequence[str]) -> "Trainer":
@@ -174,9 +152,9 @@ class Trainer:
         )
         self.step += int(done)
         if done < count:
-            raise self._diverged(self.step + 1, losses[done])
+            raise diverged(self.training, self._state, self.step + 1, losses[done])
         if count > 0 and not np.isfinite(self._state).all():
-            raise self._diverged(self.step, losses[-1])
+            raise diverged(self.training, self._state, self.step, losses[-1])
         return losses
 
     def evaluate(self) -> float:
@@ -203,30 +181,17 @@ class Trainer:
         offsets: NDArray[np.int64],
         weights: Mapping[str, NDArray[np.floating]] | None = None,
     ) -> float:
-        self.compiled.load()
-        losses = np.zeros((len(self._threads), 2))
         with self.predicting(weights):
-            self._threads.call(
-                held_out_loss, self._tokens, offsets, self.compiled.documents_per_sweep, losses
-            )
-        total, tokens = losses.sum(axis=0)
-        return float(total / tokens)
+            return loss_per_token(self.compiled, self._threads, self._tokens, offsets)
 
     @contextmanager
     def predicting(
         self, weights: Mapping[str, NDArray[np.floating]] | None = None
     ) -> Iterator[None]:
         """Predict with these weights; else with the averaged ones, if there are some."""
-        latest = self._parameters.copy()
-        if weights is not None:
-            for name, array in weights.items():
-                self.compiled.weights[name][:] = array
-        elif self.training.averaging > 0:
-            self._parameters[:] = self._state[-1]
-        try:
+        averaged = self._state[-1] if self.training.averaging > 0 else None
+        with other_weights(self.compiled, weights, averaged):
             yield
-        finally:
-            self._parameters[:] = latest
 
     def _weigh(self) -> tuple[float, float]:
         """What a document and what a token weighs in the loss of a batch."""
@@ -245,29 +210,11 @@ class Trainer:
 
     def flops(self, count: int) -> int:
         """Floating-point operations of the next `count` steps that the model itself needs."""
-        config = self.training
-        documents = np.arange(
-            self.step * config.batch_size, (self.step + count) * config.batch_size
-        )
+        batch = self.training.batch_size
+        documents = np.arange(self.step * batch, (self.step + count) * batch)
         documents %= len(self._offsets) - 1
-        lengths = np.diff(self._offsets)[documents] - 1
-        lengths = np.minimum(lengths, self.model.block_size)
-        pairs = (lengths * (lengths + 1) // 2).sum()
-        position, pair = flops(self.model, self.tokenizer.vocab_size)
-        return int(position * lengths.sum() + pair * pairs)
-
-    def _diverged(self, step: int, loss: float) -> DivergedError:
-        """What is said of a step, counted from 1, that had this loss."""
-        problem = "the loss is not finite"
-        if math.isfinite(loss):
-            # The optimizer's state keeps what is wrong with a gradient.
-            culprit = "a weight" if np.isfinite(self._state).all() else "the gradient"
-            problem = f"{culprit} is not finite, or too large"
-        clip = "" if self.training.clip_norm else ", or --clip-norm 1"
-        return DivergedError(
-            f"training diverged at step {step}: {problem} (loss {loss:.6g},"
-            f" --learning-rate {self.learning_rate:g}): try a lower rate{clip}"
-        )
+        lengths = np.minimum(np.diff(self._offsets)[documents] - 1, self.model.block_size)
+        return training_flops(self.model, self.tokenizer.vocab_size, lengths)
 
     def snapshot(self) -> Run:
         """What `checkpoint.save` keeps."""
@@ -293,38 +240,3 @@ def _optimizer_state(compiled: CompiledModel, training: TrainConfig) -> NDArray[
     count, program = len(state_names(training)), compiled.program
     state = aligned_zeros(count * program.num_params, program.tape_arrays.values.dtype)
     return state.reshape(count, program.num_params)
-
-
-def _documents_per_sweep(model: ModelConfig, training: TrainConfig) -> int:
-    most = max(1, ROWS_PER_SWEEP // model.block_size)
-    # An evaluation sweeps over as many as it can: four times as fast as one by one.
-    evaluates = training.val_fraction + training.test_fraction > 0
-    return most if evaluates else min(training.batch_size, most)
-
-
-def check_memory(model: ModelConfig, training: TrainConfig, vocab_size: int) -> None:
-    """Refuse sizes that this machine cannot hold, before anything is allocated."""
-    documents = _documents_per_sweep(model, training)
-    needed = bytes_needed(
-        model,
-        vocab_size,
-        training.granularity,
-        training.dtype,
-        documents,
-        optimizer_arrays=len(state_names(training)),
-        threads=training.threads,
-    )
-    nodes = nodes_needed(model, vocab_size, training.granularity, documents)
-    available = bytes_available()
-    if needed > available:
-        problem = f"about {needed / 1e9:.1f} GB, this machine has {available / 1e9:.1f} GB"
-    elif nodes > LARGEST_TAPE:
-        problem = f"about {nodes:.1e} nodes, a tape holds {LARGEST_TAPE:.1e}"
-    else:
-        return
-    sizes = sizes_to_shrink(model)
-    sizes += [f"--threads {training.threads}"] if training.threads > 1 else []
-    raise UsageError(
-        f"the model needs {problem} (--granularity {training.granularity}): make"
-        f" {', '.join(sizes)} or --batch-size {training.batch_size} smaller"
-    )

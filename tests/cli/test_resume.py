@@ -22,7 +22,7 @@ from tapegpt import run_folder
 from tapegpt.checkpoint import load
 from tapegpt.corpus import read_documents
 from tapegpt.settings import ModelConfig, TrainConfig
-from tapegpt.train.signals import stop_signals
+from tapegpt.system.signals import stop_signals
 from tapegpt.train.trainer import Trainer
 
 

@@ -253,7 +253,7 @@ def test_ten_thousand_characters(call, monkeypatch, granularity):
     with alarm(SECONDS, hangs):
         assert check_text(call, data, flags, 2, 0)
     # What the vocabulary takes of the memory counts.
-    monkeypatch.setattr("tapegpt.train.trainer.bytes_available", lambda: 3e6)
+    monkeypatch.setattr("tapegpt.train.sweep_size.bytes_available", lambda: 3e6)
     _, err = call("train", "--data", "text", *flags, code=2)
     assert "--n-embd 8" in err
 

@@ -33,7 +33,7 @@ from tapegpt.settings import (
     SampleConfig,
     TrainConfig,
 )
-from tapegpt.train import trainer as trainer_module
+from tapegpt.train import sweep_size
 from tapegpt.train.trainer import Trainer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -144,7 +144,7 @@ DROPOUT = replace(MODEL, dropout=0.25)
 
 
 def test_dropout_leaves_out_something_else_in_every_sweep(monkeypatch):
-    monkeypatch.setattr(trainer_module, "ROWS_PER_SWEEP", MODEL.block_size)
+    monkeypatch.setattr(sweep_size, "ROWS_PER_SWEEP", MODEL.block_size)
     documents = ["abc"] * 5
     whole = make(documents=documents, learning_rate=1e-300).advance(4)
     losses = [
@@ -288,7 +288,7 @@ def test_chunks_of_steps_make_no_difference(granularity, dtype, chunks):
 @pytest.mark.parametrize(("at_once", "batch_size"), [(3, 8), (4, 8), (1, 2), (8, 9)])
 def test_gradients_of_a_large_batch_add_up(monkeypatch, granularity, at_once, batch_size):
     whole = make(batch_size=batch_size)
-    monkeypatch.setattr(trainer_module, "ROWS_PER_SWEEP", at_once * MODEL.block_size)
+    monkeypatch.setattr(sweep_size, "ROWS_PER_SWEEP", at_once * MODEL.block_size)
     parts = make(batch_size=batch_size, granularity=granularity)
     assert parts.compiled.documents_per_sweep == (at_once if granularity == "vector" else 1)
     for _ in range(5):
@@ -431,38 +431,38 @@ def test_sizes_that_memory_cannot_hold_are_refused(granularity, sizes):
 
 
 def test_sizes_that_only_memory_holds_are_refused(monkeypatch):
-    monkeypatch.setattr(trainer_module, "bytes_available", lambda: math.inf)
+    monkeypatch.setattr(sweep_size, "bytes_available", lambda: math.inf)
     with pytest.raises(UsageError, match=r"needs about .* nodes, a tape holds 2\.1e\+09.*--n-embd"):
         make(ModelConfig(n_embd=2**16))
 
 
 def test_memory_is_wanted_for_the_documents_of_a_sweep(monkeypatch):
     vocab_size = make().tokenizer.vocab_size
-    monkeypatch.setattr(trainer_module, "ROWS_PER_SWEEP", 4 * MODEL.block_size)
+    monkeypatch.setattr(sweep_size, "ROWS_PER_SWEEP", 4 * MODEL.block_size)
     for documents, fits, too_many in ((1, 1, 2), (3, 3, 4), (4, 100, None)):
         needed = bytes_needed(MODEL, vocab_size, "vector", "float64", documents, 2)
-        monkeypatch.setattr(trainer_module, "bytes_available", lambda needed=needed: needed)
+        monkeypatch.setattr(sweep_size, "bytes_available", lambda needed=needed: needed)
         nodes = nodes_needed(MODEL, vocab_size, "vector", documents)
-        monkeypatch.setattr(trainer_module, "LARGEST_TAPE", nodes)
+        monkeypatch.setattr(sweep_size, "LARGEST_TAPE", nodes)
         make(batch_size=fits)
         if too_many is not None:
             with pytest.raises(UsageError, match="GB"):
                 make(batch_size=too_many)
-            monkeypatch.setattr(trainer_module, "bytes_available", lambda: math.inf)
+            monkeypatch.setattr(sweep_size, "bytes_available", lambda: math.inf)
             with pytest.raises(UsageError, match="nodes"):
                 make(batch_size=too_many)
 
 
 def test_memory_is_wanted_for_an_evaluation_and_for_the_optimizer(monkeypatch):
     vocab_size = make().tokenizer.vocab_size
-    monkeypatch.setattr(trainer_module, "ROWS_PER_SWEEP", 4 * MODEL.block_size)
+    monkeypatch.setattr(sweep_size, "ROWS_PER_SWEEP", 4 * MODEL.block_size)
     for documents, arrays, fits, too_large in (
         (1, 2, {}, {"val_fraction": 0.3}),
         (4, 2, {"val_fraction": 0.3}, None),
         (1, 1, {"optimizer": "sgd"}, {"optimizer": "adamw"}),
     ):
         needed = bytes_needed(MODEL, vocab_size, "vector", "float64", documents, arrays)
-        monkeypatch.setattr(trainer_module, "bytes_available", lambda needed=needed: needed)
+        monkeypatch.setattr(sweep_size, "bytes_available", lambda needed=needed: needed)
         make(**fits)
         if too_large is not None:
             with pytest.raises(UsageError, match="GB"):
@@ -493,7 +493,7 @@ def test_memory_is_estimated_before_weights_are_named(monkeypatch, sizes):
     layers, networks, back, block = sizes
     model = ModelConfig(n_layer=layers, ensemble=networks, look_back=back, block_size=block)
     with pytest.raises(UsageError, match="the model needs about"):
-        trainer_module.check_memory(model, TrainConfig(), 2000)
+        sweep_size.check_memory(model, TrainConfig(), 2000)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tapegpt.errors import UsageError
 from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
+from tapegpt.train import sweep_size
 from tapegpt.train import trainer as trainer_module
 from tapegpt.train.trainer import Trainer
 
@@ -64,7 +65,7 @@ def test_the_loss_of_all_held_out_tokens(granularity, dtype, fraction):
 def test_documents_of_any_lengths(granularity, texts):
     """In sweeps of at most four, the last of which may have fewer."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(trainer_module, "ROWS_PER_SWEEP", 4 * MODEL.block_size)
+        monkeypatch.setattr(sweep_size, "ROWS_PER_SWEEP", 4 * MODEL.block_size)
         trainer = make(texts, granularity=granularity, val_fraction=0.5)
     count = max(1, round(len(texts) / 2))
     expected = mean_over_tokens(trainer, split(texts, count)[1])

@@ -1,0 +1,50 @@
+"""The loss on documents that are not trained on."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tapegpt.graph.compile import CompiledModel
+from tapegpt.kernels.loops.validation import held_out_loss
+from tapegpt.train.workers import Threads
+
+
+def loss_per_token(
+    compiled: CompiledModel,
+    threads: Threads,
+    tokens: NDArray[np.integer],
+    offsets: NDArray[np.int64],
+) -> float:
+    """The mean loss over the tokens of documents, in nats.
+
+    offsets: (documents + 1,), where each document begins in `tokens`, and the end of the last.
+    """
+    compiled.load()
+    losses = np.zeros((len(threads), 2))
+    threads.call(held_out_loss, tokens, offsets, compiled.documents_per_sweep, losses)
+    total, count = losses.sum(axis=0)
+    return float(total / count)
+
+
+@contextmanager
+def other_weights(
+    compiled: CompiledModel,
+    weights: Mapping[str, NDArray[np.floating]] | None,
+    averaged: NDArray[np.floating] | None,
+) -> Iterator[None]:
+    """Predict with these weights for a while; else with the averaged ones, if there are some.
+
+    weights: by name. averaged: (num_params,).
+    """
+    latest = compiled.parameters.copy()
+    if weights is not None:
+        for name, array in weights.items():
+            compiled.weights[name][:] = array
+    elif averaged is not None:
+        compiled.parameters[:] = averaged
+    try:
+        yield
+    finally:
+        compiled.parameters[:] = latest

@@ -1,0 +1,51 @@
+"""How many documents a sweep takes, and whether this machine has the memory for it."""
+
+from tapegpt.checkpoint import state_names
+from tapegpt.errors import UsageError
+from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed, sizes_to_shrink
+from tapegpt.settings import ModelConfig, TrainConfig
+from tapegpt.system.host import bytes_available
+from tapegpt.tape.storage import LARGEST_TAPE
+
+# A batch that may have more rows than this is packed and swept in turns, and their gradients are
+# added up, so that what a sweep writes is still in the cache when it is read.
+ROWS_PER_SWEEP = 256
+
+
+def documents_per_sweep(model: ModelConfig, training: TrainConfig) -> int:
+    """How many documents are swept together, at most."""
+    most = max(1, ROWS_PER_SWEEP // model.block_size)
+    # An evaluation sweeps over as many as it can: four times as fast as one by one.
+    evaluates = training.val_fraction + training.test_fraction > 0
+    return most if evaluates else min(training.batch_size, most)
+
+
+def check_memory(model: ModelConfig, training: TrainConfig, vocab_size: int) -> None:
+    """Refuse sizes that this machine cannot hold, before anything is allocated.
+
+    Raises `UsageError`.
+    """
+    documents = documents_per_sweep(model, training)
+    needed = bytes_needed(
+        model,
+        vocab_size,
+        training.granularity,
+        training.dtype,
+        documents,
+        optimizer_arrays=len(state_names(training)),
+        threads=training.threads,
+    )
+    nodes = nodes_needed(model, vocab_size, training.granularity, documents)
+    available = bytes_available()
+    if needed > available:
+        problem = f"about {needed / 1e9:.1f} GB, this machine has {available / 1e9:.1f} GB"
+    elif nodes > LARGEST_TAPE:
+        problem = f"about {nodes:.1e} nodes, a tape holds {LARGEST_TAPE:.1e}"
+    else:
+        return
+    sizes = sizes_to_shrink(model)
+    sizes += [f"--threads {training.threads}"] if training.threads > 1 else []
+    raise UsageError(
+        f"the model needs {problem} (--granularity {training.granularity}): make"
+        f" {', '.join(sizes)} or --batch-size {training.batch_size} smaller"
+    )
