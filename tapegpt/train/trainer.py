@@ -102,7 +102,7 @@ class Trainer:
         for name, array in weights.items():
             self.compiled.weights[name][:] = array
         if self.training.averaging > 0:
-            self._state[-1] = self._parameters
+            self._state[-1] = self.compiled.parameters
 
     @property
     def budget(self) -> StepBudget | TimeBudget:
