@@ -1,9 +1,13 @@
 """A real autograd tape that trains a GPT at the speed of the machine."""
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tapegpt.functions.elementwise import elementwise
+    from tapegpt.functions.operation import operation
+    from tapegpt.kernels import simd, vmath
     from tapegpt.tape import Node, Tape, TapeError
 
 if os.path.isfile(os.path.join(__path__[0], "kernels")):
@@ -11,7 +15,17 @@ if os.path.isfile(os.path.join(__path__[0], "kernels")):
     __path__.append(os.path.dirname(__path__[0]))
 
 __version__ = "0.1.0"
-__all__ = ["Node", "Tape", "TapeError"]
+__all__ = ["Node", "Tape", "TapeError", "elementwise", "operation", "simd", "vmath"]
+
+# Where the public names are, imported on first use: importing the package must not import Numba.
+_PLACES = {
+    "Node": "tapegpt.tape",
+    "Tape": "tapegpt.tape",
+    "TapeError": "tapegpt.tape",
+    "elementwise": "tapegpt.functions.elementwise",
+    "operation": "tapegpt.functions.operation",
+}
+_MODULES = {"simd": "tapegpt.kernels.simd", "vmath": "tapegpt.kernels.vmath"}
 
 
 def __dir__() -> list[str]:
@@ -19,9 +33,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: importing the package must not import Numba.
-    if name in __all__:
-        from tapegpt import tape
-
-        return getattr(tape, name)
+    if name in _MODULES:
+        return import_module(_MODULES[name])
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

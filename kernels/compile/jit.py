@@ -53,17 +53,30 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-def jit_source(source: str, name: str, names: Mapping[str, Any]) -> Callable[..., Any]:
+def jit_source(
+    source: str,
+    name: str,
+    names: Mapping[str, Any],
+    identity: tuple[object, ...] | None = (),
+) -> Callable[..., Any]:
     """Compile the function that generated source defines, cached by the text of the source.
 
-    names: what it uses, modules and kernels of this package.
+    names: what it uses, modules and kernels of this package. identity: what tells other things
+    that it uses, such as functions of a user, from all others; None: they cannot be told.
     """
-    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr((source, identity)).encode()).hexdigest()[:16]
     scope = {"__name__": __name__, **names}
     exec(compile(source, f"<{name}>", "exec"), scope)
     function = scope[name]
     # Compiled code of two functions of one name could not be linked together.
     function.__name__ = function.__qualname__ = f"{name}_{digest}"
     kernel: Any = numba.njit(**FLAGS)(function)
-    kernel._cache = KernelCache(function, ("source", source, tuple(names)))
+    if identity is not None:
+        kernel._cache = KernelCache(function, ("source", source, tuple(names), identity))
     return kernel  # type: ignore[no-any-return]
+
+
+def jit_users(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function of a user into the kernels that call it, with the flags of kernels."""
+    kernel: Callable[..., Any] = numba.njit(forceinline=True, **FLAGS)(function)
+    return kernel

@@ -65,12 +65,13 @@ def source_of(graph: Graph, wanted: Wanted) -> str:
     arguments += [f"y{j}" for j in outputs if wanted.values]
     arguments += [f"d{j}" for j in inputs if wanted.gradients]
     arguments += [f"s{j}" for j in outputs if wanted.seeded]
-    lines = [*_forward(graph)]
+    lines = [f"v{node} = simd.load(x{j}, i * steps[{j}])" for j, node in enumerate(graph.inputs)]
+    lines += forward_lines(graph)
     if wanted.gradients:
-        lines += _backward(graph, wanted)
+        lines += _gradient_lines(graph, wanted)
     if wanted.values:
         for j, node in enumerate(graph.outputs):
-            lines.append(f"simd.store(y{j}, i, {_vector(graph, node)})")
+            lines.append(f"simd.store(y{j}, i, {vector_of(graph, node)})")
     body = [f"i{u} = i0 + {u} * simd.lanes(x0)" for u in range(1, graph.vectors)]
     for line in shared_calls(lines):
         body += [numbered(line, u) for u in range(graph.vectors)]
@@ -130,9 +131,8 @@ class _Sharing(ast.NodeTransformer):
         return ast.Name(name)
 
 
-def _forward(graph: Graph) -> Iterator[str]:
-    for j, node in enumerate(graph.inputs):
-        yield f"v{node} = simd.load(x{j}, i * steps[{j}])"
+def forward_lines(graph: Graph) -> Iterator[str]:
+    """The value v of every node, from those of the inputs."""
     for step in graph.steps:
         operands = [_value(graph, node) for node in step.operands]
         out = f"v{step.results[0]}"
@@ -161,22 +161,30 @@ def _softmax(step: Step, operands: list[str]) -> Iterator[str]:
         yield f"v{node} = v{node} * each{first}"
 
 
-def _backward(graph: Graph, wanted: Wanted) -> Iterator[str]:
+def backward_lines(graph: Graph, seeds: Sequence[str]) -> tuple[list[str], set[int]]:
+    """The gradient g of every node that has one, from those of the outputs; and which have."""
     gradients = _Gradients(graph)
-    for j, node in enumerate(graph.outputs):
-        seed = f"simd.load(s{j}, i)" if wanted.seeded else "simd.splat(x0, 1.0)"
-        yield from gradients.add(node, seed)
+    lines: list[str] = []
+    for node, seed in zip(graph.outputs, seeds, strict=True):
+        lines += gradients.add(node, seed)
     for step in reversed(graph.steps):
-        results = [node for node in step.results if node in gradients.known]
-        if results:
-            yield from _passed(graph, step, gradients)
+        if gradients.known.intersection(step.results):
+            lines += _passed(graph, step, gradients)
+    return lines, gradients.known
+
+
+def _gradient_lines(graph: Graph, wanted: Wanted) -> Iterator[str]:
+    count = len(graph.outputs)
+    one = "simd.splat(x0, 1.0)"
+    seeds = [f"simd.load(s{j}, i)" if wanted.seeded else one for j in range(count)]
+    lines, known = backward_lines(graph, seeds)
+    yield from lines
     for j, node in enumerate(graph.inputs):
-        total = f"g{node}" if node in gradients.known else "simd.splat(x0, 0.0)"
-        if wanted.added:
-            if node in gradients.known:
-                yield f"simd.store(d{j}, i, simd.load(d{j}, i) + {total})"
-        else:
+        total = f"g{node}" if node in known else "simd.splat(x0, 0.0)"
+        if not wanted.added:
             yield f"simd.store(d{j}, i, {total})"
+        elif node in known:
+            yield f"simd.store(d{j}, i, simd.load(d{j}, i) + {total})"
 
 
 class _Gradients:
@@ -270,9 +278,10 @@ def _value(graph: Graph, node: int) -> str:
     return literal if number >= 0 else f"({literal})"
 
 
-def _vector(graph: Graph, node: int) -> str:
+def vector_of(graph: Graph, node: int, like: str = "x0") -> str:
+    """A value as a vector, of the type of the array `like`."""
     value = _value(graph, node)
-    return value if node not in graph.constants else f"simd.splat(x0, {value})"
+    return value if node not in graph.constants else f"simd.splat({like}, {value})"
 
 
 def _total(terms: Sequence[str]) -> str:
