@@ -15,10 +15,12 @@ from typing import NamedTuple
 
 from tapegpt import __version__
 from tapegpt.commands.flags import Parser, add_settings, given, one_line
-from tapegpt.commands.terminal import print_texts, printable
+from tapegpt.commands.terminal import printable
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.presets import PRESETS, configure
 from tapegpt.settings import ABOVE_ZERO, ModelConfig, SampleConfig, TrainConfig, settings_of
+
+PRINTED = ("num_samples", "temperature")  # settings of the samples that `train` prints
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -158,6 +160,8 @@ def _train_flags(parser: Parser) -> None:
     names = ", ".join(PRESETS)
     parser.add_value("--preset", str, "NAME", "model", f"take settings by name: {names}")
     add_settings(parser, ModelConfig, TrainConfig)
+    for name in PRINTED:
+        parser.add_setting(name, *settings_of(SampleConfig)[name])
 
 
 def _sample_flags(parser: Parser) -> None:
@@ -166,6 +170,26 @@ def _sample_flags(parser: Parser) -> None:
     parser.group("files").add_argument(
         "--last", action="store_true", help="draw from the last state, also where a better was kept"
     )
+    parser.add_path(
+        "--data",
+        "FILE",
+        "the text that the run was trained on (default: where it remembers it)",
+        several=True,
+    )
+    output = parser.group("output")
+    output.add_argument(
+        "--new",
+        action="store_true",
+        help="draw until there are --num-samples texts that are not in the corpus, all different",
+    )
+    output.add_argument(
+        "--mark",
+        action="store_true",
+        help="say in a second column, after a tab, whether a text is new, or from the training,"
+        " held out or test part of the corpus (a terminal shows it anyway)",
+    )
+    output.add_argument("--json", action="store_true", help="print a JSON object instead")
+    output.add_argument("--quiet", action="store_true", help="print the texts alone")
     add_settings(parser, SampleConfig)
 
 
@@ -221,21 +245,18 @@ def _train(options: argparse.Namespace) -> int:
     from tapegpt.commands import train
 
     files = train.Files(**{name: getattr(options, name) for name in train.Files._fields})
-    return train.run(options.preset, settings, files, options.quiet, options.arguments)
+    printed = {name: getattr(options, name) for name in PRINTED}
+    sampling = SampleConfig(**{name: value for name, value in printed.items() if value is not None})
+    return train.run(options.preset, settings, files, sampling, options.quiet, options.arguments)
 
 
 def _sample(options: argparse.Namespace) -> int:
     config = SampleConfig(**given(options, SampleConfig))
 
-    from tapegpt.checkpoint import load
-    from tapegpt.run_folder import best_of
+    from tapegpt.commands import sample
 
-    run = load(options.run if options.last else best_of(options.run))
-
-    from tapegpt.sampling import sample
-
-    print_texts(sample(run, config))
-    return 0
+    chosen = {name: getattr(options, name) for name in sample.Options._fields}
+    return sample.run(sample.Options(**chosen), config)
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -336,7 +336,7 @@ class SampleConfig:
     )
     prompt: str = setting("", Text(), "sampling", "how every text begins")
     seed: int | None = setting(
-        None, SEED, "sampling", "what the random choices follow from", default="the run's own"
+        None, SEED, "sampling", "what the random choices follow from", default="a new one each time"
     )
 
     def __post_init__(self) -> None:

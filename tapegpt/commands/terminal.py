@@ -1,20 +1,14 @@
 """What a terminal is shown: text and names of files may hold commands to it."""
 
 import re
-import sys
-from collections.abc import Iterable
-from typing import TextIO
 
 # C0 without the tab, DEL and C1; line and paragraph separators; what turns the direction of text.
 COMMANDS = re.compile("[\0-\x08\n-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
-def print_texts(texts: Iterable[str], stream: TextIO | None = None) -> None:
-    r"""Print each on a line: as it is into a file or a pipe, harmless (\x1b) on a terminal."""
-    stream = stream or sys.stdout
-    harmless = stream.isatty()
-    for text in texts:
-        print(COMMANDS.sub(_escaped, text) if harmless else text, file=stream)
+def harmless(text: str) -> str:
+    r"""The text without commands to a terminal (\x1b instead)."""
+    return COMMANDS.sub(_escaped, text)
 
 
 def printable(text: str) -> str:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tapegpt.bounds import flag, show
 from tapegpt.checkpoint import Run, load
-from tapegpt.commands.terminal import print_texts
+from tapegpt.commands.texts import print_texts
 from tapegpt.corpus import default_corpus, read_again, read_documents
 from tapegpt.errors import UsageError
 from tapegpt.presets import configure
 from tapegpt.run_folder import RunFolder, best_of
 from tapegpt.runs.history import begun
-from tapegpt.runs.text import documents_of, history_of, remembered_text
+from tapegpt.runs.marks import Marks
+from tapegpt.runs.text import documents_of, history_of, parts_of, remembered_text
 from tapegpt.runs.transfer import extended, settings_from
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, check_used, from_dict
 from tapegpt.system.compiler import require_compiler
@@ -49,11 +50,13 @@ def run(
     preset: str | None,
     settings: Mapping[str, object],
     files: Files,
+    sampling: SampleConfig,
     quiet: bool,
     arguments: Sequence[str],
 ) -> int:
     """Train, save, print samples. Returns the exit code.
 
+    sampling: how many samples are drawn at the end, and how.
     arguments: the command line, which the run remembers.
     """
     with ExitStack() as held:
@@ -125,9 +128,12 @@ def run(
     steps = f" after {trainer.step} steps" if training.seconds is not None else ""
     LOG.info("saved in %s%s%s", folder.path, steps, moved)
     with trainer.predicting(saver.best_weights()):
-        texts = sample_in_turn(trainer.compiled, trainer.tokenizer, SampleConfig(), trainer.rng)
+        texts = sample_in_turn(trainer.compiled, trainer.tokenizer, sampling, trainer.rng)
         # Standard output is for metrics alone where they go there.
-        print_texts(texts, sys.stderr if files.metrics == STANDARD_OUTPUT else sys.stdout)
+        stream = sys.stderr if files.metrics == STANDARD_OUTPUT else sys.stdout
+        marks = Marks(parts_of(documents, training), model.block_size)
+        print_texts(texts, model.block_size, marks, stream=stream)
+    LOG.info("of the samples %s", marks.summary)
     return 0
 
 

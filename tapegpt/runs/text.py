@@ -52,18 +52,22 @@ def documents_of(run: Run, history: History | None) -> list[str]:
     Raises `TapegptError` if their file is gone or is another now.
     """
     paths = remembered_text(history)
-    known = history is not None and bool(history.text)
     for path in paths:
         if isinstance(path, Path) and not path.exists():
             raise TapegptError(
                 f"the text of the run is not at {str(path)!r} any more: choose its --data"
             )
+    return read_for(run, paths, remembered=history is not None and bool(history.text))
+
+
+def read_for(run: Run, paths: Sequence[Path | Traversable], remembered: bool = False) -> list[str]:
+    """The documents of these files; `TapegptError` if they are not those of the run."""
     documents = read_again(*paths, digest=run.corpus_digest)
     if digest_of(documents) != run.corpus_digest:
         problem = (
             f"the text at {' and '.join(repr(str(path)) for path in paths)} has changed since the"
             " run was trained on it"
-            if known
+            if remembered
             else f"the run was trained on another corpus of {run.documents} documents"
         )
         raise TapegptError(f"{problem}: choose its --data, or start another run")

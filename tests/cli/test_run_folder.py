@@ -172,8 +172,8 @@ def test_best_is_never_followed_through_a_link(call, refused):
     more = ["--resume", "--steps", "6", "--out", "b"]
     refused(*TRAIN, *HOLD_OUT, *more, code=1, names="'b/best'")
     assert everything("precious") == before
-    drawn, _ = call("sample", "--run", "b")
-    assert drawn == call("sample", "--run", "b", "--last")[0]
+    drawn, _ = call("sample", "--run", "b", "--seed", "1")
+    assert drawn == call("sample", "--run", "b", "--seed", "1", "--last")[0]
 
 
 def test_the_best_of_a_run_is_no_place_for_another(call, refused):

@@ -192,7 +192,7 @@ def check_text(call, data, flags, block, held_out):
     assert {entry.name for entry in Path().iterdir()} == {"text", "out"}
     assert {entry.suffix for entry in out.iterdir()} <= {".json", ".safetensors", ""}
     prompt = documents[0][: block - 1]
-    shown, err = call("sample", "--num-samples", "3", f"--prompt={prompt}")
+    shown, err = call("sample", "--quiet", "--num-samples", "3", f"--prompt={prompt}")
     assert err == ""
     assert all(text.startswith(prompt) for text in check_samples(shown, 3, alphabet, block))
     return True
@@ -544,7 +544,7 @@ def test_endless_trainings_stop_at_a_signal(call, run, flags):
 @posix
 def test_endless_sampling_stops_at_a_signal(call, run):
     with alarm(0.1, interrupt):
-        out, err = call("sample", "--num-samples", str(2**31 - 1), code=130)
+        out, err = call("sample", "--quiet", "--num-samples", str(2**31 - 1), code=130)
     assert out
     assert err == ""
 

@@ -38,7 +38,7 @@ def train_flags(model, granularity, *others):
 def results(call, flags):
     """What training and sampling leave behind and print, in this process."""
     out, _ = call(*flags, "--metrics", "m.jsonl")
-    drawn, _ = call("sample", "--num-samples", "5")
+    drawn, _ = call("sample", "--seed", "1", "--num-samples", "5")
     return *left(Path("out"), Path("m.jsonl")), out, drawn
 
 
@@ -87,7 +87,7 @@ def check_other_processes(call, tmp_path, flags, rounds):
         tapegpt = Cli(tmp_path / str(i))
         tapegpt.folder.mkdir()
         out = tapegpt(*flags, "--metrics", "m.jsonl").stdout
-        drawn = tapegpt("sample", "--num-samples", "5").stdout
+        drawn = tapegpt("sample", "--seed", "1", "--num-samples", "5").stdout
         there = left(tapegpt.folder / "out", tapegpt.folder / "m.jsonl")
         assert (*there, out, drawn) == here
 
@@ -156,7 +156,7 @@ def test_stopped_at_random_steps_and_resumed(call, monkeypatch, rounds):
                 assert f"stopped after step {stops[i]} of {steps}; saved in out" in err
                 assert len(metrics(Path("m.jsonl"))) == stops[i]
         samples, _ = call(*flags, "--resume")
-        drawn, _ = call("sample", "--num-samples", "5")
+        drawn, _ = call("sample", "--seed", "1", "--num-samples", "5")
         assert (*left(Path("out"), Path("m.jsonl")), samples, drawn) == whole, flags
         shutil.rmtree("out")
 

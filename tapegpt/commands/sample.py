@@ -1,0 +1,101 @@
+"""tapegpt sample: texts from a run, each new or from its corpus."""
+
+import itertools
+import json
+import logging
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from tapegpt.checkpoint import Run, load
+from tapegpt.commands.texts import print_texts
+from tapegpt.errors import TapegptError
+from tapegpt.run_folder import best_of
+from tapegpt.runs.marks import NEW, Marks
+from tapegpt.runs.text import documents_of, history_of, parts_of, read_for
+from tapegpt.settings import LARGEST_SIZE, SampleConfig
+
+LOG = logging.getLogger("tapegpt")
+SEED_BITS = 32
+DRAWS_PER_NEW = 100  # of which one at least should be new: else it is time to say so
+
+
+class Options(NamedTuple):
+    """What is drawn from, and how it is shown."""
+
+    run: Path
+    last: bool  # the last state, also where a better was kept
+    data: Sequence[Path] | None  # the corpus; None: where the run remembers it
+    new: bool  # draw until there are as many new ones
+    mark: bool  # in a second column
+    json: bool
+
+
+def run(options: Options, config: SampleConfig) -> int:
+    """Draw and print. Returns the exit code."""
+    saved = load(options.run if options.last else best_of(options.run))
+    marks = _marks(saved, options)
+    if config.seed is None:
+        config = replace(config, seed=secrets.randbits(SEED_BITS))
+        LOG.info("--seed %d draws the same again", config.seed)
+
+    from tapegpt.sampling import sample
+
+    texts: Iterator[str]
+    if options.new:
+        assert marks is not None
+        most = min(LARGEST_SIZE, DRAWS_PER_NEW * config.num_samples)
+        drawn = sample(saved, replace(config, num_samples=most))
+        texts = itertools.islice(_only_new(drawn, marks), config.num_samples)
+    else:
+        texts = sample(saved, config)
+    if options.json:
+        count = _print_json(texts, marks, saved, config)
+    else:
+        count = print_texts(texts, saved.model.block_size, marks, options.mark)
+    if options.new and count < config.num_samples:
+        raise TapegptError(
+            f"of {most} texts only {count} are new and different: choose a higher --temperature,"
+            " or fewer --num-samples"
+        )
+    if marks is not None and not options.new:
+        LOG.info("%s", marks.summary)
+    return 0
+
+
+def _marks(run: Run, options: Options) -> Marks | None:
+    """What tells new texts from others; None where the corpus cannot be had, which is said."""
+    try:
+        if options.data is not None:
+            documents = read_for(run, options.data)
+        else:
+            documents = documents_of(run, history_of(options.run))
+    except TapegptError as error:
+        if options.new or options.mark or options.data is not None:
+            raise
+        LOG.info("samples are not marked: %s", error)
+        return None
+    return Marks(parts_of(documents, run.training), run.model.block_size)
+
+
+def _only_new(texts: Iterator[str], marks: Marks) -> Iterator[str]:
+    seen: set[str] = set()
+    for text in texts:
+        if marks.mark(text) == NEW and text not in seen:
+            seen.add(text)
+            yield text
+
+
+def _print_json(texts: Iterator[str], marks: Marks | None, run: Run, config: SampleConfig) -> int:
+    samples = [
+        {
+            "text": text,
+            "place": None if marks is None else marks.mark(text),
+            "cut": len(text) >= run.model.block_size,
+        }
+        for text in texts
+    ]
+    print(json.dumps({"step": run.step, "seed": config.seed, "samples": samples}, indent=2))
+    return len(samples)
