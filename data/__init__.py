@@ -1,1 +1,1 @@
-"""The list of names that `train` learns from when it is given no other."""
+"""Texts that ship: `train` learns from the list of names when it is given no other."""

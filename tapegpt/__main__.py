@@ -1,4 +1,4 @@
-"""python -m tapegpt"""
+"""python -m tapegpt, which as a console command is tapegpt."""
 
 import gc
 import os
@@ -18,14 +18,16 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _main() -> int:
+def main() -> int:
+    """Run one command; returns the exit code."""
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
 
-    from tapegpt.cli import main
+    from tapegpt import cli
 
-    return main()
+    return cli.main()
 
 
-sys.exit(_main())
+if __name__ == "__main__":
+    sys.exit(main())

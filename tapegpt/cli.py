@@ -20,6 +20,7 @@ from tapegpt.errors import TapegptError, UsageError
 from tapegpt.presets import PRESETS, configure
 from tapegpt.settings import ABOVE_ZERO, ModelConfig, SampleConfig, TrainConfig, settings_of
 
+SHELLS = ("bash", "zsh", "tcsh")
 PRINTED = ("num_samples", "temperature")  # settings of the samples that `train` prints
 
 
@@ -83,19 +84,38 @@ class _OneLine(logging.Formatter):
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if arguments and arguments[0] in COMMANDS:
-        return parser_of(arguments[0]).parse(arguments[1:])
+        return _with_config(parser_of(arguments[0]), arguments[1:])
     parser = Parser(
-        prog="tapegpt", description="A real autograd tape that trains a GPT at machine speed."
+        prog="tapegpt",
+        description="A real autograd tape, in Python, that trains a GPT at the speed of the"
+        " machine.",
+        epilog="The first three: tapegpt train, tapegpt sample, tapegpt info. Each command has a"
+        " --help of its own.",
     )
     parser.add_argument("--version", action="version", version=f"tapegpt {__version__}")
     commands = parser.add_subparsers(metavar="command")
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=command.does)
     if not arguments:
-        parser.error(f"name a command: {' or '.join(COMMANDS)}")
+        parser.print_help()
+        parser.exit()
     if not arguments[0].startswith("-"):
         parser.unknown("command", arguments[0], COMMANDS)
     return parser.parse(arguments[:1])
+
+
+def _with_config(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags' values; those of a --config file where the command line does not name them."""
+    options = parser.parse(arguments)
+    if getattr(options, "config", None) is None:
+        return options
+
+    from tapegpt.commands.config import arguments_of
+
+    try:
+        return parser.parse([*arguments_of(options.config, parser, arguments), *arguments])
+    except TapegptError as error:
+        parser.error(str(error))
 
 
 def parser_of(name: str) -> Parser:
@@ -158,7 +178,10 @@ def _train_flags(parser: Parser) -> None:
         "--quiet", action="store_true", help="show no progress, only samples and warnings"
     )
     names = ", ".join(PRESETS)
-    parser.add_value("--preset", str, "NAME", "model", f"take settings by name: {names}")
+    parser.add_value(
+        "--preset", str, "NAME", "model", f"take settings by name: {names}; see tapegpt presets"
+    )
+    _config_flag(parser)
     add_settings(parser, ModelConfig, TrainConfig)
     for name in PRINTED:
         parser.add_setting(name, *settings_of(SampleConfig)[name])
@@ -190,6 +213,7 @@ def _sample_flags(parser: Parser) -> None:
     )
     output.add_argument("--json", action="store_true", help="print a JSON object instead")
     output.add_argument("--quiet", action="store_true", help="print the texts alone")
+    _config_flag(parser)
     add_settings(parser, SampleConfig)
 
 
@@ -206,8 +230,24 @@ def _bench_flags(parser: Parser) -> None:
     parser.add_path("--json", "FILE", "write the figures as JSON")
 
 
+def _config_flag(parser: Parser) -> None:
+    parser.add_path(
+        "--config",
+        "FILE",
+        "take flags from a TOML file, such as n-embd = 32; those of the command line come first",
+    )
+
+
 def _info_flags(parser: Parser) -> None:
     parser.add_run("the folder of the run")
+    _json_flag(parser)
+    parser.add_argument(
+        "--toml", action="store_true", help="print its settings as a file for train --config"
+    )
+
+
+def _presets_flags(parser: Parser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="one alone (default: all)")
     _json_flag(parser)
 
 
@@ -224,6 +264,10 @@ def _eval_flags(parser: Parser) -> None:
         "--last", action="store_true", help="measure the last state, also where a better was kept"
     )
     _json_flag(parser)
+
+
+def _completion_flags(parser: Parser) -> None:
+    parser.add_argument("shell", choices=SHELLS, metavar="|".join(SHELLS), help="the shell")
 
 
 def _json_flag(parser: Parser) -> None:
@@ -276,7 +320,19 @@ def _warmup(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     from tapegpt.commands import info
 
-    return info.run(options.run, options.json)
+    return info.run(options.run, options.json, options.toml)
+
+
+def _presets(options: argparse.Namespace) -> int:
+    from tapegpt.commands import presets
+
+    return presets.run(options.name, options.json)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from tapegpt.commands import completion
+
+    return completion.run(options.shell, {name: parser_of(name) for name in COMMANDS})
 
 
 def _eval(options: argparse.Namespace) -> int:
@@ -300,10 +356,16 @@ COMMANDS = {
     "sample": _Command("draw texts from a saved run", _sample_flags, _sample),
     "info": _Command("tell what is in a saved run", _info_flags, _info),
     "eval": _Command("measure a saved run on a text", _eval_flags, _eval),
+    "presets": _Command("spell out the presets of train", _presets_flags, _presets),
     "bench": _Command(
         "time training at every granularity, as a share of the machine's peak",
         _bench_flags,
         _bench,
     ),
     "warmup": _Command("compile and cache the kernels", lambda parser: None, _warmup),
+    "completion": _Command(
+        "print a script that completes commands and flags in a shell",
+        _completion_flags,
+        _completion,
+    ),
 }

@@ -32,12 +32,12 @@ SCRIPT = "import sys; sys.path[:] = {}; from tapegpt import first_run; first_run
 
 
 @contextmanager
-def helped(dtype: str, kernels: Sequence[int]) -> Iterator[None]:
+def helped(dtype: str, kernels: Sequence[int], stop: Sequence[int] = ()) -> Iterator[None]:
     """While the block compiles these kernels, forward and backward, a second process compiles
     training, sampling, and then the backward ones from the last on, until the two meet.
 
     There is none where training was compiled before, or one processor alone. After the block
-    training and sampling are waited for.
+    training and sampling are waited for, until there is something in `stop`.
     """
     if processors() < 2 or not is_missing(train_steps):
         yield
@@ -59,6 +59,8 @@ def helped(dtype: str, kernels: Sequence[int]) -> Iterator[None]:
             end = time.monotonic() + LONGEST_WAIT
             # Sampling is compiled after training.
             while process.poll() is None and is_missing(generate) and time.monotonic() < end:
+                if stop:
+                    break
                 time.sleep(BETWEEN_LOOKS)
         finally:
             process.kill()

@@ -90,6 +90,21 @@ class Parser(argparse.ArgumentParser):
             self.unknown("argument", name, ())
         return options
 
+    @property
+    def known_flags(self) -> set[str]:
+        """All flags, such as --steps."""
+        return set(self._option_string_actions)
+
+    @property
+    def flags_with_value(self) -> set[str]:
+        """Those that take one."""
+        return set(self._with_value)
+
+    def flags_in(self, arguments: Sequence[str]) -> set[str]:
+        """The flags that these arguments give."""
+        names = {argument.partition("=")[0] for argument in self._joined(arguments)}
+        return names & self.known_flags
+
     def unknown(self, kind: str, name: str, known: Iterable[str]) -> NoReturn:
         """Exit with one line that says what may have been meant."""
         self.error(f"unknown {kind} {name!r}{did_you_mean(name, known)}")

@@ -15,12 +15,16 @@ from tapegpt.runs.text import history_of, remembered_text
 from tapegpt.settings import ModelConfig, TrainConfig, settings_of, unmet
 
 
-def run(folder: Path, as_json: bool) -> int:
+def run(folder: Path, as_json: bool, as_toml: bool) -> int:
     """Print what the run is. Returns the exit code."""
     saved, history = load_manifest(folder), history_of(folder)
     best = best_of(folder)
     best_step = load_manifest(best).step if best != folder else None
-    if as_json:
+    if as_toml:
+        for name, value in _used(saved.model, saved.training).items():
+            # A TOML string is written as a JSON string is, and so are numbers and booleans.
+            print(f"{name.replace('_', '-')} = {json.dumps(value, ensure_ascii=False)}")
+    elif as_json:
         print(json.dumps(_facts(folder, saved, history, best_step), indent=2))
     else:
         for name, value in _lines(folder, saved, history, best_step):
@@ -73,6 +77,17 @@ def _lines(
         lines.append(("began", f"{session.began} by tapegpt {session.version}: {session.command}"))
     lines.append(("go on", _how_to_go_on(folder, run)))
     return lines
+
+
+def _used(*configs: ModelConfig | TrainConfig) -> dict[str, Any]:
+    """The settings that do something."""
+    values = {name: value for config in configs for name, value in asdict(config).items()}
+    known = {name: it for config in configs for name, (it, _) in settings_of(config).items()}
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and not unmet(known[name], values)
+    }
 
 
 def _shown(config: ModelConfig | TrainConfig) -> str:

@@ -1,6 +1,7 @@
 """tapegpt train"""
 
 import logging
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,8 +22,9 @@ from tapegpt.runs.text import documents_of, history_of, parts_of, remembered_tex
 from tapegpt.runs.transfer import extended, settings_from
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, check_used, from_dict
 from tapegpt.system.compiler import require_compiler
-from tapegpt.system.host import processors
+from tapegpt.system.host import peak_gflops, processors
 from tapegpt.system.signals import stop_signals
+from tapegpt.train.amounts import amount
 from tapegpt.train.metrics import STANDARD_OUTPUT, MetricsError, check_metrics, open_metrics
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 # When a run is resumed.
 CHANGEABLE = ("steps", "seconds", "eval_every", "patience", "threads", "learning_rate")
+WORTH_MEASURING = 20.0  # seconds of training, beside which those of the peak are few
 LOG = logging.getLogger("tapegpt")
 
 
@@ -87,6 +90,7 @@ def run(
         from tapegpt.first_run import helped
         from tapegpt.sampling import sample_in_turn
         from tapegpt.train.loop import train
+        from tapegpt.train.progress import Compiling
         from tapegpt.train.saving import Saver
         from tapegpt.train.trainer import Trainer
 
@@ -98,12 +102,16 @@ def run(
             trainer.begin_with(extended(source, trainer.compiled.weights, trainer.tokenizer))
         else:
             trainer = Trainer(model, training, documents)
-        with helped(training.dtype, trainer.compiled.kernels):
-            trainer.compiled.load()
+        needed = trainer.compiled.kernels
+        with helped(training.dtype, needed, stop), Compiling(quiet) as compiling:
+            trainer.compiled.load(
+                goes_on=lambda ready, total: compiling.update(ready, total) and not stop
+            )
         folder.prepare(evaluates=training.val_fraction > 0)
         text = [path for path in paths if isinstance(path, Path) and path != default_corpus()]
         history = begun(arguments, text, earlier, trainer.step)
         saver = Saver(trainer, folder, files.save_every, files.rescue, history)
+        begin = (trainer.step, trainer.elapsed)
         with open_metrics(files.metrics, trainer.step) as log:
             _say_what_is_trained(trainer, len(documents))
             _say_where_it_starts(trainer, saved or source)
@@ -125,6 +133,9 @@ def run(
         LOG.info("%d evaluations without improvement: stopped early", trainer.stale)
     if trainer.best_loss is not None:
         LOG.info("least val_loss %.4f, saved in %s", trainer.best_loss, folder.best)
+    losses = saver.history.losses
+    if losses and losses[-1].loss is not None:
+        LOG.info("loss %.4f; %s", losses[-1].loss, _speed(trainer, *begin))
     steps = f" after {trainer.step} steps" if training.seconds is not None else ""
     LOG.info("saved in %s%s%s", folder.path, steps, moved)
     with trainer.predicting(saver.best_weights()):
@@ -134,7 +145,23 @@ def run(
         marks = Marks(parts_of(documents, training), model.block_size)
         print_texts(texts, model.block_size, marks, stream=stream)
     LOG.info("of the samples %s", marks.summary)
+    where = "" if files.out is None else f" --run {shlex.quote(str(folder.path))}"
+    LOG.info("for more: tapegpt sample%s", where)
     return 0
+
+
+def _speed(trainer: "Trainer", first_step: int, begin: float) -> str:
+    """Steps, seconds and what follows from them, of this call alone."""
+    steps, seconds = trainer.step - first_step, trainer.elapsed - begin
+    rate = steps / max(seconds, 1e-9)
+    tokens = amount(rate * trainer.tokens_per_step)
+    said = f"{steps} steps in {seconds:.1f} s: {rate:.0f} steps/s, {tokens} tokens/s"
+    if seconds < WORTH_MEASURING:
+        return said
+    some = min(steps, 1000)
+    needed = trainer.flops(some) / some * rate
+    share = needed / (1e9 * peak_gflops() * trainer.training.threads)
+    return f"{said}, {share:.0%} of the peak of {trainer.training.threads} core(s) in float32"
 
 
 def _say_what_is_trained(trainer: "Trainer", documents: int) -> None:

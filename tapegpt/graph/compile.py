@@ -1,6 +1,6 @@
 """A model recorded and made ready for replay: from a configuration to a `Program`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -41,16 +41,26 @@ class CompiledModel:
         """Those that its sweeps need, as `load_kernels` takes them."""
         return kernels_of(self.program.tape_arrays.records)
 
-    def load(self, directions: Sequence[int] = (FORWARD, BACKWARD)) -> None:
+    def load(
+        self,
+        directions: Sequence[int] = (FORWARD, BACKWARD),
+        goes_on: Callable[[int, int], bool] = lambda ready, total: True,
+    ) -> None:
         """Have the kernels of these sweeps ready, compiled where they never were before.
 
         Whoever runs the program calls it first; but for the first time it does nothing.
+        goes_on: told after each kernel how many of how many are ready; False leaves out the others.
         """
         tape_arrays = self.program.tape_arrays
-        for direction in directions:
-            if direction not in self._loaded:
-                load_kernels(tape_arrays.kernels, tape_arrays.values.dtype, self.kernels, direction)
-                self._loaded.add(direction)
+        kernels = self.kernels
+        missing = [direction for direction in directions if direction not in self._loaded]
+        for sweep, direction in enumerate(missing):
+            for ready, kernel in enumerate(kernels, sweep * len(kernels) + 1):
+                dtype = tape_arrays.values.dtype
+                load_kernels(tape_arrays.kernels, dtype, [kernel], direction)
+                if not goes_on(ready, len(missing) * len(kernels)):
+                    return
+            self._loaded.add(direction)
 
     def by_name(self, prefix: Floats) -> dict[str, Floats]:
         """Views into an array like the parameters, by name."""

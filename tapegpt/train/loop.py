@@ -1,12 +1,16 @@
 """Steps, with evaluations and saves between them, until training is finished or told to stop."""
 
 import logging
+import random
+import time
 from dataclasses import replace
 from typing import IO
 
 from tapegpt.runs.history import Losses, finite, with_losses
+from tapegpt.sampling import sample_in_turn
+from tapegpt.settings import SampleConfig
 from tapegpt.train.metrics import write_metrics
-from tapegpt.train.progress import Progress, SmoothedLoss
+from tapegpt.train.progress import Progress, SmoothedLoss, State
 from tapegpt.train.saving import Saver
 from tapegpt.train.stopping import Clock
 from tapegpt.train.trainer import Trainer
@@ -19,10 +23,12 @@ def train(
     trainer: Trainer, saver: Saver, stop: list[int], log: IO[bytes] | None, quiet: bool
 ) -> None:
     """Do the steps that are left, until a signal says stop."""
-    trainer.advance(0)  # compiles what is not in the cache
+    if not stop:
+        trainer.advance(0)  # compiles what is not in the cache
     budget, clock = trainer.budget, Clock(trainer.elapsed)
     count, pace, smoothed = 1, 0.0, SmoothedLoss()
-    with Progress(budget, trainer.step, trainer.elapsed, quiet) as progress:
+    shown = Progress(budget, trainer.step, trainer.elapsed, trainer.tokens_per_step, quiet)
+    with shown as progress:
         while not (trainer.finished or stop):
             first, begin = trainer.step, trainer.elapsed
             count = min(count, budget.steps_ahead(first, begin, pace))
@@ -33,11 +39,14 @@ def train(
             evaluations = budget.evaluations(trainer.step, trainer.elapsed)
             due = trainer.finished or evaluations > budget.evaluations(first, begin)
             evaluates = due and trainer.training.val_fraction > 0
+            begin_pause, sample = time.perf_counter(), None
             with clock.paused():
                 if evaluates:
                     measured["val_loss"] = trainer.evaluate()
                     if trainer.stale == 0:  # before the last, which must not say so earlier
                         saver.keep_best()
+                    if not quiet:
+                        sample = _sample(trainer)
                 if trainer.finished and trainer.training.test_fraction > 0:
                     measured["test_loss"] = trainer.test(saver.best_weights())
                     LOG.info("test_loss %.4f", measured["test_loss"])
@@ -50,8 +59,17 @@ def train(
                 write_metrics(log, first + 1, losses, measured)
                 if evaluates or saver.is_due:
                     saver.save(worthy=evaluates)
-            progress.update(
-                trainer.step, trainer.elapsed, float(losses[-1]), measured.get("val_loss")
-            )
+            if due:
+                progress.left.note_pause(time.perf_counter() - begin_pause)
+            val_loss = measured.get("val_loss")
+            progress.update(State(trainer.step, trainer.elapsed, smoothed.value, val_loss, sample))
             pace = (trainer.elapsed - begin) / count
             count = max(1, min(4 * count, int(SECONDS_PER_CALL / pace)))
+
+
+def _sample(trainer: Trainer) -> str:
+    """A text that the network writes now; the random numbers of the training are left alone."""
+    rng = random.Random(trainer.step)
+    with trainer.predicting():
+        config = SampleConfig(num_samples=1)
+        return next(sample_in_turn(trainer.compiled, trainer.tokenizer, config, rng))

@@ -1,17 +1,22 @@
-"""How far training has come, on stderr: a bar on a terminal, now and then a line elsewhere."""
+"""How far training has come, on stderr: a live line on a terminal, now and then one elsewhere."""
 
 import math
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.train.stopping import StepBudget, TimeBudget
+from tapegpt.commands.terminal import harmless
+from tapegpt.train.amounts import amount, duration
+from tapegpt.train.stopping import QUICKEST, StepBudget, TimeBudget
 
-LINES = 10  # about as many, over a whole run
+LINES = 10  # at least, over a whole run
+LONGEST_SILENCE = 10.0  # seconds
+NO_TIME = 0.5  # seconds
+LONGEST_SAMPLE = 60  # characters
 KEPT = 0.98  # of the smoothed loss, at a step
 
 
@@ -33,16 +38,56 @@ class SmoothedLoss:
         return self._sum / self._weight if self._weight else math.nan
 
 
+class TimeLeft:
+    """Seconds until the end, by the clock on the wall: evaluations and saves included."""
+
+    def __init__(self, budget: StepBudget | TimeBudget, step: int, elapsed: float) -> None:
+        self._budget = budget
+        self._first = (step, elapsed)
+        self._pauses, self._paused = 0, 0.0
+
+    def note_pause(self, seconds: float) -> None:
+        """An evaluation, with what is done at one, has taken so long."""
+        self._pauses += 1
+        self._paused += seconds
+
+    def at(self, step: int, elapsed: float) -> float:
+        """What is left after `step` steps and `elapsed` seconds of training."""
+        first_step, first_elapsed = self._first
+        pace = max((elapsed - first_elapsed) / max(step - first_step, 1), QUICKEST)
+        ahead = self._budget.steps_left(step, elapsed, pace)
+        pause = self._paused / self._pauses if self._pauses else 0.0
+        seconds = ahead * pace
+        return seconds + pause * self._budget.evaluations_left(step, elapsed, pace)
+
+
+class State(NamedTuple):
+    """What is shown of a training."""
+
+    step: int
+    elapsed: float  # seconds of training
+    loss: float  # smoothed
+    val_loss: float | None  # of an evaluation that has just been made
+    sample: str | None  # a text that is drawn there, on one line
+
+
 class Progress:
-    """Shows steps, losses, steps per second and the time left."""
+    """Shows steps, losses, speed and the time left."""
 
     def __init__(
-        self, budget: StepBudget | TimeBudget, step: int, elapsed: float, quiet: bool
+        self,
+        budget: StepBudget | TimeBudget,
+        step: int,
+        elapsed: float,
+        tokens_per_step: float,
+        quiet: bool,
     ) -> None:
+        self.left = TimeLeft(budget, step, elapsed)
         self._budget = budget
-        self._first_step, self._begin = step, budget.done(step, elapsed)
-        self._start = time.perf_counter()
-        self._next_line = self._begin
+        self._first_step, self._first_elapsed = step, elapsed
+        self._begin = self._next_line = budget.done(step, elapsed)
+        self._tokens_per_step = tokens_per_step
+        self._silent_since = time.perf_counter()
         self._val_loss = ""
         self._silent = quiet
         self._bar: Any = None
@@ -50,12 +95,14 @@ class Progress:
             from tqdm import tqdm
 
             by_step = isinstance(budget, StepBudget)
+            count = "{n_fmt}/{total_fmt}" if by_step else "{n:.1f}/{total:g} s"
+            # What matters most comes first: tqdm cuts the line where the window ends.
             self._bar = tqdm(
                 initial=self._begin,
                 total=budget.total,
-                unit="step",
-                bar_format=None if by_step else "{l_bar}{bar}| {n:.1f}/{total:g} s{postfix}",
+                bar_format=f"{{percentage:3.0f}}% {count}{{postfix}} {{bar:10}}",
                 dynamic_ncols=True,
+                mininterval=0.1,
             )
 
     def __enter__(self) -> Self:
@@ -70,21 +117,75 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, step: int, elapsed: float, loss: float, val_loss: float | None) -> None:
-        """Training has come this far; the last step had this loss, and an evaluation val_loss."""
-        if val_loss is not None:
-            self._val_loss = f" val_loss {val_loss:.4f}"
-        losses = f"loss {loss:.4f}{self._val_loss}"
-        done, total = self._budget.done(step, elapsed), self._budget.total
+    def update(self, state: State) -> None:
+        """Training has come this far."""
+        if self._silent:
+            return
+        if state.val_loss is not None:
+            self._val_loss = f" val_loss {state.val_loss:.4f}"
+        done, total = self._budget.done(state.step, state.elapsed), self._budget.total
+        shown = self._shown(state)
         if self._bar is not None:
-            self._bar.set_postfix_str(losses, refresh=False)
+            self._bar.set_postfix_str(shown, refresh=False)
             self._bar.update(min(done, total) - self._bar.n)
-        elif not self._silent and (done >= self._next_line or done >= total):
-            since_start = time.perf_counter() - self._start
-            rate = (step - self._first_step) / since_start
-            left = max(0, total - done) / (done - self._begin) * since_start
-            of = f"/{total}" if isinstance(self._budget, StepBudget) else ""
-            print(
-                f"step {step}{of} {losses} {rate:.0f} steps/s, {left:.0f} s left", file=sys.stderr
-            )
+            if state.val_loss is not None:  # stays on the screen
+                self._bar.write(self._line(state, shown), file=sys.stderr)
+            return
+        silence = time.perf_counter() - self._silent_since
+        due = done >= self._next_line or done >= total or silence >= LONGEST_SILENCE
+        if due or state.val_loss is not None:
+            print(self._line(state, shown), file=sys.stderr)
+            self._silent_since = time.perf_counter()
             self._next_line = (done * LINES // total + 1) * total / LINES
+
+    def _line(self, state: State, shown: str) -> str:
+        of = f"/{self._budget.total}" if isinstance(self._budget, StepBudget) else ""
+        sample = "" if state.sample is None else f" | {harmless(state.sample)[:LONGEST_SAMPLE]}"
+        return f"step {state.step}{of} {shown}{sample}"
+
+    def _shown(self, state: State) -> str:
+        seconds = max(state.elapsed - self._first_elapsed, QUICKEST)
+        rate = (state.step - self._first_step) / seconds
+        left = self.left.at(state.step, state.elapsed)
+        return (
+            f"loss {state.loss:.4f}{self._val_loss} {rate:.0f} steps/s,"
+            f" {amount(rate * self._tokens_per_step)} tokens/s, {duration(left)} left"
+        )
+
+
+class Compiling:
+    """How many kernels are ready; nothing is shown where that takes no time to speak of."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._silent = quiet
+        self._silent_since = time.perf_counter()
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, ready: int, total: int) -> bool:
+        """So many are ready. Returns True."""
+        if self._silent or time.perf_counter() - self._silent_since < NO_TIME:
+            return True
+        if sys.stderr.isatty():
+            if self._bar is None:
+                from tqdm import tqdm
+
+                shape = "compiling: {n_fmt} of {total_fmt} kernels, {elapsed} {bar:10}"
+                self._bar = tqdm(total=total, bar_format=shape, dynamic_ncols=True, leave=False)
+            self._bar.n = ready
+            self._bar.refresh()
+        elif time.perf_counter() - self._silent_since >= LONGEST_SILENCE:
+            print(f"compiling: {ready} of {total} kernels", file=sys.stderr)
+            self._silent_since = time.perf_counter()
+        return True

@@ -84,6 +84,16 @@ class StepBudget:
         """How many evaluations are due by now, not counting the one at the end."""
         return self.evaluated.count(step)
 
+    def steps_left(self, step: int, elapsed: float, pace: float) -> int:
+        """Steps from now to the end."""
+        return max(0, self.total - step)
+
+    def evaluations_left(self, step: int, elapsed: float, pace: float) -> int:
+        """How many evaluations are still to come, the one at the end included."""
+        if step >= self.total:
+            return 0
+        return self.evaluated.count(self.total - 1) - self.evaluated.count(step) + 1
+
 
 @dataclass(frozen=True, slots=True)
 class TimeBudget:
@@ -111,6 +121,19 @@ class TimeBudget:
         """How many evaluations are due by now, not counting the one at the end."""
         by_clock = int(min(self.by_clock, self.by_clock * elapsed / self.total))
         return by_clock + self.evaluated.count(step)
+
+    def steps_left(self, step: int, elapsed: float, pace: float) -> int:
+        """Steps from now to the end, at this pace."""
+        seconds = max(0.0, self.total - elapsed)
+        return int(min(LARGEST_STEPS, seconds / max(pace, QUICKEST)))
+
+    def evaluations_left(self, step: int, elapsed: float, pace: float) -> int:
+        """How many evaluations are still to come at this pace, the one at the end included."""
+        if elapsed >= self.total:
+            return 0
+        last = step + self.steps_left(step, elapsed, pace)
+        by_clock = max(0, self.by_clock - 1) - int(self.by_clock * elapsed / self.total)
+        return max(0, by_clock) + self.evaluated.count(last) - self.evaluated.count(step) + 1
 
 
 def budget_of(training: TrainConfig, steps_a_pass: int) -> StepBudget | TimeBudget:

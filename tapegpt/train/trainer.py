@@ -193,13 +193,18 @@ class Trainer:
         with other_weights(self.compiled, weights, averaged):
             yield
 
+    @property
+    def tokens_per_step(self) -> float:
+        """Positions that a step learns from, in the mean over the documents."""
+        lengths = np.minimum(np.diff(self._offsets) - 1, self.model.block_size)
+        return self.training.batch_size * float(lengths.mean())
+
     def _weigh(self) -> tuple[float, float]:
         """What a document and what a token weighs in the loss of a batch."""
         config = self.training
         if config.weighting == "document":
             return 1 / config.batch_size, 0.0
-        lengths = np.minimum(np.diff(self._offsets) - 1, self.model.block_size)
-        return 0.0, 1 / (config.batch_size * float(lengths.mean()))
+        return 0.0, 1 / self.tokens_per_step
 
     def _state_by_name(self) -> dict[str, dict[str, NDArray[np.floating]]]:
         names = state_names(self.training)

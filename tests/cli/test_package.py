@@ -68,7 +68,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 def test_wheel_holds_the_package_and_nothing_else(wheel: set[str]) -> None:
     assert wheel == {
         "tapegpt/py.typed",
-        "tapegpt/data/names.txt",
+        *(f"tapegpt/data/{name}.txt" for name in ("names", "places", "prose")),
         *modules("tapegpt", "tapegpt"),
         *modules("kernels", "tapegpt/kernels"),
         *modules("data", "tapegpt/data"),

@@ -1,14 +1,22 @@
 """Before anything is computed: help, command lines, and machines without a compiler."""
 
+import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from command_line import SKY, Cli, metrics
+from command_line import SKY, Cli, metrics, saved
 
+from tapegpt import cli
+from tapegpt.checkpoint import load
+from tapegpt.cli import COMMANDS
 from tapegpt.commands import bench
+from tapegpt.commands.flags import given
+from tapegpt.presets import PRESETS, configure
 from tapegpt.settings import ModelConfig, TrainConfig
 
 
@@ -17,8 +25,12 @@ from tapegpt.settings import ModelConfig, TrainConfig
     [
         (["--help"], 0),
         (["--version"], 0),
-        *[([command, "--help"], 0) for command in ("train", "sample", "bench", "warmup")],
-        ([], 2),
+        *[([command, "--help"], 0) for command in COMMANDS],
+        ([], 0),
+        (["presets"], 0),
+        (["info", "missing"], 1),
+        (["eval", "missing"], 1),
+        (["train", "--config", "missing.toml"], 2),
         (["tarin"], 2),
         (["train", "--step", "5"], 2),
         (["train", "--out=~nobody-of-this-name/x"], 2),
@@ -104,7 +116,6 @@ def test_help_names_every_flag(call):
     [
         (["trian"], "unknown command 'trian' (did you mean train?): see tapegpt --help"),
         (["--quiet"], "unknown flag '--quiet': see tapegpt --help"),
-        ([], "name a command: train or sample or bench or warmup"),
         (["train", "--step", "5"], "unknown flag '--step' (did you mean --steps?): see tapegpt tr"),
         (["train", "--n-emb=5"], "unknown flag '--n-emb' (did you mean --n-embd?)"),
         (["train", "--n_embd=5"], "unknown flag '--n_embd' (did you mean --n-embd?)"),
@@ -154,3 +165,109 @@ def test_prompts_that_begin_with_a_dash(call):
         for spelled in (["--prompt", prompt], [f"--prompt={prompt}"]):
             out, _ = call("sample", *spelled, "--num-samples", "2")
             assert [text[: len(prompt)] for text in out.splitlines()] == [prompt] * 2
+
+
+def test_without_arguments_there_is_the_help(call):
+    out, err = call()
+    assert out == call("--help")[0]
+    assert err == ""
+    assert all(re.search(rf"^    {command}\b", out, re.M) for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_has_a_sentence_in_a_group(command):
+    for action in cli.parser_of(command)._actions:
+        assert action.help and len(action.help) > 8, action
+
+
+def test_the_console_command_is_the_module(tmp_path):
+    script = Path(sys.executable).with_name("tapegpt")
+    if not script.exists():
+        pytest.skip("not installed")
+    for arguments in (["--version"], ["train", "--steps", "x"]):
+        ran = [
+            subprocess.run([*start, *arguments], cwd=tmp_path, capture_output=True, text=True)
+            for start in ([script], [sys.executable, "-m", "tapegpt"])
+        ]
+        one, other = ((run.returncode, run.stdout, run.stderr) for run in ran)
+        assert one == other
+
+
+# presets
+
+
+def test_presets_spells_them_out(call, refused):
+    out, _ = call("presets")
+    assert re.findall(r"^\S+$", out, re.M) == list(PRESETS)
+    one, _ = call("presets", "microgpt")
+    assert one in out
+    assert "    --learning-rate 0.01\n" in one
+    assert json.loads(call("presets", "--json")[0]) == PRESETS
+    refused("presets", "microgtp", names="did you mean microgpt?")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_flags_that_it_is_spelled_as(call, name):
+    flags = call("presets", name)[0].split()[1:]
+    options = cli.parser_of("train").parse(flags)
+    assert configure(None, given(options, ModelConfig, TrainConfig)) == configure(name, {})
+
+
+# --config
+
+
+def test_flags_from_a_file(call):
+    Path("c.toml").write_text(
+        f'steps = 7\nn_embd = 8\n"learning-rate" = 0.02\noptimizer = "sgd"\nquiet = true\n'
+        f'data = ["{SKY}"]\n'
+    )
+    _, err = call("train", "--config", "c.toml", "--steps", "5")
+    assert err == ""
+    run = load(Path("out"))
+    assert (run.training.steps, run.model.n_embd, run.training.optimizer) == (5, 8, "sgd")
+    assert run.training.learning_rate == 0.02
+    call("train", "--config", "c.toml", "--seconds", "0.05", "--out", "b")
+    assert load(Path("b")).training.seconds == 0.05
+    Path("s.toml").write_text('num-samples = 3\nprompt = "--a"\n')
+    assert "'-' (U+002D)" in call("sample", "--config", "s.toml", code=1)[1]
+    assert len(call("sample", "--config", "s.toml", "--prompt", "a")[0].splitlines()) == 3
+
+
+def test_the_settings_of_a_run_as_such_a_file(call):
+    flags = ["--model", "rnn", "--optimizer", "sgd", "--steps", "4", "--threads", "1"]
+    call("train", "--data", SKY, *flags)
+    Path("c.toml").write_text(call("info", "--toml")[0])
+    call("train", "--data", SKY, "--config", "c.toml", "--out", "b")
+    assert saved(Path("b")) == saved(Path("out"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stps = 3", "has 'stps', which is no flag of this command (did you mean steps?)"),
+        ("config = 'x'", "has 'config', which is no flag"),
+        ("steps = 'many'", "--steps 'many' is not a whole number"),
+        ("steps = true", "has steps = True: choose a number or a string"),
+        ("steps = {a = 1}", "has steps = {'a': 1}: choose a number or a string"),
+        ("quiet = 3", "has quiet = 3: choose true or false"),
+        ("steps = ", "is not TOML"),
+        ("\\xff", "is not TOML"),
+        ("[model]\nn-embd = 3", "has 'model'"),
+    ],
+)
+def test_files_that_are_no_settings(refused, text, said):
+    Path("c.toml").write_text(text)
+    refused("train", "--config", "c.toml", names=said)
+    Path("d.toml").mkdir()
+    refused("train", "--config", "d.toml", names="cannot read --config 'd.toml': Is a directory")
+
+
+def test_completion(call, monkeypatch):
+    for shell in cli.SHELLS:
+        monkeypatch.setitem(sys.modules, "shtab", None)
+        _, err = call("completion", shell, code=1)
+        assert "pip install shtab" in err
+    monkeypatch.delitem(sys.modules, "shtab")
+    pytest.importorskip("shtab")
+    out, _ = call("completion", "bash")
+    assert "--learning-rate" in out and "warmup" in out
