@@ -252,7 +252,7 @@ def test_the_settings_of_a_run_as_such_a_file(call):
         ("quiet = 3", "has quiet = 3: choose true or false"),
         ("steps = ", "is not TOML"),
         ("\\xff", "is not TOML"),
-        ("[model]\nn-embd = 3", "has 'model'"),
+        ("[model]\nn-embd = 3", "has model = {'n-embd': 3}: choose a number or"),
     ],
 )
 def test_files_that_are_no_settings(refused, text, said):
