@@ -15,6 +15,7 @@ from numba import njit
 from tapegpt.graph.compile import compiled_model
 from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
 from tapegpt.kernels.layout import BatchRange
+from tapegpt.kernels.loops.muon import no_matrices
 from tapegpt.kernels.loops.optimizers import ADAM, Optimizer, adam
 from tapegpt.settings import ModelConfig
 from tapegpt.tape import Tape
@@ -132,7 +133,8 @@ def test_adam(measure):
     compiled = compiled_model(ModelConfig(), VOCAB_SIZE, "vector", "float32", 1)
     program, tape_arrays = compiled.program, compiled.program.tape_arrays
     state = aligned_zeros(2 * program.num_params, tape_arrays.values.dtype).reshape(2, -1)
-    optimizer = Optimizer(ADAM, state, 0.85, 0.99, 1e-8, 0.0, 0.0, math.inf, 0.0)
+    none = no_matrices("float32")
+    optimizer = Optimizer(ADAM, state, 0.85, 0.99, 1e-8, 0.0, 0.0, math.inf, 0.0, none)
     values, grads = tape_arrays.values, tape_arrays.grads
     grads[: program.num_params] = 1
     count = repeats(lambda count: replay_adam(values, grads, optimizer, count))

@@ -217,6 +217,12 @@ class TrainConfig:
         "optimizer",
         "how much all weights shrink, embeddings included",
     )
+    adam_rate: float = setting(
+        0.004,
+        ABOVE_ZERO,
+        "optimizer",
+        "the largest rate of embeddings and of the last product, which AdamW changes",
+    )
     momentum: float = setting(
         0.9,
         SHARE,
@@ -240,6 +246,12 @@ class TrainConfig:
         SHARE,
         "optimizer",
         "the share of the training in which the rate rises",
+    )
+    cooldown: float = setting(
+        0.5,
+        TO_ONE,
+        "optimizer",
+        "the last share of the training, in which the rate falls to 0",
     )
     averaging: float = setting(
         0.0,
@@ -310,6 +322,11 @@ class TrainConfig:
                     f"{flag(name)} {getattr(self, name)} wants held-out documents:"
                     " choose a --val-fraction above 0"
                 )
+        if self.optimizer == "muon" and self.granularity != "vector":
+            raise UsageError(
+                "--optimizer muon moves whole matrices: choose --granularity vector, not"
+                f" {self.granularity}"
+            )
         if self.threads > self.batch_size:
             raise UsageError(
                 f"--threads {self.threads} is more than --batch-size {self.batch_size}, whose"

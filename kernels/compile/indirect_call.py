@@ -107,6 +107,13 @@ def scalars_signature(floats):
     return types.int64(floats, floats, RECORDS, INTEGERS, INTEGERS, types.int64, types.int64)
 
 
+def matrices_signature(floats):
+    """What the update of matrices returns and takes, see loops/muon.py."""
+    integer, number = types.int64, types.float64
+    arrays = (floats, floats, floats, floats, integer, INTEGERS)
+    return number(*arrays, integer, integer, number, number, number)
+
+
 def call_address(context, builder, signature, address, arguments):
     """Call the compiled kernel at `address`; an exception in it goes on to the caller."""
     convention = context.call_conv
@@ -152,6 +159,31 @@ def call_backward(
 ):
     """kernel(values, grads, operands, inputs, out, at, back, batch_range), likewise."""
     signature = backward_signature(values)
+
+    def codegen(context, builder, sig, args):
+        return call_address(context, builder, signature, args[0], args[1:])
+
+    return signature.return_type(types.int64, *signature.args), codegen
+
+
+@intrinsic
+def call_matrices(
+    typing_context,
+    address,
+    values,
+    grads,
+    momenta,
+    rooms,
+    begin,
+    matrices,
+    count,
+    thread,
+    momentum,
+    rate,
+    decay,
+):
+    """kernel(values, grads, momenta, rooms, begin, matrices, count, ...), likewise."""
+    signature = matrices_signature(values)
 
     def codegen(context, builder, sig, args):
         return call_address(context, builder, signature, args[0], args[1:])

@@ -7,17 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.kernels import simd
-from tapegpt.kernels.compile.indirect_call import as_pointer
+from tapegpt.kernels.compile.indirect_call import as_pointer, call_matrices
 from tapegpt.kernels.compile.jit import jit
+from tapegpt.kernels.loops.muon import Muon
 from tapegpt.kernels.loops.thread_group import (
     FAULTS,
     SQUARES,
+    SUMMED,
     add_gradients,
     all_reduce_sum,
     partition,
 )
 
-ADAM, SGD = 0, 1
+ADAM, SGD, MUON = 0, 1, 2
 STEPS_PER_AVERAGE = 8  # neighbours hardly differ
 
 
@@ -25,7 +27,8 @@ class Optimizer(NamedTuple):
     """What makes an update of a gradient. AdamW is Adam with weight_decay above 0."""
 
     kind: int
-    # (arrays, num_params): Adam's m and v, or SGD's velocity; then, if any, the averaged weights
+    # (arrays, num_params): Adam's m and v, of matrices Muon's momentum and nothing, or SGD's
+    # velocity; then, if any, the averaged weights
     state: NDArray[np.floating]
     beta1: float
     beta2: float
@@ -34,6 +37,7 @@ class Optimizer(NamedTuple):
     momentum: float
     clip_norm: float  # infinite where gradients of any length will do
     averaging: float  # share of the steps that the averaged weights look back on, 0 for none
+    muon: Muon
 
 
 @jit
@@ -52,12 +56,17 @@ def update(group, thread, count, optimizer, step, learning_rate):
         clip_gradient(group, thread, begin, end, optimizer.clip_norm)
     if optimizer.kind == SGD:
         finite = sgd(values, grads, optimizer, begin, end, learning_rate)
+    elif optimizer.kind == MUON:
+        # A matrix may lie in the parts of several threads.
+        all_reduce_sum(group, thread, SUMMED, 0.0)
+        finite = muon(values, grads, optimizer, thread, begin, end, step, learning_rate)
     else:
         finite = adam(values, grads, optimizer, begin, end, step, learning_rate)
-    if optimizer.averaging > 0 and step % STEPS_PER_AVERAGE == 0:
+    finite = all_reduce_sum(group, thread, FAULTS, 0.0 if finite else 1.0) == 0
+    if finite and optimizer.averaging > 0 and step % STEPS_PER_AVERAGE == 0:
         n = step // STEPS_PER_AVERAGE
         average(values, as_pointer(optimizer.state[-1]), begin, end, n, optimizer.averaging)
-    return all_reduce_sum(group, thread, FAULTS, 0.0 if finite else 1.0) == 0
+    return finite
 
 
 @jit
@@ -107,6 +116,35 @@ def adam(values, grads, optimizer, begin, end, step, learning_rate):
         simd.store(grads, i, zero)
         total = total + moved
     return math.isfinite(simd.sum_lanes(total))
+
+
+@jit
+def muon(values, grads, optimizer, thread, begin, end, step, learning_rate):
+    """Muon for a thread's matrices, see muon.py, and AdamW for what else lies from begin to end.
+
+    Returns whether these parameters are finite.
+    """
+    own = optimizer.muon
+    total = call_matrices(
+        own.kernel,
+        values,
+        grads,
+        as_pointer(optimizer.state[0]),
+        as_pointer(own.rooms),
+        thread * own.room,
+        as_pointer(own.matrices),
+        len(own.matrices),
+        thread,
+        optimizer.momentum,
+        learning_rate,
+        learning_rate * optimizer.weight_decay,
+    )
+    finite, rate = math.isfinite(total), learning_rate * own.other_rate
+    for i in range(0, len(own.others), 2):
+        first, last = max(begin, own.others[i]), min(end, own.others[i + 1])
+        if first < last and not adam(values, grads, optimizer, first, last, step, rate):
+            finite = False
+    return finite
 
 
 # velocity = momentum velocity + g, w = w - rate velocity

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tapegpt.kernels.compile.jit import jit
 
-CONSTANT, LINEAR, EXPONENTIAL, COSINE = 0, 1, 2, 3
+CONSTANT, LINEAR, EXPONENTIAL, COSINE, WSD = 0, 1, 2, 3, 4
 
 
 class Schedule(NamedTuple):
@@ -17,13 +17,15 @@ class Schedule(NamedTuple):
     kind: int
     learning_rate: float  # the largest
     decay: float  # exponential: from one step to the next
-    warmup: float  # cosine: share of the training in which the rate rises
+    warmup: float  # cosine, wsd: share of the training in which the rate rises
     origin: float
     span: float
+    cooldown: float = 1.0  # wsd: share of the training in which the rate falls
 
 
 # linear: rate (1 - steps / span). exponential: rate decay^steps. cosine, once it has risen: rate
-# (1 + cos(pi share)) / 2, share from 0 to 1 over the rest (Loshchilov and Hutter 2017).
+# (1 + cos(pi share)) / 2, share from 0 to 1 over the rest (Loshchilov and Hutter 2017). wsd, once
+# it has risen: rate, and in the end rate (1 - steps / span) / cooldown (Hu et al. 2024, MiniCPM).
 @jit
 def scheduled_rate(schedule, step):
     """The learning rate of a step, counted from 0."""
@@ -37,5 +39,8 @@ def scheduled_rate(schedule, step):
     risen = (steps + 1) / (schedule.warmup * schedule.span)
     if risen < 1:
         return schedule.learning_rate * risen
+    if schedule.kind == WSD:
+        left = (1 - steps / schedule.span) / schedule.cooldown
+        return schedule.learning_rate * min(1.0, max(0.0, left))
     done = (steps / schedule.span - schedule.warmup) / (1 - schedule.warmup)
     return schedule.learning_rate * (1 + math.cos(math.pi * min(1.0, max(0.0, done)))) / 2

@@ -26,7 +26,7 @@ from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.simd.memory import element_pointer
 
 # What a thread reports to the others, a column each.
-LOSS, SQUARES, FAULTS = 0, 1, 2
+LOSS, SQUARES, SUMMED, FAULTS = 0, 1, 2, 3
 
 NOBODY_COMES = 2**62  # so many arrivals release every thread that waits
 

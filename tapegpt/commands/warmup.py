@@ -20,7 +20,7 @@ def run() -> int:
         for direction in (FORWARD, BACKWARD):
             load_kernels(addresses, np.dtype(dtype), _recorded(dtype), direction)
         # What calls the operations is the same code for all models.
-        training = TrainConfig(val_fraction=0.5, dtype=dtype)
+        training = TrainConfig(val_fraction=0.5, dtype=dtype, optimizer="muon")
         trainer = Trainer(ModelConfig(n_embd=4, block_size=2), training, ["ab", "ba"])
         trainer.advance(1)
         trainer.evaluate()

@@ -23,6 +23,7 @@ class Model(ABC):
 
     name: ClassVar[str]  # what --model calls it
     settings: ClassVar[tuple[str, ...]]  # those of ModelConfig that it uses, and not every model
+    head: ClassVar[str] = "lm_head"  # the weights that make logits
     learning_rates: ClassVar[Mapping[str, float]] = {}  # by optimizer, where not its own
 
     def check(self, config: ModelConfig) -> None:  # noqa: B027 - most have nothing to refuse

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tapegpt.kernels.loops.muon import Muon
     from tapegpt.kernels.loops.optimizers import Optimizer as KernelOptimizer
     from tapegpt.models.model import Model
     from tapegpt.settings import TrainConfig
@@ -38,11 +39,20 @@ _ROWS = (
         "adamw", "ADAM", ("adam.m", "adam.v"), ("beta1", "beta2", "epsilon", "weight_decay"), 0.01
     ),
     Optimizer("sgd", "SGD", ("sgd.velocity",), ("momentum",), 0.1, memory="momentum"),
+    Optimizer(
+        "muon",
+        "MUON",
+        ("muon.m", "muon.v"),
+        ("beta1", "beta2", "epsilon", "weight_decay", "momentum", "adam_rate"),
+        0.02,
+    ),
 )
 OPTIMIZERS: Mapping[str, Optimizer] = {row.name: row for row in _ROWS}
 
 
-def kernel_optimizer(config: TrainConfig, state: NDArray[np.floating]) -> KernelOptimizer:
+def kernel_optimizer(
+    config: TrainConfig, state: NDArray[np.floating], muon: Muon
+) -> KernelOptimizer:
     """The optimizer of a training as kernels take it.
 
     state: (arrays, num_params), those of the optimizer and then, if any, the averaged weights.
@@ -64,4 +74,5 @@ def kernel_optimizer(config: TrainConfig, state: NDArray[np.floating]) -> Kernel
         momentum=used("momentum"),
         averaging=config.averaging,
         clip_norm=math.inf if config.clip_norm is None else config.clip_norm,
+        muon=muon,
     )

@@ -25,6 +25,7 @@ _ROWS = (
     Schedule("exponential", "EXPONENTIAL", ("decay",)),
     Schedule("cosine", "COSINE", ("warmup",)),
     Schedule("constant", "CONSTANT"),
+    Schedule("wsd", "WSD", ("warmup", "cooldown")),
 )
 SCHEDULES: Mapping[str, Schedule] = {row.name: row for row in _ROWS}
 
@@ -43,4 +44,5 @@ def kernel_schedule(
         warmup=config.warmup,
         origin=origin,
         span=span,
+        cooldown=config.cooldown,
     )

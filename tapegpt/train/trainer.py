@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tapegpt.checkpoint import Run, RunError, state_names
 from tapegpt.corpus import Tokenizer, digest_of, remarks_on, shuffled, tokenize
 from tapegpt.graph.compile import CompiledModel, compiled_model
+from tapegpt.kernels.loops.muon import Muon, no_matrices
 from tapegpt.kernels.loops.train import Training, train_steps
 from tapegpt.presets import default_learning_rate
 from tapegpt.recorders.counter import training_flops
@@ -20,6 +21,7 @@ from tapegpt.tape.storage import aligned_zeros
 from tapegpt.train.divergence import diverged
 from tapegpt.train.evaluation import loss_per_token, other_weights
 from tapegpt.train.initialization import draw_weights
+from tapegpt.train.matrices import muon_of
 from tapegpt.train.optimizers import kernel_optimizer
 from tapegpt.train.schedules import kernel_schedule
 from tapegpt.train.split import split
@@ -73,6 +75,7 @@ class Trainer:
         self._shares = self._weigh()
         self._state = _optimizer_state(self.compiled, training)
         draw_weights(self.compiled.weights, model, training.initialization, self.rng)
+        self._muon: Muon | None = None  # until its kernel is compiled
         if training.averaging > 0:
             self._state[-1] = self.compiled.parameters
 
@@ -145,7 +148,7 @@ class Trainer:
                 *self._shares,
                 np.uint64(config.seed),
             ),
-            kernel_optimizer(config, self._state),
+            kernel_optimizer(config, self._state, self._matrices()),
             kernel_schedule(config, self.learning_rate, *span),
             self.step,
             every,
@@ -205,6 +208,17 @@ class Trainer:
         if config.weighting == "document":
             return 1 / config.batch_size, 0.0
         return 0.0, 1 / self.tokens_per_step
+
+    def _matrices(self) -> Muon:
+        """What Muon is given of the weights, or nothing for another optimizer."""
+        if self._muon is None:
+            config, dtype = self.training, self._state.dtype
+            if config.optimizer == "muon":
+                share = config.adam_rate / self.learning_rate
+                self._muon = muon_of(self.model, self.compiled, config.threads, share)
+            else:
+                self._muon = no_matrices(dtype)
+        return self._muon
 
     def _state_by_name(self) -> dict[str, dict[str, NDArray[np.floating]]]:
         names = state_names(self.training)

@@ -146,6 +146,24 @@ def sgd(w, g, velocity, rate, momentum):
     return w - rate * velocity, velocity
 
 
+def orthogonalised(x, steps=5):
+    """Newton-Schulz steps towards U V^T of x = U S V^T (Jordan et al. 2024)."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = x / np.linalg.norm(x)
+    for _ in range(steps):
+        product = x @ x.T
+        x = a * x + (b * product + c * product @ product) @ x
+    return x
+
+
+def muon(w, g, m, rate, momentum, weight_decay=0.0):
+    """w and the momentum m after a step."""
+    m = momentum * m + (1 - momentum) * g
+    moved = orthogonalised(momentum * m + (1 - momentum) * g)
+    rows, columns = w.shape
+    return (1 - rate * weight_decay) * w - rate * max(1, rows / columns) ** 0.5 * moved, m
+
+
 def clip(g, longest):
     """The gradient of all parameters, of a norm that is `longest` at most."""
     norm = np.linalg.norm(g)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.graph.compile import CompiledModel, compiled_model
+from tapegpt.kernels.loops.muon import no_matrices
 from tapegpt.kernels.loops.optimizers import ADAM, Optimizer
 from tapegpt.kernels.loops.sample import generate
 from tapegpt.kernels.loops.schedules import LINEAR, Schedule
@@ -217,7 +218,7 @@ def train(
     state = np.stack([np.zeros_like(parameters)] * 2)
     optimizer = Optimizer(
         ADAM, state, beta1=0.85, beta2=0.99, epsilon=1e-8, weight_decay=0.0, momentum=0.0,
-        clip_norm=np.inf, averaging=0.0,
+        clip_norm=np.inf, averaging=0.0, muon=no_matrices(state.dtype),
     )  # fmt: skip
     schedule = Schedule(LINEAR, 0.01, decay=1.0, warmup=0.0, origin=0.0, span=float(steps))
     together, share = compiled.documents_per_sweep, 1 / batch_size

@@ -9,6 +9,7 @@ from gradients import group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tapegpt.kernels.loops.muon import no_matrices
 from tapegpt.kernels.loops.optimizers import (
     ADAM,
     SGD,
@@ -45,7 +46,8 @@ def zero_state(dtype, arrays, size):
 
 
 def made(state, kind=ADAM, beta1=0.85, beta2=0.99, epsilon=1e-8, weight_decay=0.0, **others):
-    settings = {"momentum": 0.9, "clip_norm": math.inf, "averaging": 0.0, **others}
+    muon = no_matrices(state.dtype)
+    settings = {"momentum": 0.9, "clip_norm": math.inf, "averaging": 0.0, "muon": muon, **others}
     return Optimizer(kind, state, beta1, beta2, epsilon, weight_decay, **settings)
 
 

@@ -12,17 +12,18 @@ from tapegpt.kernels.loops.schedules import (
     COSINE,
     EXPONENTIAL,
     LINEAR,
+    WSD,
     Schedule,
     scheduled_rate,
 )
 
 RATE = 0.3
-KINDS = (CONSTANT, LINEAR, EXPONENTIAL, COSINE)
+KINDS = (CONSTANT, LINEAR, EXPONENTIAL, COSINE, WSD)
 
 
-def rates(kind, span, decay=0.998, warmup=0.05, origin=0.0):
+def rates(kind, span, decay=0.998, warmup=0.05, origin=0.0, cooldown=1.0):
     """Of all steps."""
-    schedule = Schedule(kind, RATE, decay, warmup, origin, float(span))
+    schedule = Schedule(kind, RATE, decay, warmup, origin, float(span), cooldown)
     return np.array([scheduled_rate(schedule, step) for step in range(span)])
 
 
@@ -69,6 +70,17 @@ def test_cosine_by_hand():
     assert (np.diff(found[10:]) < 0).all()
 
 
+def test_warm_up_stable_decay_by_hand():
+    found = rates(WSD, 10, warmup=0.2, cooldown=0.4) / RATE
+    np.testing.assert_allclose(found, [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25], rtol=1e-12)
+
+
+@given(spans)
+def test_without_a_warm_up_and_with_all_of_it_a_cooldown_it_is_linear(span):
+    found = rates(WSD, span, warmup=0.0, cooldown=1.0)
+    np.testing.assert_allclose(found, rates(LINEAR, span), rtol=1e-12)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_place_between_begin_and_end_counts(kind):
     """Forty steps more, before the first, of a training whose first step is the fortieth."""
@@ -77,7 +89,7 @@ def test_only_the_place_between_begin_and_end_counts(kind):
     np.testing.assert_allclose(later, rates(kind, 100, 0.9, 0.2), rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [LINEAR, COSINE])
+@pytest.mark.parametrize("kind", [LINEAR, COSINE, WSD])
 @pytest.mark.parametrize("late", [0, 1, 1000])
 def test_no_rate_is_below_zero(kind, late):
     """Where the clock was slower than thought."""

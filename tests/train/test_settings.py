@@ -40,7 +40,8 @@ def test_defaults_are_the_documented_ones():
     assert asdict(TrainConfig()) == {
         "steps": 1000, "seconds": None, "batch_size": 1, "optimizer": "adam",
         "learning_rate": None, "beta1": 0.85, "beta2": 0.99, "epsilon": 1e-8,
-        "weight_decay": 0.01, "momentum": 0.9, "clip_norm": None, "schedule": "linear",
+        "weight_decay": 0.01, "adam_rate": 0.004, "momentum": 0.9, "clip_norm": None,
+        "schedule": "linear", "cooldown": 0.5,
         "decay": 0.998, "warmup": 0.05, "averaging": 0.0, "weighting": "document",
         "val_fraction": 0.0, "test_fraction": 0.0, "eval_every": None, "patience": None,
         "granularity": "vector", "dtype": "float32",
@@ -66,7 +67,7 @@ def test_messages_name_flag_value_and_remedy():
         "--patience 3 wants held-out documents: choose a --val-fraction above 0"
     )
     assert refusal(TrainConfig, optimizer="adan") == (
-        "--optimizer 'adan' is unknown (did you mean adam?): choose adam or adamw or sgd"
+        "--optimizer 'adan' is unknown (did you mean adam?): choose adam or adamw or sgd or muon"
     )
     assert refusal(TrainConfig, dtype="float16") == (
         "--dtype 'float16' is unknown (did you mean float64?): choose float32 or float64"
@@ -124,6 +125,9 @@ def test_sizes_and_counts_start_at_one(kind, name):
         (TrainConfig, "clip_norm", [5e-324, 1], [0, -1]),
         (TrainConfig, "decay", [1e-9, 1], [0, -0.0, 1.000001]),
         (TrainConfig, "warmup", [0, 0.99], [-1e-9, 1]),
+        (TrainConfig, "cooldown", [1e-9, 1], [0, 1.000001]),
+        (TrainConfig, "adam_rate", [5e-324, 1, 1e308], [0, -1.0]),
+        (ModelConfig, "softcap", [5e-324, 15], [0, -1]),
         (TrainConfig, "val_fraction", [0, 0.5, 0.99], [-1e-9, 1]),
         (TrainConfig, "beta1", [0, 0.999999], [-1e-9, 1, 1.5]),
         (TrainConfig, "beta2", [0, 0.999999], [-1e-9, 1, 1.5]),
@@ -151,6 +155,8 @@ def test_seconds_are_checked(value):
     ("kind", "name"),
     [
         (ModelConfig, "model"),
+        (ModelConfig, "positions"),
+        (ModelConfig, "activation"),
         (TrainConfig, "optimizer"),
         (TrainConfig, "schedule"),
         (TrainConfig, "granularity"),
@@ -223,13 +229,15 @@ def test_one_budget_stands_for_the_other():
 @pytest.mark.parametrize(
     ("name", "value", "other", "kinds", "wrong"),
     [
-        ("beta1", 0.85, "optimizer", ["adam", "adamw"], "sgd"),
-        ("beta2", 0.9, "optimizer", ["adam", "adamw"], "sgd"),
-        ("epsilon", 1e-08, "optimizer", ["adam", "adamw"], "sgd"),
-        ("weight_decay", 0.01, "optimizer", ["adamw"], "adam"),
-        ("momentum", 0.9, "optimizer", ["sgd"], "adam"),
+        ("beta1", 0.85, "optimizer", ["adam", "adamw", "muon"], "sgd"),
+        ("beta2", 0.9, "optimizer", ["adam", "adamw", "muon"], "sgd"),
+        ("epsilon", 1e-08, "optimizer", ["adam", "adamw", "muon"], "sgd"),
+        ("weight_decay", 0.01, "optimizer", ["adamw", "muon"], "adam"),
+        ("momentum", 0.9, "optimizer", ["sgd", "muon"], "adam"),
+        ("adam_rate", 0.004, "optimizer", ["muon"], "adamw"),
+        ("cooldown", 0.5, "schedule", ["wsd"], "cosine"),
         ("decay", 0.998, "schedule", ["exponential"], "linear"),
-        ("warmup", 0.05, "schedule", ["cosine"], "linear"),
+        ("warmup", 0.05, "schedule", ["cosine", "wsd"], "linear"),
         ("n_layer", 2, "model", ["gpt"], "rnn"),
         ("n_head", 2, "model", ["gpt"], "rnn-att"),
         ("n_state", 32, "model", ["rnn", "rnn-att"], "gpt"),

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapegpt.errors import TapegptError, UsageError
+from tapegpt.kernels.loops.muon import no_matrices
 from tapegpt.kernels.loops.optimizers import (
     ADAM,
     SGD,
@@ -107,7 +108,7 @@ def test_an_update_by_several_threads(dtype, kind, vectors, threads, clip_norm, 
     state = aligned_zeros((2 - kind) * count, np.dtype(dtype)).reshape(-1, count)
     optimizer = Optimizer(
         kind, state, beta1=0.8, beta2=0.9, epsilon=1e-6, weight_decay=0.1, momentum=0.7,
-        clip_norm=clip_norm, averaging=0.0,
+        clip_norm=clip_norm, averaging=0.0, muon=no_matrices(dtype),
     )  # fmt: skip
 
     with ThreadPoolExecutor(threads) as pool:

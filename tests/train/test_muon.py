@@ -1,0 +1,218 @@
+"""Muon against its definition, and what a training with it keeps: bits, threads, what diverges."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import references
+from gradients import group
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tapegpt.errors import UsageError
+from tapegpt.graph.compile import compiled_model
+from tapegpt.kernels.loops.optimizers import MUON, Optimizer, update
+from tapegpt.settings import DTYPES, ModelConfig, TrainConfig
+from tapegpt.tape.storage import aligned_zeros
+from tapegpt.train.matrices import hidden_matrices, muon_of
+from tapegpt.train.trainer import Trainer
+
+TOLERANCES = {"float32": 2e-4, "float64": 1e-11}
+RATE, OTHER, MOMENTUM, DECAY = 0.03, 0.25, 0.9, 0.2
+
+
+class Made:
+    """A model with drawn weights, and what updates them."""
+
+    def __init__(self, model, dtype, threads=1, seed=0, scale=1.0):
+        self.compiled = compiled_model(model, 5, "vector", dtype, 1)
+        count = self.compiled.program.num_params
+        self.names = hidden_matrices(model, self.compiled.weights)
+        self.muon = muon_of(model, self.compiled, threads, OTHER)
+        # A canary after the room: what is written beyond it.
+        self.rooms = aligned_zeros(len(self.muon.rooms) + 64, np.dtype(dtype))
+        self.rooms[-64:] = 7
+        self.muon = self.muon._replace(rooms=self.rooms)
+        self.state = aligned_zeros(2 * count, np.dtype(dtype)).reshape(2, count)
+        self.optimizer = Optimizer(
+            MUON, self.state, 0.8, 0.95, 1e-8, DECAY, MOMENTUM, np.inf, 0.0, self.muon
+        )
+        self.values = self.compiled.program.tape_arrays.values
+        self.rng, self.threads, self.scale = np.random.default_rng(seed), threads, scale
+        for weights in self.compiled.weights.values():
+            weights[:] = self.rng.normal(0, 0.1, weights.shape)
+
+    def gradients(self):
+        return {
+            name: self.scale * self.rng.normal(size=weights.shape)
+            for name, weights in self.compiled.weights.items()
+        }
+
+    def step(self, gradients, number):
+        grads = [np.zeros_like(self.values) for _ in range(self.threads)]
+        for array in grads:
+            for name, view in self.compiled.by_name(array).items():
+                view[:] = gradients[name] / self.threads
+        shared, count = group(self.values, *grads), self.compiled.program.num_params
+
+        def run(thread):
+            return update(shared, thread, count, self.optimizer, number, RATE)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            finite = list(pool.map(run, range(self.threads)))
+        assert (self.rooms[-64:] == 7).all()
+        assert not shared.grads[:count].any()
+        assert not shared.other_grads[:, :count].any()
+        return finite[0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(
+    n_layer=st.integers(1, 2),
+    width=st.sampled_from([1, 2, 5, 12, 16, 31, 33, 40, 65, 128]),
+    activation=st.sampled_from(["relu", "swiglu"]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=12)
+def test_matrices_move_as_defined_and_the_rest_as_adamw(dtype, n_layer, width, activation, seed):
+    model = ModelConfig(
+        n_layer=n_layer, n_embd=width, n_head=1, block_size=4, activation=activation
+    )
+    made, tolerance = Made(model, dtype, seed=seed), TOLERANCES[dtype]
+    expected = {name: w.astype("float64") for name, w in made.compiled.weights.items()}
+    first, second = dict.fromkeys(expected, 0.0), dict.fromkeys(expected, 0.0)
+    assert len(made.names) == n_layer * (7 if activation == "swiglu" else 6)
+    for step in range(1, 4):
+        gradients = made.gradients()
+        assert made.step(gradients, step)
+        for name, g in gradients.items():
+            w = expected[name]
+            if name in made.names:
+                w, first[name] = references.muon(w, g, first[name], RATE, MOMENTUM, DECAY)
+            else:
+                settings = (step, RATE * OTHER, 0.8, 0.95, 1e-8, DECAY)
+                w, first[name], second[name] = references.adam(
+                    w, g, first[name], second[name], *settings
+                )
+            expected[name] = w
+            np.testing.assert_allclose(made.compiled.weights[name], w, rtol=0, atol=tolerance)
+    # What pads the rows of matrices is nobody's.
+    assert np.count_nonzero(made.values[: made.compiled.program.num_params]) <= sum(
+        w.size for w in expected.values()
+    )
+
+
+def test_a_matrix_becomes_about_orthogonal():
+    """Singular values of the step between 0.6 and 1.3 whatever those of the gradient are."""
+    made = Made(ModelConfig(n_embd=40, n_head=1), "float64")
+    before = made.compiled.weights["layer0.mlp_fc1"].copy()
+    made.step(made.gradients(), 1)
+    moved = (1 - RATE * DECAY) * before - made.compiled.weights["layer0.mlp_fc1"]
+    values = np.linalg.svd(moved / RATE / 2, compute_uv=False)  # 2 is the root of 160 / 40
+    assert 0.6 < values.min() < values.max() < 1.3
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e15])
+def test_the_size_of_gradients_does_not_matter(scale):
+    model = ModelConfig(n_embd=12, n_head=1)
+    usual, scaled = Made(model, "float32"), Made(model, "float32", scale=scale)
+    for made in (usual, scaled):
+        made.step(made.gradients(), 1)
+    for name in usual.names:
+        np.testing.assert_allclose(
+            scaled.compiled.weights[name], usual.compiled.weights[name], rtol=0, atol=2e-5
+        )
+
+
+def test_a_matrix_without_a_gradient_only_decays():
+    made = Made(ModelConfig(n_embd=12, n_head=1), "float64", scale=0.0)
+    before = {name: made.compiled.weights[name].copy() for name in made.names}
+    made.step(made.gradients(), 1)
+    for name, weights in before.items():
+        np.testing.assert_allclose(
+            made.compiled.weights[name], (1 - RATE * DECAY) * weights, rtol=1e-14
+        )
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_move_matrices_as_one_does(threads):
+    """Every matrix by one of them: the same bits, where gradients add up to the same."""
+    model = ModelConfig(n_layer=2, n_embd=16, n_head=2)
+    alone, shared = Made(model, "float64"), Made(model, "float64", threads=threads)
+    for step in range(1, 4):
+        gradients = {name: np.rint(8 * g) * threads for name, g in alone.gradients().items()}
+        assert alone.step(gradients, step) and shared.step(gradients, step)
+    owners = {int(owner) for owner in shared.muon.matrices[3::4]}
+    assert owners == set(range(threads))
+    for name, weights in alone.compiled.weights.items():
+        np.testing.assert_array_equal(shared.compiled.weights[name], weights)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["layer0.attn_wk", "layer0.mlp_fc2", "wte"])
+def test_what_is_not_finite_is_noticed(dtype, poison, where):
+    for place in ("gradient", "weight", "momentum"):
+        made = Made(ModelConfig(n_embd=12, n_head=1), dtype)
+        assert made.step(made.gradients(), 1)
+        gradients = made.gradients()
+        if place == "gradient":
+            gradients[where][-1, 3] = poison
+        elif place == "weight":
+            made.compiled.weights[where][-1, 3] = poison
+        else:
+            made.compiled.by_name(made.state[0])[where][-1, 3] = poison
+        assert not made.step(gradients, 2)
+
+
+def test_tables_and_the_last_product_are_no_matrices():
+    model = ModelConfig(look_back=2, ensemble=2)
+    names = hidden_matrices(
+        model, dict.fromkeys(Trainer(model, TrainConfig(), ["ab"]).compiled.weights)
+    )
+    parts = ("attn_wq", "attn_wk", "attn_wv", "attn_wo", "mlp_fc1", "mlp_fc2")
+    assert names == [f"net{i}.layer0.{part}" for i in range(2) for part in parts]
+    sparse = ModelConfig(model="rnn-att")
+    weights = Trainer(sparse, TrainConfig(), ["ab"]).compiled.weights
+    assert hidden_matrices(sparse, weights) == ["token_proj", "pos_proj"]
+
+
+MODEL = ModelConfig(n_layer=2, n_embd=12, n_head=2, block_size=5, ensemble=2, look_back=1)
+TRAINING = TrainConfig(
+    steps=24,
+    batch_size=4,
+    optimizer="muon",
+    averaging=0.5,
+    clip_norm=1.0,
+    schedule="wsd",
+    threads=2,
+)
+DOCUMENTS = ["abab", "ba", "aab", "bb", "abba", "b"]
+
+
+def test_a_training_learns_and_repeats_its_bits():
+    first, second = (Trainer(MODEL, TRAINING, DOCUMENTS) for _ in range(2))
+    losses = first.advance(24)
+    assert losses[-4:].mean() < 0.8 * losses[:4].mean()
+    np.testing.assert_array_equal(losses, np.concatenate([second.advance(7), second.advance(17)]))
+    for name, weights in first.compiled.weights.items():
+        np.testing.assert_array_equal(second.compiled.weights[name], weights)
+
+
+def test_a_resumed_training_has_the_same_bits(call, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(DOCUMENTS) + "\n")
+    train = ("train", "--data", tmp_path / "names.txt", "--batch-size", 4, "--optimizer", "muon")
+    train = (*train, "--schedule", "constant", "--averaging", 0.5)
+    call(*train, "--steps", 20, "--out", tmp_path / "whole")
+    call(*train, "--steps", 9, "--out", tmp_path / "parts")
+    call(*train, "--steps", 20, "--out", tmp_path / "parts", "--resume")
+    whole, parts = (
+        next((tmp_path / name).glob("tensors-*.safetensors")) for name in ("whole", "parts")
+    )
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+@pytest.mark.parametrize("granularity", ["scalar", "dot"])
+def test_scalars_are_no_matrices(granularity):
+    with pytest.raises(UsageError, match=f"--granularity vector, not {granularity}"):
+        TrainConfig(optimizer="muon", granularity=granularity)
