@@ -18,11 +18,15 @@ from tapegpt.kernels.compile.indirect_call import (
     call_backward,
     call_forward,
     call_scalars,
+    integers_at,
     read_record,
+    records_at,
 )
 from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.layout import BatchRange
 from tapegpt.kernels.ops import recurrence
 from tapegpt.kernels.ops.recurrence import carry_args, position_range, previous_args
+from tapegpt.kernels.program import TapeArrays
 from tapegpt.kernels.registry import FIRST_CALLED, SCALARS, opcode
 
 PREVIOUS, CARRY = opcode(recurrence.PREVIOUS), opcode(recurrence.CARRY)
@@ -92,3 +96,45 @@ def reverse_sweep(tape_arrays, begin, end, batch_range):
                     i, here = carry - 1, position_range(inputs, starts, here.first_position - 1)
                 else:
                     here = batch_range
+
+
+def make_live_sweep(sweep):
+    """A sweep over a tape that is still recorded on.
+
+    Its records, arguments and inputs are given as addresses and counts of integers: as arrays they
+    would take longer to hand over than a few records take to compute. block, rows: of the batch.
+    """
+
+    @jit
+    def live_sweep(
+        kernels,
+        values,
+        grads,
+        records,
+        fields,
+        operands,
+        count,
+        inputs,
+        choices,
+        begin,
+        end,
+        block,
+        rows,
+    ):
+        tape_arrays = TapeArrays(
+            kernels,
+            values,
+            grads,
+            records_at(records, fields),
+            integers_at(operands, count),
+            integers_at(inputs, choices),
+        )
+        sweep(tape_arrays, begin, end, BatchRange(0, block, 0, rows))
+
+    return live_sweep
+
+
+live_forward_sweep, live_reverse_sweep = (
+    make_live_sweep(forward_sweep),
+    make_live_sweep(reverse_sweep),
+)

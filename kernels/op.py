@@ -76,6 +76,17 @@ def with_gradients(args: type) -> tuple[int, ...]:
     return tuple(place(args, name) for name in names)
 
 
+@cache
+def rooms_of(args: type) -> tuple[tuple[int, bool], ...]:
+    """The places of arguments that are room for kernels, and whether records share it."""
+    rooms = (Kind.ROOM, Kind.GRADIENT_ROOM, Kind.SHARED_ROOM)
+    return tuple(
+        (place, kind is Kind.SHARED_ROOM)
+        for place, kind in enumerate(kinds(args).values())
+        if kind in rooms
+    )
+
+
 def readers(args: type) -> tuple[Kernel, Kernel]:
     """Inlined functions that read the arguments at operands[at], and the list for backward.
 

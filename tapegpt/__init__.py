@@ -1,6 +1,7 @@
 """A real autograd tape that trains a GPT at the speed of the machine."""
 
 import os
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -8,18 +9,19 @@ if TYPE_CHECKING:
     from tapegpt.functions.elementwise import elementwise
     from tapegpt.functions.operation import operation
     from tapegpt.kernels import simd, vmath
-    from tapegpt.tape import Node, Tape, TapeError
+    from tapegpt.tape import Array, Scalar, Tape, TapeError
 
 if os.path.isfile(os.path.join(__path__[0], "kernels")):
     # A link that was checked out as a file: what it links to lies beside this folder.
     __path__.append(os.path.dirname(__path__[0]))
 
 __version__ = "0.1.0"
-__all__ = ["Node", "Tape", "TapeError", "elementwise", "operation", "simd", "vmath"]
+__all__ = ["Array", "Scalar", "Tape", "TapeError", "elementwise", "operation", "simd", "vmath"]
 
 # Where the public names are, imported on first use: importing the package must not import Numba.
 _PLACES = {
-    "Node": "tapegpt.tape",
+    "Array": "tapegpt.tape",
+    "Scalar": "tapegpt.tape",
     "Tape": "tapegpt.tape",
     "TapeError": "tapegpt.tape",
     "elementwise": "tapegpt.functions.elementwise",
@@ -37,4 +39,7 @@ def __getattr__(name: str) -> Any:
         return import_module(_MODULES[name])
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
+    if name == "Node":
+        warnings.warn("tapegpt.Node is now tapegpt.Scalar", DeprecationWarning, stacklevel=2)
+        return __getattr__("Scalar")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ from numba.core import cgutils, config
 from numba.core.imputils import lower_getattr
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.np.arrayobj import populate_array
 
 from tapegpt.kernels.layout import BatchRange
 from tapegpt.kernels.simd.memory import element_pointer
@@ -85,6 +86,33 @@ def as_pointer(typing_context, array):
 
     return kernel_type(array)(array), codegen
 
+
+def array_at(dtype, ndim):
+    """An intrinsic f(address, count): the array of so many integers there, in rows of 4 if of two
+    dimensions.
+    """
+    array = types.Array(dtype, ndim, "C")
+
+    @intrinsic
+    def view(typing_context, address, count):
+        def codegen(context, builder, sig, args):
+            item = ir.Constant(ir.IntType(64), dtype.bitwidth // 8)
+            shape = [args[1]]
+            if ndim == 2:
+                four = ir.Constant(ir.IntType(64), 4)
+                shape = [builder.sdiv(args[1], four), four]
+            strides = [item] if ndim == 1 else [builder.mul(item, shape[1]), item]
+            made = context.make_array(array)(context, builder)
+            data = builder.inttoptr(args[0], made.data.type)
+            populate_array(made, data, shape, strides, item, None)
+            return made._getvalue()
+
+        return array(types.int64, types.int64), codegen
+
+    return view
+
+
+records_at, integers_at = array_at(types.uint32, 2), array_at(types.int64, 1)
 
 INTEGERS = kernel_type(types.Array(types.int64, 1, "C"))
 RECORDS = kernel_type(types.Array(types.uint32, 2, "C"))

@@ -7,6 +7,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
+from tapegpt import tape as tapes
 from tapegpt.graph.fusion import fuse_relu, join_linears, joint_width
 from tapegpt.graph.memory_plan import mark_overwritten, share_gradients, share_values
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
@@ -112,12 +113,13 @@ def _record_vector(
 
     tape_arrays = mark_overwritten(fuse_relu(tape.replay_arrays()), tape.num_params)
     tape_arrays = share_gradients(tape_arrays, tape.num_params, tape.extents)
-    tape_arrays = share_values(tape_arrays, tape.extents, keep=[logits])
+    tape_arrays = share_values(tape_arrays, tape.extents, keep=[logits.id])
     block = model.block_size
     if width := joint_width(tape_arrays, tape.stride):
         joint = tape.array(np.zeros((documents * block, width)))
         tape_arrays = tape_arrays._replace(values=tape.values, grads=tape.grads)
-        tape_arrays = join_linears(tape_arrays, tape.extents, tape.stride, joint)
+        tape_arrays = join_linears(tape_arrays, tape.extents, tape.stride, joint.id)
+    cleared = [*(loss.id for loss in losses), *range(losses[-1].id, mean_loss.id)]
     ends = np.full(block + 1, len(tape_arrays.records))
     ends[0] = 0
     program = Program(
@@ -127,14 +129,14 @@ def _record_vector(
         unrolled=False,
         ends=ends,
         logit_ends=np.full(block, len(tape_arrays.records) - loss_records),
-        roots=np.full(block + 1, mean_loss),
-        common_roots=np.full(block + 1, together),
+        roots=np.full(block + 1, mean_loss.id),
+        common_roots=np.full(block + 1, together.id),
         tops=np.full(block + 1, len(tape)),
-        logits=np.full(block, logits),
+        logits=np.full(block, logits.id),
         logits_row=tape.stride(vocab_size),
         weights=batch.weights,
         # Of the losses, and of what makes one of them; array operations overwrite theirs.
-        clear=np.array([(node, node + 1) for node in (*losses, *range(losses[-1], mean_loss))]),
+        clear=np.array([(node, node + 1) for node in cleared]),
         tokens=batch.tokens.slot,
         positions=batch.positions.slot,
         targets=batch.targets.slot,
@@ -148,7 +150,7 @@ def _record_vector(
         likelihoods=np.zeros((documents + 1) * tape.stride(vocab_size), dtype),
     )
     return CompiledModel(
-        program, documents, {name: tape.view(node) for name, node in weights.items()}
+        program, documents, {name: tape._view(tape.values, w.id) for name, w in weights.items()}
     )
 
 
@@ -163,8 +165,8 @@ def _record_unrolled(
     net = kind(tape, weights, batch)
     ends, logit_ends, roots, common_roots = [0], [], [NONE], [NONE]
     tops, logits = [tape.num_params], []
-    total: int | None = None
-    common: int | None = None
+    total: tapes.Scalar | None = None
+    common: tapes.Scalar | None = None
     for position in range(model.block_size):
         net.position = position
         each = networks(net, model)
@@ -211,14 +213,14 @@ def _record_unrolled(
     return CompiledModel(program, 1, views)
 
 
-def _mean(tape: Tape, nodes: list[int]) -> int:
+def _mean(tape: Tape, nodes: list[tapes.Scalar]) -> tapes.Scalar:
     return nodes[0] if len(nodes) == 1 else tape.scale(reduce(tape.add, nodes), 1 / len(nodes))
 
 
-def _add(tape: Tape, total: int | None, loss: int) -> int:
+def _add(tape: Tape, total: tapes.Scalar | None, loss: tapes.Scalar) -> tapes.Scalar:
     return loss if total is None else tape.add(total, loss)
 
 
-def _weighted(tape: Tape, total: int, batch: Batch) -> int:
+def _weighted(tape: Tape, total: tapes.Scalar, batch: Batch) -> int:
     """A document's sum of losses times their weight: all of its rows have one, 1 / positions."""
-    return int(tape.record("scale", [total], [batch.weights])[0])
+    return int(tape.record("scale", [total.id], [batch.weights])[0])

@@ -10,6 +10,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
+from tapegpt import tape as tapes
 from tapegpt.kernels.ops.activation.gelu import CUBIC, LINEAR
 from tapegpt.recorders import EPSILON
 from tapegpt.tape import Batch, Input, Tape
@@ -68,7 +69,7 @@ class Scalar:
         pairs = len(x) // n_head // 2
         angles = self.position * ROTARY_BASE ** (-np.arange(pairs) / pairs)
         cosines, sines = (
-            np.tile([self._tape.constant(number) for number in numbers], n_head)
+            np.tile([self._tape.constant(number).id for number in numbers], n_head)
             for numbers in (np.cos(angles), np.sin(angles))
         )
         first, second = x[::2], x[1::2]
@@ -141,11 +142,11 @@ class Scalar:
         exps = self.each("exp", exps)
         return self.each("div", exps, np.broadcast_to(self.sum(exps)[:, None], x.shape))
 
-    def cross_entropy(self, logits: Row) -> int:
+    def cross_entropy(self, logits: Row) -> tapes.Scalar:
         """The loss at this position."""
         probabilities = self.softmax(logits[None])[0]
         target = self._tape.lookup(probabilities[:1], self._batch.targets, self.position, 1)
-        return int(self.each("neg", self.each("log", target))[0])
+        return self._tape.node(int(self.each("neg", self.each("log", target))[0]))
 
     def each(self, name: str, a: Row, b: Row | None = None) -> Row:
         """One operation on every node of a, and the same of b."""
@@ -164,7 +165,7 @@ class Scalar:
 
     def max(self, x: Row) -> Row:
         """The largest of every row of x."""
-        return np.array([self._tape.max(row) for row in x])
+        return np.array([self._tape.max(row).id for row in x])
 
     def _weight(self, name: str) -> Row:
         return self._weights[self.prefix + name]
@@ -182,7 +183,7 @@ class Scalar:
         return self.each("scale", x, self._constants(factor, x))
 
     def _constants(self, value: float, like: Row) -> Row:
-        return np.full(like.shape, self._tape.constant(value))
+        return np.full(like.shape, self._tape.constant(value).id)
 
 
 class Dot(Scalar):

@@ -3,87 +3,89 @@
 from functools import reduce
 
 from tapegpt.recorders import EPSILON
-from tapegpt.tape import Batch, Tape
+from tapegpt.tape import Array, Batch, Scalar, Tape
 
 
 class Vector:
     """Rows of a batch as array nodes."""
 
-    def __init__(self, tape: Tape, weights: dict[str, int], batch: Batch) -> None:
+    def __init__(self, tape: Tape, weights: dict[str, Array], batch: Batch) -> None:
         self.prefix = ""
         self._tape = tape
         self._weights = weights
         self._batch = batch
-        self._rotary: dict[int, tuple[int, int]] = {}  # tables by numbers of heads
+        self._rotary: dict[int, tuple[Array, Array]] = {}  # tables by numbers of heads
 
-    def embed(self, tokens: str, positions: str | None, *earlier: str) -> int:
+    def embed(self, tokens: str, positions: str | None, *earlier: str) -> Array:
         pairs = [(self._weight(tokens), self._batch.tokens)]
         if positions is not None:
             pairs.append((self._weight(positions), self._batch.positions))
         pairs += zip(map(self._weight, earlier), self._batch.earlier, strict=True)
         return self._tape.embed(*pairs)
 
-    def embed_token(self, table: str) -> int:
+    def embed_token(self, table: str) -> Array:
         return self._tape.embed((self._weight(table), self._batch.tokens))
 
-    def embed_position(self, table: str) -> int:
+    def embed_position(self, table: str) -> Array:
         return self._tape.embed((self._weight(table), self._batch.positions))
 
-    def linear(self, x: int, weights: str, plus: int | None = None, dropout: float = 0.0) -> int:
+    def linear(
+        self, x: Array, weights: str, plus: Array | None = None, dropout: float = 0.0
+    ) -> Array:
         if dropout == 0:
             return self._tape.linear(x, self._weight(weights), plus)
         y = self._tape.linear(x, self._weight(weights))
         return self._tape.dropout(y, dropout, self._batch.key, plus)
 
-    def rmsnorm(self, x: int) -> int:
+    def rmsnorm(self, x: Array) -> Array:
         return self._tape.rmsnorm(x, EPSILON)
 
-    def head_norm(self, x: int, n_head: int, gain: float) -> int:
+    def head_norm(self, x: Array, n_head: int, gain: float) -> Array:
         return self._tape.head_norm(x, n_head, gain, EPSILON)
 
-    def rotary(self, x: int, n_head: int) -> int:
+    def rotary(self, x: Array, n_head: int) -> Array:
         if n_head not in self._rotary:
             _, width = self._tape.shape(x)
             self._rotary[n_head] = self._tape.rotary_tables(self._batch.block, width, n_head)
         return self._tape.rotary(x, self._batch.positions, self._rotary[n_head])
 
-    def relu(self, x: int) -> int:
+    def relu(self, x: Array) -> Array:
         return self._tape.relu(x)
 
-    def relu_squared(self, x: int) -> int:
+    def relu_squared(self, x: Array) -> Array:
         return self._tape.relu_squared(x)
 
-    def gelu(self, x: int) -> int:
+    def gelu(self, x: Array) -> Array:
         return self._tape.gelu(x)
 
-    def swiglu(self, x: int, gate: int) -> int:
+    def swiglu(self, x: Array, gate: Array) -> Array:
         return self._tape.swiglu(x, gate)
 
-    def softcap(self, x: int, cap: float) -> int:
+    def softcap(self, x: Array, cap: float) -> Array:
         return self._tape.softcap(x, cap)
 
-    def add(self, x: int, y: int) -> int:
+    def add(self, x: Array, y: Array) -> Array:
         return self._tape.add(x, y)
 
-    def attention(self, q: int, k: int, v: int, n_head: int, layer: int) -> int:
+    def attention(self, q: Array, k: Array, v: Array, n_head: int, layer: int) -> Array:
         return self._tape.attention(q, k, v, n_head)
 
-    def previous(self, width: int) -> int:
+    def previous(self, width: int) -> Array:
         return self._tape.previous(width)
 
-    def carry(self, x: int) -> int:
+    def carry(self, x: Array) -> Array:
         return self._tape.carry(x)
 
-    def sparse_linear(self, x: int, weights: str, k: int, plus: int) -> int:
+    def sparse_linear(self, x: Array, weights: str, k: int, plus: Array) -> Array:
         return self._tape.gathered_linear(x, self._tape.topk(x, k), self._weight(weights), plus)
 
-    def average(self, rows: list[int]) -> int:
+    def average(self, rows: list[Array]) -> Array:
         """The mean of arrays."""
         return self._tape.scale(reduce(self._tape.add, rows), 1 / len(rows))
 
-    def cross_entropy(self, logits: int) -> int:
+    def cross_entropy(self, logits: Array) -> Scalar:
         """The loss of the batch."""
         return self._tape.cross_entropy(logits, self._batch.targets)
 
-    def _weight(self, name: str) -> int:
+    def _weight(self, name: str) -> Array:
         return self._weights[self.prefix + name]

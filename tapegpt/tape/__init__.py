@@ -7,8 +7,8 @@
     tape.backward(d)
     tape.value(d), tape.grad(a)  # 9.0, 3.0
 
-Node ids are plain ints. An id that an array operation returned stands for the whole array.
-`tape.node(id)` wraps an id in a handle with operators.
+Operations return handles, see handles.py; so many that each would cost more than its operation are
+arrays of node ids instead, plain integers, which `tape.node` makes handles of.
 
 An operation is checked and recorded at once, and has been computed by the time anybody can look
 at a value: records wait until then, and a run of them is computed in one call, which is what
@@ -17,44 +17,38 @@ makes recording cheap. The memory layout is drawn in kernels/layout.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from numpy.typing import ArrayLike
 
 from tapegpt.tape.arrays import ArrayOperations
 from tapegpt.tape.block import BlockOperations
-from tapegpt.tape.node import Node
+from tapegpt.tape.handles import Array, Node, Scalar
+from tapegpt.tape.pointwise import Pointwise
 from tapegpt.tape.recurrence import Recurrence
 from tapegpt.tape.scalars import ScalarOperations
-from tapegpt.tape.types import Batch, Input, Mark, Number, TapeError
+from tapegpt.tape.types import Batch, Input, Mark, TapeError
 
 if TYPE_CHECKING:
     from tapegpt.functions.row_function import RowFunction
 
-__all__ = ["Batch", "Input", "Mark", "Node", "Tape", "TapeError"]
+__all__ = ["Array", "Batch", "Input", "Mark", "Scalar", "Tape", "TapeError"]
 
 
-class Tape(ScalarOperations, ArrayOperations, BlockOperations, Recurrence):
+class Tape(Pointwise, ScalarOperations, ArrayOperations, BlockOperations, Recurrence):
     """An append-only tape of float32 or float64 nodes.
 
     Raises TapeError, a ValueError, for every misuse; the tape is then as it was before the call.
     """
 
-    def node(self, node: int) -> Node:
-        """A handle with operators for a scalar node."""
-        return Node(self, self._scalar(node))
-
-    def add(self, a: int, b: int) -> int:
-        """a + b, of two scalars or of two arrays of one shape."""
-        return self.add_arrays(a, b) if self._is_array(a) else super().add(a, b)
-
-    def scale(self, a: int, factor: Number) -> int:
-        """factor a, of a scalar or an array, for a number that is not a node."""
-        return self.scale_array(a, factor) if self._is_array(a) else super().scale(a, factor)
-
-    def relu(self, a: int) -> int:
-        """max(0, a), of a scalar or an array."""
-        return self.relu_array(a) if self._is_array(a) else super().relu(a)
+    @overload
+    def node(self, node: Scalar | int) -> Scalar: ...
+    @overload
+    def node(self, node: Array) -> Array: ...
+    def node(self, node: Node) -> Scalar | Array:
+        """The handle of a node, such as one of the ids that `variables` returns."""
+        plain = self._any(node)
+        return self._array_handle(plain) if plain in self._shapes else self._scalar_handle(plain)
 
     def function(
         self,
@@ -65,7 +59,7 @@ class Tape(ScalarOperations, ArrayOperations, BlockOperations, Recurrence):
     ) -> RowFunction:
         """A recorded scalar graph as one compiled function of arrays, evaluated row by row.
 
-            x, y = tape.node(tape.var(1.0)), tape.node(tape.var(2.0))
+            x, y = tape.var(1.0), tape.var(2.0)
             f = tape.function([x, y], x * y + x)
             f(a, b)                  # a * b + a, for arrays of one shape
             f.value_and_grad(a, b)   # (a * b + a, (b + 1, a))

@@ -22,6 +22,7 @@ from tapegpt.kernels.ops import (
 from tapegpt.kernels.ops.product.amx import AMX_LEAST, amx_room
 from tapegpt.kernels.ops.product.lane_batching import LANE_COLUMNS
 from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH, WIDE
+from tapegpt.tape.handles import Array, Node, Scalar
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.storage import all_or_nothing, alone
 from tapegpt.tape.types import Input, Number, Shape, TapeError
@@ -31,7 +32,7 @@ class ArrayOperations(Leaves):
     """Operations on arrays of rows; a result's rows are its operands'."""
 
     @all_or_nothing
-    def embed(self, *tables: tuple[int, Input | Iterable[int]]) -> int:
+    def embed(self, *tables: tuple[Node, Input | Iterable[int]]) -> Array:
         """The sum of one row out of each table: (table, row numbers) pairs; (rows, width)."""
         if not tables:
             raise TapeError("embed wants at least one table")
@@ -39,8 +40,7 @@ class ArrayOperations(Leaves):
         for pair in tables:
             if not isinstance(pair, tuple) or len(pair) != 2:
                 raise TapeError(f"embed wants (table, row numbers) pairs, not {pair!r:.60}")
-            table, which = pair
-            shape = self._array(table)
+            (table, shape), which = self._given(pair[0]), pair[1]
             if shape.rows == BATCH:
                 raise TapeError(f"node {table} is a batch array, not a table")
             found.append((table, shape, self._as_input(which, shape.rows)))
@@ -52,10 +52,10 @@ class ArrayOperations(Leaves):
         return self._record_array(embedding.EMBED, self._shape(count, width), arguments)
 
     @all_or_nothing
-    def linear(self, x: int, w: int, plus: int | None = None) -> int:
+    def linear(self, x: Node, w: Node, plus: Node | None = None) -> Array:
         """plus + x W^T for x (rows, n_in), W (n_out, n_in) and plus (rows, n_out)."""
-        rows, n_in = self._array(x).rows, self._array(x).width
-        weights = self._array(w)
+        (x, shape), (w, weights) = self._given(x), self._given(w)
+        rows, n_in = shape.rows, shape.width
         n_out = weights.rows
         if n_out == BATCH:
             raise TapeError(f"linear: node {w} is a batch array, not weights")
@@ -63,7 +63,7 @@ class ArrayOperations(Leaves):
             raise TapeError(
                 f"linear: x has {n_in} columns, W {weights.width}: they must be the same"
             )
-        self._check_plus("linear", plus, rows, n_out)
+        start = self._plus("linear", plus, rows, n_out)
         variant, room = 0, PANEL_DEPTH * WIDE * self.lanes
         capacity = self._capacity(rows)
         if MATRIX_UNIT and self.dtype == np.float32 and min(capacity, n_in, n_out) >= AMX_LEAST:
@@ -71,24 +71,23 @@ class ArrayOperations(Leaves):
             # Of x W^T, of dout W and of dout^T x.
             products = (capacity, n_in), (capacity, n_out), (n_out, capacity)
             room = max(room, *(amx_room(*product) for product in products))
-        start = NONE if plus is None else plus
-        arguments = linear.Args(rows, n_in, n_out, x, w=self._any(w), start=start, room=room)
+        arguments = linear.Args(rows, n_in, n_out, x, w=w, start=start, room=room)
         return self._record_array(linear.LINEAR, self._shape(rows, n_out), arguments, variant)
 
     @all_or_nothing
-    def rmsnorm(self, x: int, epsilon: float = 1e-5) -> int:
+    def rmsnorm(self, x: Node, epsilon: float = 1e-5) -> Array:
         """x / sqrt(mean(x^2) + epsilon), row by row."""
-        shape = self._array(x)
+        x, shape = self._given(x)
         constant, scales = self.constant(epsilon), self._capacity(shape.rows)
-        arguments = rmsnorm.Args(shape.rows, shape.width, x, constant, inv_rms=scales)
+        arguments = rmsnorm.Args(shape.rows, shape.width, x, constant.id, inv_rms=scales)
         return self._record_array(rmsnorm.RMSNORM, shape, arguments)
 
     @all_or_nothing
-    def attention(self, q: int, k: int, v: int, n_head: int) -> int:
+    def attention(self, q: Node, k: Node, v: Node, n_head: int) -> Array:
         """Causal self-attention with n_head heads; rows are one document, or the batch's."""
-        shape = self._array(q)
-        for other in (k, v):
-            if self._array(other) != shape:
+        (q, shape), (k, of_keys), (v, of_values) = map(self._given, (q, k, v))
+        for other in (of_keys, of_values):
+            if other != shape:
                 raise TapeError("attention wants q, k and v of one shape")
         n_head = self._count(n_head, "heads")
         if shape.width % n_head:
@@ -141,7 +140,7 @@ class ArrayOperations(Leaves):
         n_head: int,
         documents: tuple[int, int],
         starts: int,
-    ) -> int:
+    ) -> Array:
         """Attention head by head; documents: how many, of how many positions at most."""
         (count, block), head_dim = documents, shape.width // n_head
         arguments = streaming_attention.Args(
@@ -158,9 +157,9 @@ class ArrayOperations(Leaves):
         return self._record_array(streaming_attention.STREAMING_ATTENTION, shape, arguments)
 
     @all_or_nothing
-    def cross_entropy(self, logits: int, targets: Input | Iterable[int]) -> int:
+    def cross_entropy(self, logits: Node, targets: Input | Iterable[int]) -> Scalar:
         """The mean over rows of ln sum(e^logits) - logits[target]; a batch weighs its rows."""
-        shape = self._array(logits)
+        logits, shape = self._given(logits)
         which = self._as_input(targets, shape.width)
         if which.count != shape.rows:
             raise TapeError(f"cross_entropy: {shape.rows} rows, but {which.count} targets")
@@ -180,15 +179,15 @@ class ArrayOperations(Leaves):
             totals=capacity + self.lanes,
             margins=capacity + self.lanes,
         )
-        return self._record_list(cross_entropy.CROSS_ENTROPY, arguments)
+        return self._record_number(cross_entropy.CROSS_ENTROPY, arguments)
 
     @all_or_nothing
-    def topk(self, x: int, k: int) -> Input:
+    def topk(self, x: Node, k: int) -> Input:
         """In which columns of every row its k largest elements stand, from left to right.
 
         Of equals the first count. Chosen anew whenever the record is replayed.
         """
-        shape, k = self._array(x), self._count(k, "columns")
+        (x, shape), k = self._given(x), self._count(k, "columns")
         if k > shape.width:
             raise TapeError(f"topk: x has {shape.width} columns, fewer than {k}")
         numbers = array("q", [0]) * (self._capacity(shape.rows) * k)
@@ -199,13 +198,13 @@ class ArrayOperations(Leaves):
         return which
 
     @alone
-    def gathered_linear(self, x: int, which: Input, w: int, plus: int | None = None) -> int:
+    def gathered_linear(self, x: Node, which: Input, w: Node, plus: Node | None = None) -> Array:
         """plus + x W for x (rows, n_in), of which only the columns `which` count, W (n_in, n_out).
 
         which: for each row as many columns of its own, as `topk` gives them; work and memory
         traffic grow with their number, not with n_in.
         """
-        shape, weights = self._array(x), self._array(w)
+        (x, shape), (w, weights) = self._given(x), self._given(w)
         n_in, n_out = weights.rows, weights.width
         if n_in != shape.width:
             raise TapeError(
@@ -213,67 +212,42 @@ class ArrayOperations(Leaves):
             )
         if self._known(which).count != shape.rows or which.below > n_in:
             raise TapeError(f"gathered_linear: {which} does not choose from columns of x")
-        self._check_plus("gathered_linear", plus, shape.rows, n_out)
-        start = NONE if plus is None else plus
+        start = self._plus("gathered_linear", plus, shape.rows, n_out)
         arguments = topk.GatheredArgs(shape.rows, n_in, n_out, x, w, which.width, which.slot, start)
         result = self._shape(shape.rows, n_out)
         return self._record_array(topk.GATHERED_LINEAR, result, arguments)
 
     @all_or_nothing
-    def dropout(self, x: int, rate: float, key: Input, plus: int | None = None) -> int:
+    def dropout(self, x: Node, rate: float, key: Input, plus: Node | None = None) -> Array:
         """plus + x with a random share of its elements left out and the rest made up for it.
 
         rate: that share, from 0 up to but not 1, in steps of 2^-32. The key, one number, chooses
         what is left out, anew for each record; 0 leaves nothing out. (Srivastava et al. 2014)
         """
-        shape = self._array(x)
+        x, shape = self._given(x)
         if not isinstance(rate, Number) or not 0 <= rate < 1:
             raise TapeError(f"dropout leaves out a share from 0 up to but not 1, not {rate!r:.60}")
         if self._known(key).count * key.width != 1:
             raise TapeError(f"dropout wants a key of one number, not {key}")
-        self._check_plus("dropout", plus, shape.rows, shape.width)
+        start = self._plus("dropout", plus, shape.rows, shape.width)
         kept = max(1, dropout.CHANCES - round(dropout.CHANCES * rate))
-        start = NONE if plus is None else plus
         number = len(self._records) // 4
         arguments = dropout.Args(shape.rows, shape.width, x, kept, key.slot, number, start)
         return self._record_array(dropout.DROPOUT, shape, arguments)
 
     @alone
-    def softmax(self, x: int) -> int:
+    def softmax(self, x: Node) -> Array:
         """e^x / sum(e^x), row by row."""
-        shape = self._array(x)
+        x, shape = self._given(x)
         arguments = elementwise.UnaryArgs(shape.rows, shape.width, x)
         return self._record_array(softmax.SOFTMAX, shape, arguments)
 
     @alone
-    def mean(self, x: int) -> int:
+    def mean(self, x: Node) -> Scalar:
         """The mean of all elements of an array, a scalar."""
-        shape = self._array(x)
+        x, shape = self._given(x)
         arguments = elementwise.UnaryArgs(shape.rows, shape.width, x)
-        return self._record_list(elementwise.MEAN, arguments)
-
-    @alone
-    def add_arrays(self, x: int, y: int) -> int:
-        """x + y, of arrays of one shape."""
-        shape = self._array(x)
-        if shape != self._array(y):
-            raise TapeError(f"add: the shapes {self.shape(x)} and {self.shape(y)} differ")
-        arguments = elementwise.AddArgs(shape.rows, shape.width, x, y)
-        return self._record_array(elementwise.ADD, shape, arguments)
-
-    @all_or_nothing
-    def scale_array(self, x: int, factor: Number) -> int:
-        """factor x, for a number that is not a node."""
-        shape = self._array(x)
-        arguments = elementwise.ScaleArgs(shape.rows, shape.width, x, self.constant(factor))
-        return self._record_array(elementwise.SCALE, shape, arguments)
-
-    @alone
-    def relu_array(self, x: int) -> int:
-        """max(0, x), element by element."""
-        shape = self._array(x)
-        arguments = elementwise.UnaryArgs(shape.rows, shape.width, x)
-        return self._record_array(elementwise.RELU, shape, arguments)
+        return self._record_number(elementwise.MEAN, arguments)
 
     def _as_input(self, which: Input | Iterable[int], below: int) -> Input:
         if not isinstance(which, Input):
@@ -284,11 +258,16 @@ class ArrayOperations(Leaves):
             raise TapeError(f"{which} has more than one number a row")
         return which
 
-    def _check_plus(self, operation: str, plus: int | None, rows: int, width: int) -> None:
-        if plus is not None and (self._array(plus).rows, self._array(plus).width) != (rows, width):
+    def _plus(self, operation: str, plus: Node | None, rows: int, width: int) -> int:
+        """What is added to a result of this shape, or NONE."""
+        if plus is None:
+            return NONE
+        node, shape = self._given(plus)
+        if (shape.rows, shape.width) != (rows, width):
             raise TapeError(
                 f"{operation}: plus must have the result's shape, not {self.shape(plus)}"
             )
+        return node
 
     def _shape(self, rows: int, width: int) -> Shape:
         return Shape(rows, width, self.stride(width))

@@ -6,6 +6,7 @@ from tapegpt.kernels.layout import BATCH
 from tapegpt.kernels.ops.activation import gelu, relu_squared, softcap, swiglu
 from tapegpt.kernels.ops.elementwise import UnaryArgs
 from tapegpt.kernels.ops.heads import head_norm, rotary
+from tapegpt.tape.handles import Array, Node
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.storage import all_or_nothing, alone
 from tapegpt.tape.types import Input, Number, TapeError
@@ -19,7 +20,7 @@ class BlockOperations(Leaves):
     @all_or_nothing
     def rotary_tables(
         self, positions: int, width: int, n_head: int, base: Number = ROTARY_BASE
-    ) -> tuple[int, int]:
+    ) -> tuple[Array, Array]:
         """Two arrays for `rotary`, cosines and sines, (positions, width).
 
         Of the pairs of a head, i of n, the angle is position / base^(i / n).
@@ -35,12 +36,12 @@ class BlockOperations(Leaves):
         return self.array(np.cos(every)), self.array(signs * np.sin(every))
 
     @alone
-    def rotary(self, x: int, positions: Input, tables: tuple[int, int]) -> int:
+    def rotary(self, x: Node, positions: Input, tables: tuple[Node, Node]) -> Array:
         """Every pair of neighbouring columns of x turned by its angle at the row's position.
 
         tables: as `rotary_tables` makes them. (Su et al. 2021)
         """
-        shape = self._array(x)
+        x, shape = self._given(x)
         if not isinstance(tables, tuple) or len(tables) != 2:
             raise TapeError(f"rotary wants the two tables of rotary_tables, not {tables!r:.60}")
         cosines, sines = (self._any(table) for table in tables)
@@ -59,9 +60,9 @@ class BlockOperations(Leaves):
         return self._record_array(rotary.ROTARY, shape, arguments)
 
     @all_or_nothing
-    def head_norm(self, x: int, n_head: int, gain: Number = 1.0, epsilon: Number = 1e-5) -> int:
+    def head_norm(self, x: Node, n_head: int, gain: Number = 1.0, epsilon: Number = 1e-5) -> Array:
         """gain x / sqrt(mean(x^2) + epsilon) of every head of every row by itself."""
-        shape, n_head = self._array(x), self._count(n_head, "heads")
+        (x, shape), n_head = self._given(x), self._count(n_head, "heads")
         if shape.width % n_head:
             raise TapeError(f"head_norm: {shape.width} columns are not divisible by {n_head} heads")
         head_dim = shape.width // n_head
@@ -70,39 +71,39 @@ class BlockOperations(Leaves):
             n_head,
             head_dim,
             x,
-            self.constant(self._positive("head_norm's gain", gain)),
-            self.constant(epsilon),
+            self.constant(self._positive("head_norm's gain", gain)).id,
+            self.constant(epsilon).id,
             scales=self._capacity(shape.rows) * n_head,
         )
         return self._record_array(head_norm.HEAD_NORM, shape, arguments)
 
     @alone
-    def relu_squared(self, x: int) -> int:
+    def relu_squared(self, x: Node) -> Array:
         """max(0, x)^2, element by element."""
-        shape = self._array(x)
+        x, shape = self._given(x)
         arguments = UnaryArgs(shape.rows, shape.width, x)
         return self._record_array(relu_squared.RELU_SQUARED, shape, arguments)
 
     @alone
-    def gelu(self, x: int) -> int:
+    def gelu(self, x: Node) -> Array:
         """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, element by element."""
-        shape = self._array(x)
+        x, shape = self._given(x)
         return self._record_array(gelu.GELU, shape, UnaryArgs(shape.rows, shape.width, x))
 
     @alone
-    def swiglu(self, x: int, gate: int) -> int:
+    def swiglu(self, x: Node, gate: Node) -> Array:
         """x gate / (1 + e^-gate), of arrays of one shape."""
-        shape = self._array(x)
-        if shape != self._array(gate):
+        (x, shape), (gate, other) = self._given(x), self._given(gate)
+        if shape != other:
             raise TapeError(f"swiglu: the shapes {self.shape(x)} and {self.shape(gate)} differ")
         arguments = swiglu.Args(shape.rows, shape.width, x, gate)
         return self._record_array(swiglu.SWIGLU, shape, arguments)
 
     @all_or_nothing
-    def softcap(self, x: int, cap: Number) -> int:
+    def softcap(self, x: Node, cap: Number) -> Array:
         """cap tanh(x / cap), element by element."""
-        shape = self._array(x)
-        node = self.constant(self._positive("softcap", cap))
+        x, shape = self._given(x)
+        node = self.constant(self._positive("softcap", cap)).id
         arguments = softcap.Args(shape.rows, shape.width, x, node)
         return self._record_array(softcap.SOFTCAP, shape, arguments)
 

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tapegpt.kernels.layout import BATCH
 from tapegpt.kernels.registry import OPERATIONS
+from tapegpt.tape.handles import Array, Node, Scalar, new
 from tapegpt.tape.replay import Replay
 from tapegpt.tape.storage import LARGEST_TAPE, all_or_nothing, alone
 from tapegpt.tape.types import Batch, Floats, Ids, Input, Number, TapeError
@@ -20,18 +21,28 @@ LARGEST_KEY = 2**63 - 1  # of dropout
 class Leaves(Replay):
     """Nodes that no record computes, and inputs."""
 
-    def var(self, value: Number) -> int:
+    def var(self, value: Number) -> Scalar:
         """A new scalar node."""
-        self._acquire()
+        # See Memory._pending: nothing is called from where `_held` is looked at.
+        if type(value) is float and -self._limit <= value <= self._limit:
+            generation = self.generation
+            if not self._held and (node := self._size) < self._room:
+                self._size = node + 1
+                self.values[node] = value
+                result = new(Scalar)
+                result.generation = generation
+                result.id = node
+                return result
+        self._hold()
         try:
             number = self._number(value)
             node = self._allocate(1)
             self.values[node] = number
-            return node
+            return self._scalar_handle(node)
         finally:
             self._release()
 
-    def constant(self, value: Number) -> int:
+    def constant(self, value: Number) -> Scalar:
         """A new scalar node whose gradient nobody wants: a var by another name."""
         return self.var(value)
 
@@ -44,7 +55,7 @@ class Leaves(Replay):
         return np.arange(first, first + given.size).reshape(given.shape)
 
     @all_or_nothing
-    def parameter(self, values: ArrayLike) -> int:
+    def parameter(self, values: ArrayLike) -> Array:
         """An array of trained numbers, (rows, width). Parameters come before anything else."""
         self._only_parameters()
         node = self.array(values)
@@ -70,18 +81,18 @@ class Leaves(Replay):
             raise TapeError("parameters come first on a tape: reset it before recording more")
 
     @alone
-    def array(self, values: ArrayLike) -> int:
+    def array(self, values: ArrayLike) -> Array:
         """A fixed array, (rows, width), or (width,) for one row."""
         given = np.atleast_2d(self._floats(values))
         if given.ndim != 2 or 0 in given.shape:
             raise TapeError(f"an array has rows and columns, not the shape {given.shape}")
         node = self._new_array(given.shape[0], given.shape[1])
         self._view(self.values, node)[:] = given
-        return node
+        return self._array_handle(node)
 
     @alone
-    def set_value(self, node: int, value: ArrayLike) -> None:
-        """Change a leaf; `forward` then recomputes what depends on it.
+    def set_value(self, node: Node, value: ArrayLike) -> None:
+        """Change a leaf. What depends on it is computed anew when somebody looks at it.
 
         value: a number, or for an array what `array` takes.
         """
@@ -89,13 +100,13 @@ class Leaves(Replay):
         given = np.atleast_2d(self._floats(value)) if shape else self._floats(value)
         if given.shape != shape:
             raise TapeError(f"node {node} has the shape {shape}, the value given {given.shape}")
-        self._evaluate()
+        self._compute_anew(node)
         if shape:
             self._view(self.values, node)[:] = given
         else:
             self.values[node] = given
 
-    def _leaf(self, node: int) -> int:
+    def _leaf(self, node: Node) -> int:
         """The id of a node that no operation writes to, checked."""
         node = self._any(node)
         before = self._records_until(node)
@@ -154,7 +165,7 @@ class Leaves(Replay):
 
     @alone
     def set_input(self, which: Input, values: Iterable[int]) -> None:
-        """Replace the numbers of an input; `forward` then recomputes what depends on them."""
+        """Replace the numbers of an input. What depends on them is then computed anew."""
         self._known(which)
         if which.count == BATCH:
             raise TapeError(f"{which} belongs to a batch, which is packed as a whole")
@@ -162,7 +173,7 @@ class Leaves(Replay):
         count = which.count * which.width
         if len(given) != count:
             raise TapeError(f"the input holds {count} numbers, not {len(given)}")
-        self._evaluate()
+        self._evaluated = 0
         self._inputs[which.slot : which.slot + count] = array("q", given)
 
     def _new_input(self, numbers: Iterable[int], count: int, below: int, width: int = 1) -> Input:

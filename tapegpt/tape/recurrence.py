@@ -4,6 +4,7 @@ from tapegpt.kernels.layout import BATCH, NONE
 from tapegpt.kernels.op import ArrayOp, gradient_place, place
 from tapegpt.kernels.ops.recurrence import CARRY, PREVIOUS, CarryArgs, PreviousArgs
 from tapegpt.kernels.registry import OPERATIONS
+from tapegpt.tape.handles import Array, Node
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.storage import all_or_nothing, alone
 from tapegpt.tape.types import Shape, TapeError
@@ -13,7 +14,7 @@ class Recurrence(Leaves):
     """A stretch of operations that is computed position by position."""
 
     @all_or_nothing
-    def previous(self, width: int) -> int:
+    def previous(self, width: int) -> Array:
         """A batch array: what `carry` is given, a position earlier; zeros at the first position.
 
         Until then only operations on batch arrays can be recorded, and of those no attention and
@@ -27,7 +28,7 @@ class Recurrence(Leaves):
         arguments = PreviousArgs(BATCH, width, x=NONE, starts=starts)
         out = self._record_array(PREVIOUS, shape, arguments)
         self._recurrence = record
-        self._go_on_from(record, out)  # rows of zeros, as long as nothing is carried
+        self._go_on_from(record, out.id)  # rows of zeros, as long as nothing is carried
         return out
 
     def _go_on_from(self, record: int, x: int) -> None:
@@ -36,7 +37,7 @@ class Recurrence(Leaves):
         self._operands[back + gradient_place(PreviousArgs, "x")] = x
 
     @alone
-    def carry(self, x: int) -> int:
+    def carry(self, x: Node) -> Array:
         """Have `previous` be the rows of x, and end what is computed position by position."""
         record = self._recurrence
         if record is None:
@@ -53,8 +54,8 @@ class Recurrence(Leaves):
                     "between previous and carry every operation is one on batch arrays, row by row"
                 )
         starts = self._operands[at + place(PreviousArgs, "starts")]
-        self._record_list(CARRY, CarryArgs(starts))
-        self._go_on_from(record, x)
+        self._record_number(CARRY, CarryArgs(starts))
+        self._go_on_from(record, self._any(x))
         self._recurrence = None
         self._evaluated = min(self._evaluated, record)
-        return x
+        return self._array_handle(self._any(x))

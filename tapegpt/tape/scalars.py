@@ -10,17 +10,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from tapegpt.kernels.op import ListOp
 from tapegpt.kernels.ops.scalar import dot, lookup, reduce, strided
-from tapegpt.kernels.ops.scalar.formulas import FORMULAS
 from tapegpt.kernels.ops.topk import TOPK, TopkArgs
-from tapegpt.kernels.registry import CODES, opcode
+from tapegpt.kernels.registry import opcode
+from tapegpt.tape.handles import BINARY, UNARY, Handle, Node, Scalar
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.storage import all_or_nothing, alone
-from tapegpt.tape.types import Ids, Input, Number, TapeError
+from tapegpt.tape.types import Ids, Input, TapeError
 
-UNARY = {formula.name: CODES[formula] for formula in FORMULAS if not formula.second}
-BINARY = {formula.name: CODES[formula] for formula in FORMULAS if formula.second}
 # Those that `runs` makes one record of, and their places there.
 STRIDED = {formula.name: place for place, formula in enumerate(strided.ROWS)}
+
+SUM, MAX, SOFTMAX = opcode(reduce.SUM), opcode(reduce.MAX), opcode(reduce.SOFTMAX)
+DOT, DOT_RUN = opcode(dot.DOT), opcode(dot.DOT_RUN)
+
+HANDLES = (Handle, int, np.integer)  # what there may be in a list of nodes
 
 # Terms up to which a record of many dot products is worth it. In float32 it is no place for more:
 # each sum goes from the first term to the last.
@@ -30,125 +33,38 @@ LONGEST_TOGETHER = 1024
 class ScalarOperations(Leaves):
     """Operations whose operands and results are scalar nodes."""
 
-    def add(self, a: int, b: int) -> int:
-        """a + b"""
-        return self._record_scalar(BINARY["add"], a, b)
-
-    def mul(self, a: int, b: int) -> int:
-        """a b"""
-        return self._record_scalar(BINARY["mul"], a, b)
-
-    def sub(self, a: int, b: int) -> int:
-        """a - b"""
-        return self._record_scalar(BINARY["sub"], a, b)
-
-    def div(self, a: int, b: int) -> int:
-        """a / b"""
-        return self._record_scalar(BINARY["div"], a, b)
-
-    def neg(self, a: int) -> int:
-        """-a"""
-        return self._record_scalar(UNARY["neg"], a, a)
-
-    def scale(self, a: int, factor: Number) -> int:
-        """factor a, for a number that is not a node."""
-        return self._with_constant("scale", a, factor)
-
-    def pow(self, a: int, exponent: Number) -> int:
-        """a ** exponent, for an exponent that is not a node."""
-        return self._with_constant("pow", a, exponent)
-
-    def exp(self, a: int) -> int:
-        """e ** a"""
-        return self._record_scalar(UNARY["exp"], a, a)
-
-    def log(self, a: int) -> int:
-        """ln a"""
-        return self._record_scalar(UNARY["log"], a, a)
-
-    def relu(self, a: int) -> int:
-        """max(0, a)"""
-        return self._record_scalar(UNARY["relu"], a, a)
-
-    def tanh(self, a: int) -> int:
-        """tanh a"""
-        return self._record_scalar(UNARY["tanh"], a, a)
-
-    def erf(self, a: int) -> int:
-        """2 / sqrt(pi) times the integral of e ** -t**2 from 0 to a."""
-        return self._record_scalar(UNARY["erf"], a, a)
-
-    def softplus(self, a: int) -> int:
-        """ln(1 + e ** a)"""
-        return self._record_scalar(UNARY["softplus"], a, a)
-
-    def detach(self, a: int) -> int:
-        """a, through which no gradient passes."""
-        return self._record_scalar(UNARY["detach"], a, a)
-
-    def _record_scalar(self, code: int, a: int, b: int) -> int:
-        self._acquire()
-        try:
-            out, shapes = self._size, self._shapes
-            # Most are: the calls would take as long as all the rest.
-            plain = type(a) is type(b) is int and 0 <= a < out > b >= 0
-            if not plain or a in shapes or b in shapes:
-                a, b = self._scalar(a), self._scalar(b)
-            if out < self._room:
-                self._size = out + 1
-            else:
-                self._allocate(1)
-            self._records.extend((code, out, a, b))
-            return out
-        finally:
-            self._release()
-
-    def _with_constant(self, name: str, a: int, constant: Number) -> int:
-        self._acquire()
-        try:
-            number, node = self._number(constant), self._size
-            if type(a) is not int or not 0 <= a < node or a in self._shapes:
-                a = self._scalar(a)
-            self._allocate(2)
-            self.values[node] = number
-            self._records.extend((BINARY[name], node + 1, a, node))
-            return node + 1
-        finally:
-            self._release()
-
-    def sum(self, nodes: Sequence[int]) -> int:
+    def sum(self, nodes: Sequence[Node]) -> Scalar:
         """The sum of scalars."""
-        self._acquire()
+        self._hold()
         try:
             given = self._scalars(nodes)
-            return self._record_list(reduce.SUM, reduce.Args(len(given), given))
+            return self._scalar_handle(self._listed(SUM, [len(given), *given]))
         finally:
             self._release()
 
-    def max(self, nodes: Sequence[int]) -> int:
+    def max(self, nodes: Sequence[Node]) -> Scalar:
         """The largest of scalars; its gradient goes to the first of equals."""
-        self._acquire()
+        self._hold()
         try:
             given = self._scalars(nodes)
-            return self._record_list(reduce.MAX, reduce.Args(len(given), given))
+            return self._scalar_handle(self._listed(MAX, [len(given), *given]))
         finally:
             self._release()
 
-    def softmax_of(self, nodes: Sequence[int]) -> range:
+    def softmax_of(self, nodes: Sequence[Node]) -> range:
         """e^a / (the sum of all e^a) for every a of a list of scalars; consecutive ids."""
-        self._acquire()
+        self._hold()
         try:
             given = self._scalars(nodes)
-            first = self._allocate(len(given))
             padding = given[-1:] * (-len(given) % reduce.SOFTMAX_LANES)
-            self._append(reduce.SOFTMAX, first, reduce.Args(len(given), given + padding))
+            first = self._listed(SOFTMAX, [len(given), *given, *padding], len(given))
             return range(first, self._size)
         finally:
             self._release()
 
-    def dot(self, a: Sequence[int], b: Sequence[int]) -> int:
+    def dot(self, a: Sequence[Node], b: Sequence[Node]) -> Scalar:
         """The sum of the products of two lists of scalars, pair by pair."""
-        self._acquire()
+        self._hold()
         try:
             left, right = self._scalars(a), self._scalars(b)
             if len(left) != len(right):
@@ -156,22 +72,33 @@ class ScalarOperations(Leaves):
                     f"dot wants two lists of one length, not {len(left)} and {len(right)}"
                 )
             if _consecutive(left) and _consecutive(right):
-                return self._record_list(dot.DOT_RUN, dot.DotRunArgs(len(left), left[0], right[0]))
-            return self._record_list(dot.DOT, dot.DotArgs(len(left), left + right))
+                out = self._listed(DOT_RUN, [len(left), left[0], right[0]])
+            else:
+                out = self._listed(DOT, [len(left), *left, *right])
+            return self._scalar_handle(out)
         finally:
             self._release()
 
-    def _scalars(self, nodes: Sequence[int]) -> list[int]:
+    def _listed(self, code: int, arguments: list[int], results: int = 1) -> int:
+        """Record an operation of reduce.py or dot.py; its arguments in their order there."""
+        first = self._allocate(results)
+        self._records.extend((code, first, len(self._operands), 0))
+        self._operands.fromlist(arguments)
+        return first
+
+    def _scalars(self, nodes: Sequence[Node]) -> list[int]:
         try:
-            size, shapes = self._size, self._shapes
+            generation, size, shapes = self.generation, self._size, self._shapes
             given = [
-                node
+                node.id
+                if type(node) is Scalar and node.generation is generation
+                else node
                 if type(node) is int and 0 <= node < size and node not in shapes
                 else self._scalar(node)
                 for node in nodes
             ]
         except TypeError:
-            raise TapeError(f"{nodes!r:.60} is not a list of node ids") from None
+            raise TapeError(f"{nodes!r:.60} is not a list of nodes") from None
         if not given:
             raise TapeError("an operation on a list of nodes wants at least one")
         return given
@@ -371,13 +298,17 @@ class ScalarOperations(Leaves):
             given = np.asarray(nodes)
         except ValueError:  # rows of different lengths
             given = np.array(None)
+        if given.dtype == object and all(isinstance(node, HANDLES) for node in given.flat):
+            found = [self._any(node) for node in given.flat]
+            return np.array(found, np.int64).reshape(given.shape)
         if given.dtype.kind not in "iu":
             raise TapeError(f"not an array of node ids: {nodes!r:.60}")
         return given.astype(np.int64)
 
 
 def _consecutive(nodes: list[int]) -> bool:
-    return nodes == list(range(nodes[0], nodes[0] + len(nodes)))
+    first, count = nodes[0], len(nodes)
+    return nodes[-1] == first + count - 1 and nodes == [*range(first, first + count)]
 
 
 def _evenly_spaced(ids: Ids) -> tuple[int, ...]:

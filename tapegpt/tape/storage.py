@@ -13,9 +13,9 @@ import numpy as np
 
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.layout import BATCH, BatchRange, stride
-from tapegpt.kernels.op import ArrayOp, Kind, ListOp, kinds, with_gradients
+from tapegpt.kernels.op import ArrayOp, ListOp, rooms_of, with_gradients
 from tapegpt.kernels.registry import CODES, new_table
-from tapegpt.tape.node import Node
+from tapegpt.tape.handles import Array, Generation, Handle, Node, Scalar, new
 from tapegpt.tape.types import Batch, Floats, Input, Mark, Shape, TapeError
 
 P = ParamSpec("P")
@@ -24,7 +24,7 @@ M = TypeVar("M", bound="Memory")
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 NO_BATCH = BatchRange(0, 0, 0, 0)
-LOCK = ("_acquire", "_release")
+LOCK = ("_acquire", "_let_go", "_held")
 LARGEST_TAPE = 2**31  # nodes: ids are 32-bit
 
 
@@ -47,7 +47,7 @@ def alone(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P],
 
     @wraps(method)
     def call(self: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self._acquire()
+        self._hold()
         try:
             return method(self, *args, **kwargs)
         finally:
@@ -63,7 +63,7 @@ def all_or_nothing(
 
     @wraps(method)
     def call(self: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self._acquire()
+        self._hold()
         try:
             before = self._end()
             try:
@@ -95,6 +95,12 @@ class Memory:
         self._beyond = ALIGNMENT // self.dtype.itemsize  # nodes that vector loads may look past it
         self._room = min(capacity - self._beyond, LARGEST_TAPE)  # nodes, before the arrays move
         self._records = array("I")
+        # Records that have yet to be appended to those, four integers each. Operators put them here
+        # without taking the lock, while nobody holds the tape: from where they look at `_held`, and
+        # at the generation of their operands, until the record is here they call nothing, and the
+        # interpreter changes threads only where something is called.
+        self._pending: list[int] = []
+        self._held = 0  # methods that hold the tape
         self._operands = array("q")
         self._inputs = array("q")
         # These four grow in the order in which a reset cuts them back.
@@ -105,7 +111,7 @@ class Memory:
         self._panel: int | None = None  # where matrix products pack what they read
         self._batch: Batch | None = None
         self._recurrence: int | None = None  # the record of a `previous` that waits for its `carry`
-        self.generation = 0  # resets so far, which tell handles of forgotten nodes
+        self.generation = Generation(self, 0)
         # (generation that it ended, nodes kept) of each reset that kept less than all since.
         self._resets: list[tuple[int, int]] = []
         self._evaluated = 0  # records whose values have been computed
@@ -116,7 +122,20 @@ class Memory:
     def _open(self) -> None:
         # For a thread while it changes the tape or has it computed.
         lock = RLock()
-        self._acquire, self._release = lock.acquire, lock.release
+        self._acquire, self._let_go = lock.acquire, lock.release
+        self._held = 0
+
+    def _hold(self) -> None:
+        """Have other threads wait, and all records in their place, until `_release`."""
+        self._acquire()
+        self._held += 1
+        if self._pending:
+            self._records.fromlist(self._pending)
+            self._pending.clear()
+
+    def _release(self) -> None:
+        self._held -= 1
+        self._let_go()
 
     @alone
     def __getstate__(self) -> dict[str, object]:
@@ -152,7 +171,7 @@ class Memory:
             raise TapeError("the tape has no batch: declare one with tape.batch")
         return self._batch
 
-    def shape(self, node: int) -> tuple[int, ...]:
+    def shape(self, node: Node) -> tuple[int, ...]:
         """() for a scalar, (rows, width) for an array; a batch array has the rows now loaded."""
         known = self._shapes.get(self._any(node))
         return () if known is None else (self._loaded_rows(known), known.width)
@@ -177,8 +196,8 @@ class Memory:
         self._truncate(mark)
         while self._resets and self._resets[-1][1] >= mark.nodes:
             self._resets.pop()
-        self._resets.append((self.generation, mark.nodes))
-        self.generation += 1
+        self._resets.append((self.generation.number, mark.nodes))
+        self.generation = Generation(self, self.generation.number + 1)
 
     def _is_mark(self, mark: Mark) -> bool:
         if not isinstance(mark, Mark) or not all(type(place) is int for place in mark):
@@ -233,7 +252,17 @@ class Memory:
     def _loaded_rows(self, shape: Shape) -> int:
         return self._batch_range().end_row if shape.rows == BATCH else shape.rows
 
-    def _any(self, node: int | Node) -> int:
+    def _scalar_handle(self, node: int) -> Scalar:
+        handle = new(Scalar)
+        handle.generation, handle.id = self.generation, node
+        return handle
+
+    def _array_handle(self, node: int) -> Array:
+        handle = new(Array)
+        handle.generation, handle.id = self.generation, node
+        return handle
+
+    def _any(self, node: Node) -> int:
         """The id of a scalar or array node, checked."""
         if type(node) is not int:
             node = self._plain(node)
@@ -241,13 +270,14 @@ class Memory:
             return node
         raise TapeError(f"node {node} is not on the tape, which has {self._size} nodes")
 
-    def _plain(self, node: SupportsIndex | Node) -> int:
+    def _plain(self, node: SupportsIndex | Handle) -> int:
         """The int that a handle or another kind of integer stands for."""
-        if isinstance(node, Node):
-            if node.tape is not self:
-                raise TapeError(f"the handle of node {node.id} is one of another tape")
-            if node.generation != self.generation:
-                if not self._survives(node.id, node.generation):
+        if isinstance(node, Handle):
+            generation = node.generation
+            if generation is not self.generation:
+                if generation.tape is not self:
+                    raise TapeError(f"the handle of node {node.id} is one of another tape")
+                if not self._survives(node.id, generation.number):
                     raise TapeError(f"node {node.id} of this handle was forgotten by reset")
                 node.generation = self.generation
             return node.id
@@ -269,20 +299,21 @@ class Memory:
             raise TapeError(f"{plain} is not a number of {what}: it is at least 1")
         return plain
 
-    def _is_array(self, node: int) -> bool:
-        return self._any(node) in self._shapes
-
-    def _scalar(self, node: int) -> int:
+    def _scalar(self, node: Node) -> int:
         plain = self._any(node)
         if plain in self._shapes:
             raise TapeError(f"node {plain} is an array where a scalar is wanted")
         return plain
 
-    def _array(self, node: int) -> Shape:
+    def _array(self, node: Node) -> Shape:
         shape = self._shapes.get(self._any(node))
         if shape is None:
-            raise TapeError(f"node {node} is a scalar where an array is wanted")
+            raise TapeError(f"node {self._any(node)} is a scalar where an array is wanted")
         return shape
+
+    def _given(self, node: Node) -> tuple[int, Shape]:
+        """The id of an array, checked, and its shape."""
+        return self._any(node), self._array(node)
 
     def _capacity(self, rows: int) -> int:
         """Rows to make room for: a batch may have any number up to its capacity."""
@@ -332,35 +363,36 @@ class Memory:
         self.values, self.grads = grown
         self._room = min(len(self.values) - self._beyond, LARGEST_TAPE)
 
-    def _record_list(self, operation: ListOp | ArrayOp, arguments: tuple[Any, ...]) -> int:
-        """Record an operation whose result is a scalar."""
-        if isinstance(operation, ArrayOp):
-            arguments = self._with_rooms(operation, arguments)
+    def _record_number(self, operation: ArrayOp, arguments: tuple[Any, ...]) -> Scalar:
+        """Record an operation on arrays whose result is a scalar."""
+        given = self._with_rooms(operation, arguments)
         out = self._allocate(1)
-        self._append(operation, out, arguments)
-        return out
+        self._append(operation, out, given)
+        return self._scalar_handle(out)
 
     def _record_array(
         self, operation: ArrayOp, shape: Shape, arguments: tuple[Any, ...], variant: int = 0
-    ) -> int:
+    ) -> Array:
         """Record an operation whose result is an array of this shape."""
         given = self._with_rooms(operation, arguments)
         out = self._new_array(shape.rows, shape.width)
         self._append(operation, out, given, variant)
-        return out
+        return self._array_handle(out)
 
     def _with_rooms(self, operation: ArrayOp, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments, with nodes in the place of how many nodes are room for the kernels."""
-        given = []
-        for argument, kind in zip(arguments, kinds(operation.args).values(), strict=True):
-            if kind in (Kind.ROOM, Kind.GRADIENT_ROOM):
-                given.append(self._auxiliary(argument))
-            elif kind is Kind.SHARED_ROOM:
-                if self._panel is None or self.extents[self._panel] < argument:
-                    self._panel = self._auxiliary(argument)
-                given.append(self._panel)
-            else:
-                given.append(argument)
+        rooms = rooms_of(operation.args)
+        if not rooms:
+            return arguments
+        given = list(arguments)
+        for place, shared in rooms:
+            count = given[place]
+            if not shared:
+                given[place] = self._auxiliary(count)
+                continue
+            if self._panel is None or self.extents[self._panel] < count:
+                self._panel = self._auxiliary(count)
+            given[place] = self._panel
         return tuple(given)
 
     def _append(
@@ -372,15 +404,15 @@ class Memory:
     ) -> None:
         operands = self._operands
         code, at, back = CODES[operation] + variant, len(operands), 0
-        for argument in arguments:
-            if isinstance(argument, (list, tuple, range)):
-                operands.extend(argument)
-            else:
-                operands.append(argument)
+        if isinstance(arguments[-1], (list, tuple, range)):
+            operands.extend([*arguments[:-1], *arguments[-1]])
+        else:
+            operands.extend(arguments)
         if isinstance(operation, ArrayOp) and operation.backward:
             back = len(operands)
-            gradients = (arguments[place] for place in with_gradients(operation.args))
-            operands.extend((0, out, *gradients))
+            operands.extend(
+                (0, out, *[arguments[place] for place in with_gradients(operation.args)])
+            )
         self._records.extend((code, out, at, back))
 
 
