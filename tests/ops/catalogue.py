@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from opcodes import SEVERAL, named
 
 from tapegpt.kernels.registry import OPERATIONS
-from tapegpt.tape import Tape
+from tapegpt.tape import Array, Tape
 
 Floats = NDArray[np.float64]
 
@@ -523,7 +523,7 @@ class Recorded:
         self.extent = begin, self._ends()
         self.guards.append(self._guard())
         scalar = case.scalars or tape.shape(result) == ()
-        self.result = np.asarray(result) if scalar else self.elements(result)
+        self.result = tape._ids(result) if scalar else self.elements(result)
         # The same whatever the dtype.
         rng = np.random.default_rng(self.result.size)
         weights = tape.variables(rng.normal(size=(1, self.result.size)))
@@ -531,17 +531,17 @@ class Recorded:
         tape.backward(self.root)
 
     def _guard(self) -> int:
-        return int(self.tape.array(np.full((1, self.tape.lanes), 7.0)))
+        return self.tape.array(np.full((1, self.tape.lanes), 7.0)).id
 
     def _ends(self) -> tuple[int, int]:
         """How many records there are, and arguments of them."""
         tape_arrays = self.tape.replay_arrays()
         return len(tape_arrays.records), len(tape_arrays.operands)
 
-    def elements(self, node: int) -> NDArray[np.int64]:
+    def elements(self, node: Array | int) -> NDArray[np.int64]:
         """The ids of an array's elements."""
         rows, width = self.tape.shape(node)
-        row_starts = node + self.tape.stride(width) * np.arange(rows)
+        row_starts = self.tape.node(node).id + self.tape.stride(width) * np.arange(rows)
         return np.add.outer(row_starts, np.arange(width))
 
     @property

@@ -80,9 +80,9 @@ SQUARE = ArrayOp("square", UnaryArgs, square_forward, square_backward, backward_
 
 
 class MyTape(Tape):
-    def square(self, x: int) -> int:
+    def square(self, x: Array) -> Array:
         """x^2, element by element."""
-        shape = self._array(x)
+        x, shape = self._given(x)
         return self._record_array(SQUARE, shape, UnaryArgs(shape.rows, shape.width, x))
 
 

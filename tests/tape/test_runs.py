@@ -148,7 +148,7 @@ def test_runs_may_use_their_own_results() -> None:
     tape = Tape()
     a = tape.var(1.0)
     # Powers of two: every new node is the last one plus itself.
-    chain = np.arange(a, a + 10)
+    chain = np.arange(a.id, a.id + 10)
     assert tape.value(tape.runs("add", chain, chain)[-1]) == 2.0**10
 
 
