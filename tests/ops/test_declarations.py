@@ -80,7 +80,7 @@ SQUARE = ArrayOp("square", UnaryArgs, square_forward, square_backward, backward_
 
 
 class MyTape(Tape):
-    def square(self, x: Array) -> Array:
+    def square(self, x):
         """x^2, element by element."""
         x, shape = self._given(x)
         return self._record_array(SQUARE, shape, UnaryArgs(shape.rows, shape.width, x))
