@@ -1,4 +1,13 @@
-"""The vocabulary of a modern block: what is done to heads, and activations."""
+"""The vocabulary of a modern block: what is done to heads, and activations.
+
+    tape = Tape()
+    x = tape.array(numpy.ones((3, 8)))  # 3 rows, of 2 heads with 4 columns
+    tables = tape.rotary_tables(positions=10, width=8, n_head=2)
+    q = tape.rotary(tape.head_norm(x, n_head=2), tape.input([0, 1, 2], 10), tables)
+    h = tape.softcap(tape.swiglu(q, tape.gelu(tape.relu_squared(x))), 30.0)
+
+All of them raise TapeError for what has no meaning.
+"""
 
 import numpy as np
 
@@ -21,9 +30,9 @@ class BlockOperations(Leaves):
     def rotary_tables(
         self, positions: int, width: int, n_head: int, base: Number = ROTARY_BASE
     ) -> tuple[Array, Array]:
-        """Two arrays for `rotary`, cosines and sines, (positions, width).
+        """Two arrays for `rotary`, cosines and sines: (positions, width) both.
 
-        Of the pairs of a head, i of n, the angle is position / base^(i / n).
+        Of the n pairs of a head, pair i turns by position / base^(i / n). (Su et al. 2021)
         """
         positions, width = self._count(positions, "positions"), self._count(width, "columns")
         n_head, base = self._count(n_head, "heads"), float(self._positive("rotary's base", base))
@@ -37,9 +46,10 @@ class BlockOperations(Leaves):
 
     @alone
     def rotary(self, x: Node, positions: Input, tables: tuple[Node, Node]) -> Array:
-        """Every pair of neighbouring columns of x turned by its angle at the row's position.
+        """Every pair of neighbouring columns of x, (rows, width), turned by its row's angle.
 
-        tables: as `rotary_tables` makes them. (Su et al. 2021)
+        positions: of every row, below the rows of the tables, which `rotary_tables` makes. Scores
+        of two rows then depend on their distance alone. (Su et al. 2021, RoFormer)
         """
         x, shape = self._given(x)
         if not isinstance(tables, tuple) or len(tables) != 2:
@@ -61,7 +71,11 @@ class BlockOperations(Leaves):
 
     @all_or_nothing
     def head_norm(self, x: Node, n_head: int, gain: Number = 1.0, epsilon: Number = 1e-5) -> Array:
-        """gain x / sqrt(mean(x^2) + epsilon) of every head of every row by itself."""
+        """gain x / sqrt(mean(x^2) + epsilon), of every head of every row by itself.
+
+        x: (rows, width), n_head heads of as many columns each. gain: above 0. (QK-norm: Henry et
+        al. 2020)
+        """
         (x, shape), n_head = self._given(x), self._count(n_head, "heads")
         if shape.width % n_head:
             raise TapeError(f"head_norm: {shape.width} columns are not divisible by {n_head} heads")
@@ -79,20 +93,20 @@ class BlockOperations(Leaves):
 
     @alone
     def relu_squared(self, x: Node) -> Array:
-        """max(0, x)^2, element by element."""
+        """max(0, x)^2, element by element. (So et al. 2021, Primer)"""
         x, shape = self._given(x)
         arguments = UnaryArgs(shape.rows, shape.width, x)
         return self._record_array(relu_squared.RELU_SQUARED, shape, arguments)
 
     @alone
     def gelu(self, x: Node) -> Array:
-        """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, element by element."""
+        """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2. (Hendrycks and Gimpel 2016)"""
         x, shape = self._given(x)
         return self._record_array(gelu.GELU, shape, UnaryArgs(shape.rows, shape.width, x))
 
     @alone
     def swiglu(self, x: Node, gate: Node) -> Array:
-        """x gate / (1 + e^-gate), of arrays of one shape."""
+        """x gate / (1 + e^-gate), of arrays of one shape. (Shazeer 2020)"""
         (x, shape), (gate, other) = self._given(x), self._given(gate)
         if shape != other:
             raise TapeError(f"swiglu: the shapes {self.shape(x)} and {self.shape(gate)} differ")
@@ -101,7 +115,7 @@ class BlockOperations(Leaves):
 
     @all_or_nothing
     def softcap(self, x: Node, cap: Number) -> Array:
-        """cap tanh(x / cap), element by element."""
+        """cap tanh(x / cap), element by element, for a cap above 0. (Gemma 2, 2024)"""
         x, shape = self._given(x)
         node = self.constant(self._positive("softcap", cap)).id
         arguments = softcap.Args(shape.rows, shape.width, x, node)
