@@ -31,6 +31,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from tapegpt.corpus.tokenizer import ALL_BYTES, Tokenizer, vocab_size_of
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.models.registry import parameter_shapes, parameter_totals
 from tapegpt.runs.digest import DIGEST, FIRST, check_digest, with_digest
@@ -71,11 +72,24 @@ class Run:
     best_loss: float | None  # of all evaluations
     stale: int  # evaluations since that one
     random_state: tuple[Any, ...]  # of random.Random.getstate()
-    documents: int
+    documents: int  # or characters of a text
     corpus_digest: str
     history: History | None = None  # which `load` leaves where it is: see load_history
     tensors: Mapping[str, Array] = field(default_factory=dict)  # as parameter_shapes names them
     optimizer: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)  # {"adam.m": {…}, …}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.characters, not self.training.text)
+
+    @property
+    def vocab_size(self) -> int:
+        return vocab_size_of(self.characters, not self.training.text)
+
+    @property
+    def size(self) -> str:
+        """How large the corpus is, in words."""
+        return f"{self.documents} {'characters' if self.training.text else 'documents'}"
 
     @property
     def weights(self) -> Mapping[str, Array]:
@@ -175,7 +189,7 @@ def _load(folder: Path, text: bytes) -> Run:
         run, digest = _parse(text)
     # A Path would intern the name, see atomic_files.py.
     path = os.path.join(folder, _tensors_name(digest))
-    names, numbers = parameter_totals(run.model, len(run.characters) + 1)
+    names, numbers = parameter_totals(run.model, run.vocab_size)
     arrays = 1 + len(state_names(run.training))
     data = 8 + arrays * numbers * np.dtype(run.training.dtype).itemsize
     with _refusing(path):
@@ -268,6 +282,8 @@ def _parse(text: bytes) -> tuple[Run, str]:
         documents,
         corpus_digest,
     )
+    if run.training.bytes and characters != ALL_BYTES:
+        raise ValueError("its characters cannot be right")
     # An older version may not have known all settings.
     named = {*data["model"], *data["training"]}
     if (
@@ -303,7 +319,7 @@ def _some_rows(array: Array) -> Iterator[Array]:
 
 def _shapes(run: Run) -> dict[str, tuple[int, int]]:
     """What the tensors' file must hold: the weights, and the optimizer's state of each."""
-    weights = parameter_shapes(run.model, len(run.characters) + 1)
+    weights = parameter_shapes(run.model, run.vocab_size)
     slots = state_names(run.training)
     return weights | {f"{slot}/{name}": weights[name] for slot in slots for name in weights}
 

@@ -215,6 +215,13 @@ def _sample_flags(parser: Parser) -> None:
     output.add_argument("--quiet", action="store_true", help="print the texts alone")
     _config_flag(parser)
     add_settings(parser, SampleConfig)
+    parser.add_path("--prompt-file", "FILE", "how every text begins, from a file")
+    parser.group("sampling").add_argument(
+        "-i",
+        "--interactive",
+        action="store_true",
+        help="continue each line of standard input, as it is typed",
+    )
 
 
 def _bench_flags(parser: Parser) -> None:
@@ -296,6 +303,9 @@ def _train(options: argparse.Namespace) -> int:
 
 def _sample(options: argparse.Namespace) -> int:
     config = SampleConfig(**given(options, SampleConfig))
+
+    if options.prompt is not None and options.prompt_file is not None:
+        raise UsageError("--prompt and --prompt-file do not go together: choose one")
 
     from tapegpt.commands import sample
 

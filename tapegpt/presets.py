@@ -47,6 +47,8 @@ RECIPE: Mapping[str, object] = {
     "dtype": "float32",
 }
 
+TEXT_VAL_FRACTION = 0.1  # of a text, by default
+
 PRESETS: Mapping[str, Mapping[str, object]] = {
     "microgpt": {  # the original program's numbers, whatever the defaults above become
         "model": "gpt",
@@ -140,6 +142,8 @@ def configure(
     values = {name: default for name, (_, default) in known.items()} | base | given
     used = {name: base[name] for name in base if not unmet(known[name][0], values)}
     settings: dict[str, Any] = used | given
+    if settings.get("text") or settings.get("bytes"):
+        settings.setdefault("val_fraction", TEXT_VAL_FRACTION)
     model = ModelConfig(**{name: settings[name] for name in in_model if name in settings})
     training = TrainConfig(**{name: settings[name] for name in in_training if name in settings})
     check_used(given, model, training)

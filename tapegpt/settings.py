@@ -33,7 +33,9 @@ LARGEST_SEED = 2**64 - 1
 
 DEFAULT_STEPS = 1000
 
-Group = Literal["model", "length", "optimizer", "held-out documents", "computation", "sampling"]
+Group = Literal[
+    "model", "text", "length", "optimizer", "held-out documents", "computation", "sampling"
+]
 
 
 SHARE = Number(lambda x: 0 <= x < 1, "a number from 0 up to but not 1")
@@ -186,8 +188,25 @@ def _default_rates() -> str:
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """How the network is trained."""
+    """What the network is trained on, and how."""
 
+    text: bool = setting(
+        False,
+        Switch(),
+        "text",
+        "read the corpus as one stream of characters, the ends of lines too: a step learns from"
+        " windows of --block-size characters, which the seed draws from anywhere in it",
+    )
+    bytes: bool = setting(
+        False, Switch(), "text", "read any files as --text: their bytes are the characters"
+    )
+    eval_windows: int | None = setting(
+        None,
+        COUNT,
+        "text",
+        "measure val_loss on so many random windows, as nanoGPT does, instead of once for every"
+        " held-out character, from half a block before it at least (windows overlap by half)",
+    )
     steps: int | None = setting(  # None: DEFAULT_STEPS, or those that `seconds` has time for
         None, COUNT, "length", "how many steps to train", default=str(DEFAULT_STEPS)
     )
@@ -266,15 +285,17 @@ class TrainConfig:
         0.0,
         SHARE,
         "held-out documents",
-        "the share of the documents held out to measure val_loss (nats, mean over their tokens);"
-        " the best state of the run is kept in the folder best of --out",
+        "the share of the documents, or of a text at its end, held out to measure val_loss (nats,"
+        " mean over tokens); the best state of the run is kept in the folder best of --out",
+        default="0; of a text 0.1, at most a million characters",
     )
     test_fraction: float = setting(
         0.0,
         SHARE,
         "held-out documents",
-        "the share of the documents held out until the end to measure test_loss: that of the best"
-        " state where there is a --val-fraction, else of the last",
+        "the share of the documents, or of a text at its very end, held out until the end to"
+        " measure test_loss: that of the best state where there is a --val-fraction, else of the"
+        " last",
     )
     eval_every: int | None = setting(  # None: as `stopping` chooses
         None,
@@ -304,6 +325,8 @@ class TrainConfig:
     threads: int = setting(1, SIZE, "computation", "how many processors share each batch")
 
     def __post_init__(self) -> None:
+        if self.bytes is True:
+            object.__setattr__(self, "text", True)
         if self.steps is None and self.seconds is None:
             object.__setattr__(self, "steps", DEFAULT_STEPS)
         _check_all(self)
@@ -316,7 +339,11 @@ class TrainConfig:
                 f"--val-fraction {self.val_fraction:g} and --test-fraction {self.test_fraction:g}"
                 " leave nothing to train on: choose smaller ones"
             )
-        for name in ("eval_every", "patience"):
+        if self.eval_windows is not None and not self.text:
+            raise UsageError(
+                f"--eval-windows {self.eval_windows} is for --text alone: leave it out"
+            )
+        for name in ("eval_every", "patience", "eval_windows"):
             if getattr(self, name) is not None and self.val_fraction == 0:
                 raise UsageError(
                     f"{flag(name)} {getattr(self, name)} wants held-out documents:"
@@ -344,7 +371,20 @@ class SampleConfig:
         "sampling",
         "how freely to choose: 0 takes the likeliest character",
     )
-    num_samples: int = setting(20, SIZE, "sampling", "how many texts to draw")
+    num_samples: int | None = setting(
+        None, SIZE, "sampling", "how many texts to draw", default="20; of a run with --text 1"
+    )
+    length: int | None = setting(
+        None,
+        COUNT,
+        "sampling",
+        "how many characters to draw at most, beside the prompt; beyond --block-size the network"
+        " sees the last half of it to all of it",
+        default="500 of a run with --text, else as long as a document is",
+    )
+    stop: str | None = setting(
+        None, Text(), "sampling", "end a text before these characters, where it comes to them"
+    )
     top_k: int | None = setting(
         None, SIZE, "sampling", "choose among so many likeliest characters alone"
     )

@@ -7,9 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tapegpt.checkpoint import load
-from tapegpt.corpus import read_again
 from tapegpt.run_folder import best_of
-from tapegpt.runs.text import documents_of, history_of, parts_of
+from tapegpt.runs.text import corpus_of, history_of, parts_of, read, whole
 from tapegpt.system.compiler import require_compiler
 
 LOG = logging.getLogger("tapegpt")
@@ -20,10 +19,11 @@ def run(folder: Path, data: Sequence[Path] | None, last: bool, as_json: bool) ->
     saved = load(folder if last else best_of(folder))
     if data is not None:
         name = " ".join(map(str, data))
-        parts = {name: read_again(*data, digest=saved.corpus_digest)}
+        corpus = read(data, saved.training, saved.corpus_digest)
+        parts = {name: whole(corpus, saved.model.block_size)}
     else:
-        documents = documents_of(saved, history_of(folder))
-        named = parts_of(documents, saved.training)._asdict()
+        corpus = corpus_of(saved, history_of(folder))
+        named = parts_of(corpus, saved.training, saved.model.block_size)._asdict()
         parts = {name.replace("_", " "): part for name, part in named.items() if part}
 
     require_compiler()

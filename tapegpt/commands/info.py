@@ -55,7 +55,7 @@ def _lines(
 ) -> list[tuple[str, str]]:
     """The same, in words."""
     training = run.training
-    text = f"{run.documents} documents, {len(run.characters)} characters"
+    text = f"{run.size}, {len(run.characters)} characters"
     if history is not None:
         text = f"{' and '.join(map(str, remembered_text(history)))}: {text}"
     lines = [
@@ -104,7 +104,7 @@ def _shown(config: ModelConfig | TrainConfig) -> str:
 
 
 def _parameters(run: Run) -> int:
-    return parameter_totals(run.model, len(run.characters) + 1)[1]
+    return parameter_totals(run.model, run.vocab_size)[1]
 
 
 def _done(run: Run) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tapegpt.checkpoint import Run, load
+from tapegpt.commands import stream
 from tapegpt.commands.texts import print_texts
-from tapegpt.errors import TapegptError
+from tapegpt.errors import TapegptError, UsageError
 from tapegpt.run_folder import best_of
 from tapegpt.runs.marks import NEW, Marks
-from tapegpt.runs.text import documents_of, history_of, parts_of, read_for
+from tapegpt.runs.text import corpus_of, history_of, parts_of, read_for
 from tapegpt.settings import LARGEST_SIZE, SampleConfig
 
 LOG = logging.getLogger("tapegpt")
@@ -31,31 +32,43 @@ class Options(NamedTuple):
     new: bool  # draw until there are as many new ones
     mark: bool  # in a second column
     json: bool
+    prompt_file: Path | None
+    interactive: bool
 
 
 def run(options: Options, config: SampleConfig) -> int:
     """Draw and print. Returns the exit code."""
     saved = load(options.run if options.last else best_of(options.run))
-    marks = _marks(saved, options)
+    if options.prompt_file is not None:
+        config = replace(config, prompt=stream.prompt_in(options.prompt_file, saved))
+    goes_on = saved.training.text or config.length is not None or config.stop is not None
+    if goes_on or options.interactive:
+        _refuse_marks(options)
+    marks = None if goes_on or options.interactive else _marks(saved, options)
     if config.seed is None:
         config = replace(config, seed=secrets.randbits(SEED_BITS))
         LOG.info("--seed %d draws the same again", config.seed)
+    if options.interactive:
+        return stream.answer(saved, config)
+    if goes_on:
+        return stream.draw(saved, config)
 
-    from tapegpt.sampling import sample
+    from tapegpt.sampling import DOCUMENTS, sample
 
+    wanted = config.num_samples or DOCUMENTS
     texts: Iterator[str]
     if options.new:
         assert marks is not None
-        most = min(LARGEST_SIZE, DRAWS_PER_NEW * config.num_samples)
+        most = min(LARGEST_SIZE, DRAWS_PER_NEW * wanted)
         drawn = sample(saved, replace(config, num_samples=most))
-        texts = itertools.islice(_only_new(drawn, marks), config.num_samples)
+        texts = itertools.islice(_only_new(drawn, marks), wanted)
     else:
         texts = sample(saved, config)
     if options.json:
         count = _print_json(texts, marks, saved, config)
     else:
         count = print_texts(texts, saved.model.block_size, marks, options.mark)
-    if options.new and count < config.num_samples:
+    if options.new and count < wanted:
         raise TapegptError(
             f"of {most} texts only {count} are new and different: choose a higher --temperature,"
             " or fewer --num-samples"
@@ -65,19 +78,29 @@ def run(options: Options, config: SampleConfig) -> int:
     return 0
 
 
+def _refuse_marks(options: Options) -> None:
+    """Whether a text is in the corpus can be said of whole documents alone."""
+    for name in ("new", "mark", "json", "data"):
+        if getattr(options, name):
+            raise UsageError(
+                f"--{name} is for samples of documents, not for a text that goes on (--text,"
+                " --length, --stop, -i): leave it out"
+            )
+
+
 def _marks(run: Run, options: Options) -> Marks | None:
     """What tells new texts from others; None where the corpus cannot be had, which is said."""
     try:
         if options.data is not None:
-            documents = read_for(run, options.data)
+            corpus = read_for(run, options.data)
         else:
-            documents = documents_of(run, history_of(options.run))
+            corpus = corpus_of(run, history_of(options.run))
     except TapegptError as error:
         if options.new or options.mark or options.data is not None:
             raise
         LOG.info("samples are not marked: %s", error)
         return None
-    return Marks(parts_of(documents, run.training), run.model.block_size)
+    return Marks(parts_of(corpus, run.training, run.model.block_size), run.model.block_size)
 
 
 def _only_new(texts: Iterator[str], marks: Marks) -> Iterator[str]:

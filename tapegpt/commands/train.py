@@ -11,20 +11,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tapegpt.bounds import flag, show
 from tapegpt.checkpoint import Run, load
+from tapegpt.commands.reading import reading
+from tapegpt.commands.stream import TextWriter
 from tapegpt.commands.texts import print_texts
-from tapegpt.corpus import default_corpus, read_again, read_documents
+from tapegpt.corpus import default_corpus
 from tapegpt.errors import UsageError
 from tapegpt.presets import configure
 from tapegpt.run_folder import RunFolder, best_of
 from tapegpt.runs.history import begun
 from tapegpt.runs.marks import Marks
-from tapegpt.runs.text import documents_of, history_of, parts_of, remembered_text
+from tapegpt.runs.text import corpus_of, history_of, parts_of, read, remembered_text
 from tapegpt.runs.transfer import extended, settings_from
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, check_used, from_dict
 from tapegpt.system.compiler import require_compiler
 from tapegpt.system.host import peak_gflops, processors
 from tapegpt.system.signals import stop_signals
 from tapegpt.train.amounts import amount
+from tapegpt.train.data import with_held_out
 from tapegpt.train.metrics import STANDARD_OUTPUT, MetricsError, check_metrics, open_metrics
 
 if TYPE_CHECKING:
@@ -78,17 +81,20 @@ def run(
             model, training = configure(preset, settings)
         paths = files.data or remembered_text(earlier)
         check_metrics(files.metrics, folder, paths, files.resume)
-        if saved is None:
-            documents = read_documents(*paths)
-        elif files.data is None:
-            documents = documents_of(saved, earlier)
-        else:
-            documents = read_again(*paths, digest=saved.corpus_digest)
+        with reading(quiet) as watch:
+            if saved is None:
+                corpus = read(paths, training, watch=watch)
+                training = with_held_out(training, corpus, "val_fraction" in settings)
+            elif files.data is None:
+                corpus = corpus_of(saved, earlier, watch)
+            else:
+                corpus = read(paths, training, saved.corpus_digest, watch)
 
         # Numba is imported, and kernels are compiled, from here on.
         require_compiler()
         from tapegpt.first_run import helped
         from tapegpt.sampling import sample_in_turn
+        from tapegpt.sampling.stream import texts_of
         from tapegpt.train.loop import train
         from tapegpt.train.progress import Compiling
         from tapegpt.train.saving import Saver
@@ -96,12 +102,12 @@ def run(
 
         stop = held.enter_context(stop_signals())
         if saved is not None:
-            trainer = Trainer.resumed(replace(saved, training=training), documents)
+            trainer = Trainer.resumed(replace(saved, training=training), corpus)
         elif source is not None:
-            trainer = Trainer(model, training, documents, source.characters)
+            trainer = Trainer(model, training, corpus, source.characters)
             trainer.begin_with(extended(source, trainer.compiled.weights, trainer.tokenizer))
         else:
-            trainer = Trainer(model, training, documents)
+            trainer = Trainer(model, training, corpus)
         needed = trainer.compiled.kernels
         with helped(training.dtype, needed, stop), Compiling(quiet) as compiling:
             trainer.compiled.load(
@@ -113,7 +119,7 @@ def run(
         saver = Saver(trainer, folder, files.save_every, files.rescue, history)
         begin = (trainer.step, trainer.elapsed)
         with open_metrics(files.metrics, trainer.step) as log:
-            _say_what_is_trained(trainer, len(documents))
+            _say_what_is_trained(trainer)
             _say_where_it_starts(trainer, saved or source)
             try:
                 train(trainer, saver, stop, log, quiet)
@@ -138,13 +144,17 @@ def run(
         LOG.info("loss %.4f; %s", losses[-1].loss, _speed(trainer, *begin))
     steps = f" after {trainer.step} steps" if training.seconds is not None else ""
     LOG.info("saved in %s%s%s", folder.path, steps, moved)
+    # Standard output is for metrics alone where they go there.
+    stream = sys.stderr if files.metrics == STANDARD_OUTPUT else sys.stdout
     with trainer.predicting(saver.best_weights()):
-        texts = sample_in_turn(trainer.compiled, trainer.tokenizer, sampling, trainer.rng)
-        # Standard output is for metrics alone where they go there.
-        stream = sys.stderr if files.metrics == STANDARD_OUTPUT else sys.stdout
-        marks = Marks(parts_of(documents, training), model.block_size)
-        print_texts(texts, model.block_size, marks, stream=stream)
-    LOG.info("of the samples %s", marks.summary)
+        if training.text:
+            writer = TextWriter(stream, training.bytes)
+            writer.write_all(texts_of(trainer.compiled, trainer.tokenizer, sampling, trainer.rng))
+        else:
+            texts = sample_in_turn(trainer.compiled, trainer.tokenizer, sampling, trainer.rng)
+            marks = Marks(parts_of(corpus, training, model.block_size), model.block_size)
+            print_texts(texts, model.block_size, marks, stream=stream)
+            LOG.info("of the samples %s", marks.summary)
     where = "" if files.out is None else f" --run {shlex.quote(str(folder.path))}"
     LOG.info("for more: tapegpt sample%s", where)
     return 0
@@ -164,16 +174,15 @@ def _speed(trainer: "Trainer", first_step: int, begin: float) -> str:
     return f"{said}, {share:.0%} of the peak of {trainer.training.threads} core(s) in float32"
 
 
-def _say_what_is_trained(trainer: "Trainer", documents: int) -> None:
+def _say_what_is_trained(trainer: "Trainer") -> None:
+    LOG.info("%s", trainer.data.summary)
     LOG.info(
-        "%d documents, %d characters, %d parameters, %s %s",
-        documents,
-        trainer.tokenizer.vocab_size - 1,
+        "%d parameters, %s %s",
         sum(weights.size for weights in trainer.compiled.weights.values()),
         trainer.training.granularity,
         trainer.training.dtype,
     )
-    for remark in trainer.remarks:
+    for remark in trainer.data.remarks:
         LOG.log(logging.WARNING if remark.is_warning else logging.INFO, remark.text)
     if trainer.training.threads > processors():
         LOG.warning(

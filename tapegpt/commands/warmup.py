@@ -8,6 +8,7 @@ from tapegpt.kernels.ops.attention import ATTENTION
 from tapegpt.kernels.ops.linear import LINEAR
 from tapegpt.kernels.registry import KERNELS, load_kernels, new_table, opcode, opcodes
 from tapegpt.sampling import sample_in_turn
+from tapegpt.sampling.stream import texts_of
 from tapegpt.settings import DTYPES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.system.host import peak_gflops
 from tapegpt.train.trainer import Trainer
@@ -25,6 +26,7 @@ def run() -> int:
         trainer.advance(1)
         trainer.evaluate()
         list(sample_in_turn(trainer.compiled, trainer.tokenizer, SampleConfig(), trainer.rng))
+        list(next(texts_of(trainer.compiled, trainer.tokenizer, SampleConfig(), trainer.rng)))
     peak_gflops()
     return 0
 

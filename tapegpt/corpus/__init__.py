@@ -1,5 +1,7 @@
 """What a network learns from: documents, one a line, or a text as one stream of characters."""
 
+from collections.abc import Sequence
+
 from tapegpt.corpus.documents import (
     TokenizedCorpus,
     digest_of,
@@ -10,9 +12,14 @@ from tapegpt.corpus.documents import (
     tokenize,
 )
 from tapegpt.corpus.files import default_corpus
+from tapegpt.corpus.stream import TokenStream
 from tapegpt.corpus.tokenizer import Tokenizer
 
+Corpus = Sequence[str] | TokenStream
+
 __all__ = [
+    "Corpus",
+    "TokenStream",
     "TokenizedCorpus",
     "Tokenizer",
     "default_corpus",

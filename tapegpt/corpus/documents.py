@@ -24,6 +24,7 @@ from tapegpt.system.host import bytes_available
 
 BYTE_ORDER_MARK = "\ufeff"
 NOTEWORTHY = 0.01  # share of a corpus of which a warning is worth it, and not only a remark
+MOST = 1 / 4  # share of a corpus that is never seen, from which on it is no list of short lines
 MEMORY = 28  # bytes, at most, for each of a corpus: documents, tokens, and what they are made of
 REMEDY = "choose a UTF-8 text file with one document a line"
 
@@ -92,6 +93,15 @@ class Remark:
         return self.share >= NOTEWORTHY
 
 
+def summary_of(documents: Sequence[str], tokenizer: Tokenizer) -> str:
+    """How many documents and characters there are, on one line."""
+    lengths = [len(document) for document in documents]
+    return (
+        f"data: {len(documents)} documents, {sum(lengths)} characters, longest {max(lengths)},"
+        f" alphabet {len(tokenizer.characters)}, {len(documents) - len(set(documents))} duplicates"
+    )
+
+
 def remarks_on(
     training: Sequence[str], held_out: Sequence[str], block_size: int
 ) -> Iterator[Remark]:
@@ -102,9 +112,10 @@ def remarks_on(
     cut = int((lengths + 1 > block_size).sum())  # BOS takes a position too
     if cut:
         unseen = int((lengths - block_size).clip(min=0).sum())
+        text = "; --text would read them as one stream" if unseen / total > MOST else ""
         yield Remark(
             f"--block-size {block_size} cuts {cut} of {count} documents: {unseen} of {total}"
-            f" characters are never seen; --block-size {longest + 1} would see all",
+            f" characters are never seen; --block-size {longest + 1} would see all{text}",
             unseen / total,
         )
     known = set(training) if held_out else ()
@@ -129,6 +140,13 @@ class TokenizedCorpus(NamedTuple):
 
     tokens: NDArray[np.int32]  # [total]
     offsets: NDArray[np.int64]  # [documents + 1]
+
+
+class Piece(NamedTuple):
+    """Documents to measure a loss on; their first `context` positions are only read."""
+
+    corpus: TokenizedCorpus
+    context: int
 
 
 def tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> TokenizedCorpus:

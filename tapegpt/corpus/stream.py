@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.corpus.files import Watcher, pieces, refusal
-from tapegpt.corpus.tokenizer import Tokenizer, code_points
+from tapegpt.corpus.tokenizer import ALL_BYTES, Tokenizer, code_points
 from tapegpt.errors import TapegptError
 
 IN_MEMORY = 1 << 26  # bytes of codes that need no file
@@ -54,6 +54,16 @@ class TokenStream:
 
     def __len__(self) -> int:
         return len(self._codes)
+
+    def with_characters(self, more: str) -> "TokenStream":
+        """The same text with an alphabet that has these characters too."""
+        both = "".join(sorted({*self.tokenizer.characters, *more}))
+        return self.with_tokenizer(Tokenizer(both, delimited=False))
+
+    def with_tokenizer(self, tokenizer: Tokenizer) -> "TokenStream":
+        """The same text in another alphabet. Raises `TapegptError` if that lacks a character."""
+        ids = tokenizer.encode(self.tokenizer.characters)[self._ids]
+        return TokenStream(tokenizer, self.digest, self._codes, ids, self._mapped)
 
     def windows(self, begins: NDArray[np.int64], length: int) -> NDArray[np.int32]:
         """The tokens from each of these places on: (windows, length)."""
@@ -97,7 +107,7 @@ def read_bytes(paths: Sequence[Path | Traversable], watch: Watcher | None = None
         if file.size == 0:
             raise refusal(paths[0], "is empty", BYTES_REMEDY)
         codes, mapped = file.mapped(1)
-    tokenizer = Tokenizer("".join(map(chr, range(256))), delimited=False)
+    tokenizer = Tokenizer(ALL_BYTES, delimited=False)
     ids = np.arange(256, dtype=np.int32)
     return TokenStream(tokenizer, digest.hexdigest(), codes, ids, mapped)
 

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from tapegpt.errors import TapegptError
 
+ALL_BYTES = "".join(map(chr, range(256)))  # the alphabet of a text whose characters are bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:

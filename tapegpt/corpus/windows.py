@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.corpus.documents import TokenizedCorpus
+from tapegpt.corpus.documents import Piece, TokenizedCorpus
 from tapegpt.corpus.stream import TokenStream
 
 TOKENS_PER_PIECE = 1 << 20  # of an evaluation, read at a time
@@ -38,26 +38,29 @@ class Part:
         begins = self.begin + random % np.uint64(len(self) - self.block)
         return self._windows(begins.astype(np.int64))
 
-    def pieces(self) -> Iterator[TokenizedCorpus]:
-        """Windows that predict every token of the part once, after `context` of their positions.
+    def pieces(self) -> Iterator[Piece]:
+        """Windows that predict every token of the part once.
 
-        Windows overlap by as many: each token is predicted from half a block before it at least,
-        if need be from before this part.
+        They overlap by half a block, in which they only read: each token is predicted from as many
+        before it at least, if need be from before this part. The first block of a text alone has
+        less, and its first token nothing to be predicted from.
         """
-        step = self.block - self.context
-        begins = np.arange(self.begin, self.end, step) - self.context - 1
+        first, context = self.begin, self.block // 2
+        if first <= context:
+            read, first = max(0, first - 1), min(self.block + 1, self.end)
+            if read < first - 1:
+                yield Piece(self._window(0, first), read)
+        begins = np.arange(first, self.end, self.block - context) - context - 1
         at_once = max(1, TOKENS_PER_PIECE // (self.block + 1))
         whole = int((begins + self.block + 1 <= self.end).sum())
-        for first in range(0, whole, at_once):
-            yield self._windows(begins[first : min(whole, first + at_once)])
+        for i in range(0, whole, at_once):
+            yield Piece(self._windows(begins[i : min(whole, i + at_once)]), context)
         for begin in begins[whole:]:  # the last of all
-            tokens = self.stream.windows(np.array([begin]), self.end - int(begin))
-            yield TokenizedCorpus(tokens[0], np.array([0, tokens.size]))
+            yield Piece(self._window(int(begin), self.end), context)
 
-    @property
-    def context(self) -> int:
-        """How many positions of a window only read, in an evaluation of the whole part."""
-        return self.block // 2
+    def _window(self, begin: int, end: int) -> TokenizedCorpus:
+        tokens = self.stream.windows(np.array([begin]), end - begin)
+        return TokenizedCorpus(tokens[0], np.array([0, tokens.size]))
 
     def _windows(self, begins: NDArray[np.int64]) -> TokenizedCorpus:
         tokens = self.stream.windows(begins, self.block + 1)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from tapegpt.corpus.windows import Part
 from tapegpt.runs.text import Parts
 
 NEW = "new"
@@ -15,6 +16,7 @@ class Marks:
         self._places: dict[str, str] = {}
         # A document that is in several parts counts as one to learn from.
         for place, documents in reversed(list(zip(PLACES, parts, strict=True))):
+            assert not isinstance(documents, Part)  # which has no documents to find again
             for document in documents:
                 self._places[document[:block_size]] = place  # no text is longer
         self._counts: Counter[str] = Counter()

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tapegpt.checkpoint import Run
-from tapegpt.corpus import Tokenizer, tokenize
+from tapegpt.corpus import tokenize
+from tapegpt.corpus.documents import Piece
+from tapegpt.corpus.windows import Part
 from tapegpt.errors import TapegptError
 from tapegpt.graph.compile import compiled_model
 from tapegpt.kernels.compile.indirect_call import FORWARD
@@ -21,7 +23,7 @@ ROWS_PER_SWEEP = 256  # what a sweep writes is still in the cache when it is rea
 class Measured:
     """The loss of a text. A document's end counts as a token and not as a character."""
 
-    documents: int
+    documents: int  # 0 where a text is one stream
     characters: int  # those within the block
     characters_cut: int  # beyond it, which are not measured
     tokens: int
@@ -30,13 +32,20 @@ class Measured:
     perplexity: float  # of a token
 
 
-def measure(run: Run, documents: Sequence[str]) -> Measured:
+def measure(run: Run, text: Sequence[str] | Part) -> Measured:
     """Measure the weights that the run predicts with.
 
     Raises `TapegptError` for a character that the run does not know.
     """
-    tokenizer = Tokenizer(run.characters)
-    corpus = tokenize(documents, tokenizer)
+    tokenizer = run.tokenizer
+    if isinstance(text, Part):
+        pieces = replace(text, stream=text.stream.with_tokenizer(tokenizer)).pieces()
+        documents, cut = 0, 0
+    else:
+        corpus = tokenize(text, tokenizer)
+        lengths = np.diff(corpus.offsets) - 2
+        pieces = iter([Piece(corpus, 0)])
+        documents, cut = len(text), int((lengths - run.model.block_size).clip(min=0).sum())
     together = max(1, ROWS_PER_SWEEP // run.model.block_size)
     model = replace(run.model, dropout=0.0)
     try:
@@ -48,15 +57,17 @@ def measure(run: Run, documents: Sequence[str]) -> Measured:
     for name, weights in compiled.weights.items():
         weights[:] = run.weights[name]
     compiled.load([FORWARD])
-    losses = np.zeros((1, 2))
-    Threads(compiled, 1).call(held_out_loss, corpus.tokens, corpus.offsets, together, losses)
+    losses, threads = np.zeros((1, 2)), Threads(compiled, 1)
+    for piece in pieces:
+        threads.call(held_out_loss, *piece.corpus, piece.context, together, losses)
     total, tokens = losses[0]
-    lengths = np.diff(corpus.offsets) - 2
-    characters = int(np.minimum(lengths, run.model.block_size).sum())
+    if tokens == 0:
+        raise TapegptError("a text of one character has nothing to predict: choose a longer one")
+    characters = int(tokens) if isinstance(text, Part) else int(lengths.sum()) - cut
     return Measured(
-        documents=len(documents),
+        documents=documents,
         characters=characters,
-        characters_cut=int(lengths.sum()) - characters,
+        characters_cut=cut,
         tokens=int(tokens),
         nats_per_token=float(total / tokens),
         nats_per_character=float(total / characters),

@@ -4,11 +4,23 @@ import logging
 import random
 from collections.abc import Sequence
 from importlib.resources.abc import Traversable
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from tapegpt.checkpoint import Run, RunError, load_history
-from tapegpt.corpus import default_corpus, digest_of, read_again, shuffled
+from tapegpt.corpus import (
+    Corpus,
+    TokenStream,
+    default_corpus,
+    digest_of,
+    read_again,
+    read_documents,
+    shuffled,
+)
+from tapegpt.corpus.files import Watcher
+from tapegpt.corpus.stream import read_bytes, read_text
+from tapegpt.corpus.windows import Part
 from tapegpt.errors import TapegptError
 from tapegpt.run_folder import BEST, best_of
 from tapegpt.runs.history import History
@@ -19,11 +31,11 @@ LOG = logging.getLogger("tapegpt")
 
 
 class Parts(NamedTuple):
-    """The documents of a training."""
+    """The documents, or the stretches of a text, of a training."""
 
-    training: list[str]
-    held_out: list[str]
-    test: list[str]
+    training: Sequence[str] | Part
+    held_out: Sequence[str] | Part
+    test: Sequence[str] | Part
 
 
 def history_of(folder: Path) -> History | None:
@@ -46,8 +58,25 @@ def remembered_text(history: History | None) -> Sequence[Path | Traversable]:
     return [Path(path) for path in history.text]
 
 
-def documents_of(run: Run, history: History | None) -> list[str]:
-    """The documents of a run, as it has read them.
+def read(
+    paths: Sequence[Path | Traversable],
+    training: TrainConfig,
+    digest: str | None = None,
+    watch: Watcher | None = None,
+) -> Corpus:
+    """The corpus in these files, as a training reads it.
+
+    digest: of the corpus that a run has read, see `read_again`. Raises `TapegptError`.
+    """
+    if training.bytes:
+        return read_bytes(paths, watch)
+    if training.text:
+        return read_text(paths, watch)
+    return read_documents(*paths) if digest is None else read_again(*paths, digest=digest)
+
+
+def corpus_of(run: Run, history: History | None, watch: Watcher | None = None) -> Corpus:
+    """The corpus of a run, as it has read it.
 
     Raises `TapegptError` if their file is gone or is another now.
     """
@@ -57,25 +86,42 @@ def documents_of(run: Run, history: History | None) -> list[str]:
             raise TapegptError(
                 f"the text of the run is not at {str(path)!r} any more: choose its --data"
             )
-    return read_for(run, paths, remembered=history is not None and bool(history.text))
+    remembered = history is not None and bool(history.text)
+    return read_for(run, paths, remembered, watch)
 
 
-def read_for(run: Run, paths: Sequence[Path | Traversable], remembered: bool = False) -> list[str]:
-    """The documents of these files; `TapegptError` if they are not those of the run."""
-    documents = read_again(*paths, digest=run.corpus_digest)
-    if digest_of(documents) != run.corpus_digest:
+def read_for(
+    run: Run,
+    paths: Sequence[Path | Traversable],
+    remembered: bool = False,
+    watch: Watcher | None = None,
+) -> Corpus:
+    """The corpus in these files; `TapegptError` if it is not that of the run."""
+    corpus = read(paths, run.training, run.corpus_digest, watch)
+    digest = corpus.digest if isinstance(corpus, TokenStream) else digest_of(corpus)
+    if digest != run.corpus_digest:
         problem = (
             f"the text at {' and '.join(repr(str(path)) for path in paths)} has changed since the"
             " run was trained on it"
             if remembered
-            else f"the run was trained on another corpus of {run.documents} documents"
+            else f"the run was trained on another corpus of {run.size}"
         )
         raise TapegptError(f"{problem}: choose its --data, or start another run")
-    return documents
+    return corpus
 
 
-def parts_of(documents: Sequence[str], training: TrainConfig) -> Parts:
-    """The documents as the trainer parts them."""
+def whole(corpus: Corpus, block: int) -> Sequence[str] | Part:
+    """All of a corpus, to be measured in windows of a block where it is a text."""
+    return Part(corpus, 0, len(corpus), block) if isinstance(corpus, TokenStream) else corpus
+
+
+def parts_of(corpus: Corpus, training: TrainConfig, block: int) -> Parts:
+    """The corpus as the trainer parts it."""
+    if isinstance(corpus, TokenStream):
+        ends = split(training, len(corpus))
+        bounds = pairwise((0, ends.held_out, ends.test, len(corpus)))
+        return Parts(*(Part(corpus, begin, end, block) for begin, end in bounds))
+    documents = corpus
     ordered = shuffled(documents, random.Random(training.seed))
     parts = split(training, len(ordered))
     return Parts(

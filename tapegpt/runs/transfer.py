@@ -13,6 +13,7 @@ from tapegpt.errors import UsageError
 from tapegpt.presets import configure
 from tapegpt.settings import ModelConfig, TrainConfig, settings_of
 
+READING = ("text", "bytes")  # settings of the training that say what a token is
 FREE = ("dropout",)  # settings of the model that its weights do not depend on
 
 
@@ -28,6 +29,13 @@ def settings_from(
                 f"{flag(name)} {settings[name]} differs from {kept} in the run of --init-from:"
                 " leave it out"
             )
+    for name in READING:
+        kept = getattr(run.training, name)
+        if own.setdefault(name, kept) != kept:
+            raise UsageError(
+                f"the run of --init-from reads a text {'with' if kept else 'without'}"
+                f" {flag(name)}: so must this one"
+            )
     dropout = own.get("dropout", run.model.dropout)
     _, training = configure(preset, {**own, "model": run.model.model})
     model = {name: getattr(run.model, name) for name in settings_of(ModelConfig)}
@@ -42,7 +50,9 @@ def extended(
     drawn: weights as they begin, by name; rows of characters that the run does not know are
     theirs. Of a matrix of the vocabulary rows are characters: (vocab_size, width).
     """
-    rows = np.array([*tokenizer.encode(run.characters), tokenizer.bos])
+    rows = tokenizer.encode(run.characters)
+    if tokenizer.delimited:
+        rows = np.append(rows, tokenizer.bos)
     weights = {}
     for name, source in run.weights.items():
         weights[name] = array = np.array(drawn[name])

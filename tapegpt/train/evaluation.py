@@ -1,11 +1,12 @@
 """The loss on documents that are not trained on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tapegpt.corpus.documents import Piece
 from tapegpt.graph.compile import CompiledModel
 from tapegpt.kernels.loops.validation import held_out_loss
 from tapegpt.train.workers import Threads
@@ -14,16 +15,13 @@ from tapegpt.train.workers import Threads
 def loss_per_token(
     compiled: CompiledModel,
     threads: Threads,
-    tokens: NDArray[np.integer],
-    offsets: NDArray[np.int64],
+    pieces: Iterable[Piece],
 ) -> float:
-    """The mean loss over the tokens of documents, in nats.
-
-    offsets: (documents + 1,), where each document begins in `tokens`, and the end of the last.
-    """
+    """The mean loss over the tokens that all pieces predict, in nats."""
     compiled.load()
     losses = np.zeros((len(threads), 2))
-    threads.call(held_out_loss, tokens, offsets, compiled.documents_per_sweep, losses)
+    for corpus, context in pieces:
+        threads.call(held_out_loss, *corpus, context, compiled.documents_per_sweep, losses)
     total, count = losses.sum(axis=0)
     return float(total / count)
 

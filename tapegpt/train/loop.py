@@ -8,9 +8,10 @@ from typing import IO
 
 from tapegpt.runs.history import Losses, finite, with_losses
 from tapegpt.sampling import sample_in_turn
+from tapegpt.sampling.stream import texts_of
 from tapegpt.settings import SampleConfig
 from tapegpt.train.metrics import write_metrics
-from tapegpt.train.progress import Progress, SmoothedLoss, State
+from tapegpt.train.progress import LONGEST_SAMPLE, Progress, SmoothedLoss, State
 from tapegpt.train.saving import Saver
 from tapegpt.train.stopping import Clock
 from tapegpt.train.trainer import Trainer
@@ -71,5 +72,8 @@ def _sample(trainer: Trainer) -> str:
     """A text that the network writes now; the random numbers of the training are left alone."""
     rng = random.Random(trainer.step)
     with trainer.predicting():
-        config = SampleConfig(num_samples=1)
+        config = SampleConfig(num_samples=1, length=LONGEST_SAMPLE)
+        if trainer.training.text:
+            (text,) = texts_of(trainer.compiled, trainer.tokenizer, config, rng)
+            return "".join(text)
         return next(sample_in_turn(trainer.compiled, trainer.tokenizer, config, rng))

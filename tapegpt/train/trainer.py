@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.checkpoint import Run, RunError, state_names
-from tapegpt.corpus import Tokenizer, digest_of, remarks_on, shuffled, tokenize
+from tapegpt.corpus import Corpus
+from tapegpt.corpus.documents import Piece
 from tapegpt.graph.compile import CompiledModel, compiled_model
 from tapegpt.kernels.loops.muon import Muon, no_matrices
 from tapegpt.kernels.loops.train import Training, train_steps
@@ -18,13 +19,13 @@ from tapegpt.presets import default_learning_rate
 from tapegpt.recorders.counter import training_flops
 from tapegpt.settings import ModelConfig, TrainConfig
 from tapegpt.tape.storage import aligned_zeros
+from tapegpt.train.data import training_data
 from tapegpt.train.divergence import diverged
 from tapegpt.train.evaluation import loss_per_token, other_weights
 from tapegpt.train.initialization import draw_weights
 from tapegpt.train.matrices import muon_of
 from tapegpt.train.optimizers import kernel_optimizer
 from tapegpt.train.schedules import kernel_schedule
-from tapegpt.train.split import split
 from tapegpt.train.stopping import StepBudget, TimeBudget, budget_of
 from tapegpt.train.sweep_size import check_memory, documents_per_sweep
 from tapegpt.train.workers import Threads
@@ -41,8 +42,8 @@ class Trainer:
         self,
         model: ModelConfig,
         training: TrainConfig,
-        documents: Sequence[str],
-        alphabet: str = "",  # characters to have beside those of the documents
+        corpus: Corpus,
+        alphabet: str = "",  # characters to have beside those of the corpus
     ) -> None:
         self.learning_rate = training.learning_rate or default_learning_rate(model, training)
         self.model = model
@@ -52,18 +53,9 @@ class Trainer:
         self.best_loss: float | None = None  # of all evaluations
         self.stale = 0  # evaluations since that one
         self.rng = random.Random(training.seed)
-        ordered = shuffled(documents, self.rng)
-        self.tokenizer = Tokenizer.from_documents([*ordered, alphabet])
-        self.corpus_digest = digest_of(documents)
+        self.data = training_data(corpus, model, training, self.rng, alphabet)
+        self.tokenizer = self.data.tokenizer
         check_memory(model, training, self.tokenizer.vocab_size)
-        corpus = tokenize(ordered, self.tokenizer)
-        parts = split(training, len(ordered))
-        held_out, test = parts.held_out, parts.test
-        self.remarks = list(remarks_on(ordered[:held_out], ordered[held_out:], model.block_size))
-        self._tokens = corpus.tokens
-        self._offsets = corpus.offsets[: held_out + 1]
-        self._held_out = corpus.offsets[held_out : test + 1]
-        self._test = corpus.offsets[test:]
         self.compiled = compiled_model(
             model,
             self.tokenizer.vocab_size,
@@ -80,12 +72,12 @@ class Trainer:
             self._state[-1] = self.compiled.parameters
 
     @classmethod
-    def resumed(cls, run: Run, documents: Sequence[str]) -> "Trainer":
-        """Go on from a saved run. Raises `RunError` if it was trained on other documents."""
-        trainer = cls(run.model, run.training, documents)
-        if trainer.corpus_digest != run.corpus_digest:
+    def resumed(cls, run: Run, corpus: Corpus) -> "Trainer":
+        """Go on from a saved run. Raises `RunError` if it was trained on another corpus."""
+        trainer = cls(run.model, run.training, corpus)
+        if trainer.data.digest != run.corpus_digest:
             raise RunError(
-                f"the run was trained on another corpus of {run.documents} documents:"
+                f"the run was trained on another corpus of {run.size}:"
                 " choose its --data, or another --out"
             )
         for name, weights in trainer.compiled.weights.items():
@@ -110,8 +102,7 @@ class Trainer:
     @property
     def budget(self) -> StepBudget | TimeBudget:
         """How long to train."""
-        documents = len(self._offsets) - 1
-        return budget_of(self.training, -(-documents // self.training.batch_size))
+        return budget_of(self.training, -(-self.data.per_pass // self.training.batch_size))
 
     @property
     def finished(self) -> bool:
@@ -135,14 +126,14 @@ class Trainer:
         config = self.training
         if count > 0:
             self.compiled.load()
+        corpus = self.data.numbered(self.step * config.batch_size, count * config.batch_size)
         span = self.budget.span(self.step, self.elapsed, pace)
         every = np.zeros((len(self._threads), count))
         losses: NDArray[np.float64] = every[0]
         done = self._threads.call(
             train_steps,
             Training(
-                self._tokens,
-                self._offsets,
+                *corpus,
                 config.batch_size,
                 self.compiled.documents_per_sweep,
                 *self._shares,
@@ -161,11 +152,11 @@ class Trainer:
         return losses
 
     def evaluate(self) -> float:
-        """The loss on the held-out documents, the mean over their tokens, in nats.
+        """The loss on what is held out, the mean over its tokens, in nats.
 
         It takes its place in `best_loss` and `stale`: NaN is never an improvement.
         """
-        loss = self._loss_per_token(self._held_out)
+        loss = self._loss_per_token(self.data.held_out())
         if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             self.best_loss, self.stale = loss, 0
         else:
@@ -173,19 +164,19 @@ class Trainer:
         return loss
 
     def test(self, weights: Mapping[str, NDArray[np.floating]] | None = None) -> float:
-        """The loss on the documents that were held out for the end, as `evaluate` measures it.
+        """The loss on what was held out for the end, as `evaluate` measures it.
 
         weights: of another state of the training, by name.
         """
-        return self._loss_per_token(self._test, weights)
+        return self._loss_per_token(self.data.test(), weights)
 
     def _loss_per_token(
         self,
-        offsets: NDArray[np.int64],
+        pieces: Iterable[Piece],
         weights: Mapping[str, NDArray[np.floating]] | None = None,
     ) -> float:
         with self.predicting(weights):
-            return loss_per_token(self.compiled, self._threads, self._tokens, offsets)
+            return loss_per_token(self.compiled, self._threads, pieces)
 
     @contextmanager
     def predicting(
@@ -199,8 +190,7 @@ class Trainer:
     @property
     def tokens_per_step(self) -> float:
         """Positions that a step learns from, in the mean over the documents."""
-        lengths = np.minimum(np.diff(self._offsets) - 1, self.model.block_size)
-        return self.training.batch_size * float(lengths.mean())
+        return self.training.batch_size * self.data.mean_length
 
     def _weigh(self) -> tuple[float, float]:
         """What a document and what a token weighs in the loss of a batch."""
@@ -230,9 +220,7 @@ class Trainer:
     def flops(self, count: int) -> int:
         """Floating-point operations of the next `count` steps that the model itself needs."""
         batch = self.training.batch_size
-        documents = np.arange(self.step * batch, (self.step + count) * batch)
-        documents %= len(self._offsets) - 1
-        lengths = np.minimum(np.diff(self._offsets)[documents] - 1, self.model.block_size)
+        lengths = self.data.lengths(self.step * batch, count * batch)
         return training_flops(self.model, self.tokenizer.vocab_size, lengths)
 
     def snapshot(self) -> Run:
@@ -247,8 +235,8 @@ class Trainer:
             best_loss=self.best_loss,
             stale=self.stale,
             random_state=self.rng.getstate(),
-            documents=len(self._offsets) + len(self._held_out) + len(self._test) - 3,
-            corpus_digest=self.corpus_digest,
+            documents=self.data.size,
+            corpus_digest=self.data.digest,
             tensors=self.compiled.weights,
             optimizer=self._state_by_name(),
         )

@@ -192,12 +192,14 @@ def test_eval_refusals(call, refused):
 def test_parts_are_those_of_the_trainer():
     documents = read_documents(SKY)
     training = TrainConfig(val_fraction=0.3, test_fraction=0.2, seed=5)
-    parts = parts_of(documents, training)
+    parts = parts_of(documents, training, 16)
     assert sorted([*parts.training, *parts.held_out, *parts.test]) == sorted(documents)
     trainer = Trainer(ModelConfig(), training, documents)
-    offsets = [trainer._offsets, trainer._held_out, trainer._test]
-    for part, place in zip(parts, offsets, strict=True):
-        tokens = trainer._tokens[place[0] : place[-1]]
+    corpora = [trainer.data.numbered(0, 1)]
+    for pieces in (trainer.data.held_out(), trainer.data.test()):
+        corpora += [piece.corpus for piece in pieces]
+    for part, (tokens, offsets) in zip(parts, corpora, strict=True):
+        tokens = tokens[offsets[0] : offsets[-1]]
         ends = np.flatnonzero(tokens == trainer.tokenizer.bos)
         texts = [
             trainer.tokenizer.decode(tokens[begin + 1 : end])

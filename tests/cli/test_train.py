@@ -45,13 +45,15 @@ def test_train_defaults(trained):
 def test_progress_is_plain_lines_where_there_is_no_terminal(trained):
     lines = trained[1].stderr.splitlines()
     assert re.fullmatch(
-        r"tapegpt: \d+ documents, 26 characters, 4192 parameters, vector float32", lines[0]
+        r"tapegpt: data: \d+ documents, \d+ characters, longest \d+, alphabet 26, 0 duplicates",
+        lines[0],
     )
+    assert lines[1] == "tapegpt: 4192 parameters, vector float32"
     assert lines[-2] == "tapegpt: saved in out"
     assert re.fullmatch(r"tapegpt: of the samples \d+ of 20 are in the corpus.*", lines[-1])
     steps = [
         re.fullmatch(r"step (\d+)/1000 loss \d\.\d{4} \d+ steps/s, \d+ s left", line)
-        for line in lines[1:-2]
+        for line in lines[2:-2]
     ]
     assert all(steps)
     numbers = [int(step[1]) for step in steps]

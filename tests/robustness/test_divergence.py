@@ -126,9 +126,9 @@ def chosen_records(tape_arrays, each):
 
 def poisoned_step(trainer):
     """Steps before the one of the document with a z."""
+    tokens, offsets = trainer.data.numbered(0, 1)
     documents = [
-        trainer.tokenizer.decode(trainer._tokens[begin + 1 : end - 1])
-        for begin, end in pairwise(trainer._offsets)
+        trainer.tokenizer.decode(tokens[begin + 1 : end - 1]) for begin, end in pairwise(offsets)
     ]
     return next(i for i, text in enumerate(documents) if "z" in text) // CONFIG.batch_size
 

@@ -38,6 +38,7 @@ def test_defaults_are_the_documented_ones():
         "zero_init": False, "softcap": None,
     }  # fmt: skip
     assert asdict(TrainConfig()) == {
+        "text": False, "bytes": False, "eval_windows": None,
         "steps": 1000, "seconds": None, "batch_size": 1, "optimizer": "adam",
         "learning_rate": None, "beta1": 0.85, "beta2": 0.99, "epsilon": 1e-8,
         "weight_decay": 0.01, "adam_rate": 0.004, "momentum": 0.9, "clip_norm": None,
@@ -48,8 +49,8 @@ def test_defaults_are_the_documented_ones():
         "initialization": "by-output", "seed": 42, "threads": 1,
     }  # fmt: skip
     assert asdict(SampleConfig()) == {
-        "temperature": 0.5, "num_samples": 20, "top_k": None, "top_p": None, "prompt": "",
-        "seed": None,
+        "temperature": 0.5, "num_samples": None, "length": None, "stop": None, "top_k": None,
+        "top_p": None, "prompt": "", "seed": None,
     }  # fmt: skip
 
 

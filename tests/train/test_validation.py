@@ -88,13 +88,17 @@ def test_the_last_of_the_shuffled_documents_are_held_out(texts, val, test, seed)
             make(texts, **fractions, seed=seed)
         return
     trainer = make(texts, **fractions, seed=seed)
-    tokens = trainer._tokens
+    parts = [trainer.data.numbered(0, 1)]
+    for pieces in (trainer.data.held_out(), trainer.data.test()):
+        ((part, context),) = pieces
+        assert context == 0
+        parts.append(part)
     found = [
         [
             trainer.tokenizer.decode(tokens[begin + 1 : end - 1])
-            for begin, end in itertools.pairwise(part)
+            for begin, end in itertools.pairwise(offsets)
         ]
-        for part in (trainer._offsets, trainer._held_out, trainer._test)
+        for tokens, offsets in parts
     ]
     rest, test_part = split(texts, counts[1], seed)
     expected = [rest[: len(rest) - counts[0]], rest[len(rest) - counts[0] :], test_part]

@@ -19,33 +19,41 @@ from tapegpt.settings import SampleConfig
 from tapegpt.system.host import bytes_available
 from tapegpt.tape.storage import LARGEST_TAPE
 
+DOCUMENTS = 20  # how many are drawn, where nobody has chosen
 SAMPLES_PER_SWEEP = 128  # the keys and values of more leave the nearest caches
 SAMPLES_PER_CALL = 512  # of the kernel, which goes by itself from one sweep to the next
 
 
 def sample(run: Run, config: SampleConfig) -> Iterator[str]:
-    """Draw config.num_samples texts, prompt included, many at a time.
+    """Draw config.num_samples texts (default 20), prompt included, many at a time.
 
     The same seed draws the same texts; without one the run's own seed is used.
     """
-    tokenizer = Tokenizer(run.characters)
-    block = run.model.block_size
+    tokenizer = run.tokenizer
+    block, total = run.model.block_size, config.num_samples or DOCUMENTS
     prompt = encode_prompt(config.prompt, tokenizer, block)
-    together = _fitting(run, tokenizer.vocab_size, min(config.num_samples, SAMPLES_PER_SWEEP))
+    compiled = model_of(run, min(total, SAMPLES_PER_SWEEP))
+    rng = np.random.default_rng(run.training.seed if config.seed is None else config.seed)
+    for first in range(0, total, SAMPLES_PER_CALL):
+        count = min(SAMPLES_PER_CALL, total - first)
+        samples, _ = draw(compiled, prompt, config, rng.random((count, block)))
+        yield from decode(samples, run.characters)
+
+
+def model_of(run: Run, together: int) -> CompiledModel:
+    """The run's model with the weights that it predicts with, for so many texts at most.
+
+    Raises `TapegptError` where memory does not hold one.
+    """
+    together = _fitting(run, run.vocab_size, together)
     try:
         model = replace(run.model, dropout=0.0)  # of nothing that is drawn
-        compiled = compiled_model(
-            model, tokenizer.vocab_size, "vector", run.training.dtype, together
-        )
+        compiled = compiled_model(model, run.vocab_size, "vector", run.training.dtype, together)
     except MemoryError as error:
         raise _too_large(run) from error
     for name, weights in compiled.weights.items():
         weights[:] = run.weights[name]
-    rng = np.random.default_rng(run.training.seed if config.seed is None else config.seed)
-    for first in range(0, config.num_samples, SAMPLES_PER_CALL):
-        count = min(SAMPLES_PER_CALL, config.num_samples - first)
-        samples, _ = draw(compiled, prompt, config, rng.random((count, block)))
-        yield from decode(samples, run.characters)
+    return compiled
 
 
 def _fitting(run: Run, vocab_size: int, count: int) -> int:
@@ -75,16 +83,17 @@ def sample_in_turn(
     """Draw texts one by one with microgpt's random numbers: one for every token, the last too."""
     block = len(compiled.program.logits)
     prompt = encode_prompt(config.prompt, tokenizer, block)
-    for first in range(0, config.num_samples, SAMPLES_PER_CALL):
-        count = min(SAMPLES_PER_CALL, config.num_samples - first)
-        uniforms = _copy(rng).random((count, block))
+    total = config.num_samples or DOCUMENTS
+    for first in range(0, total, SAMPLES_PER_CALL):
+        count = min(SAMPLES_PER_CALL, total - first)
+        uniforms = copy_of(rng).random((count, block))
         samples, drawn = draw(compiled, prompt, config, uniforms, in_turn=True)
         for _ in range(drawn):
             rng.random()
         yield from decode(samples, tokenizer.characters)
 
 
-def _copy(rng: random.Random) -> np.random.Generator:
+def copy_of(rng: random.Random) -> np.random.Generator:
     """NumPy's generator of the same numbers, from where this one stands."""
     _, (*key, position), _ = rng.getstate()
     bits = np.random.MT19937()
@@ -96,20 +105,21 @@ def _copy(rng: random.Random) -> np.random.Generator:
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer, block_size: int) -> NDArray[np.int64]:
-    """Token ids of a prompt. Raises `UsageError` if it leaves no position for another token.
-
-    Accented letters that the alphabet does not have as written are composed or decomposed.
-    """
-    forms = [text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))]
-    known = set(tokenizer.characters)
-    spelled = next((form for form in forms if known.issuperset(form)), text)
-    prompt = tokenizer.encode(spelled).astype(np.int64)
+    """Token ids of a prompt. Raises `UsageError` if it leaves no position for another token."""
+    prompt = tokenizer.encode(spelled(text, tokenizer)).astype(np.int64)
     if len(prompt) >= block_size:
         raise UsageError(
             f"--prompt {text!r:.60} has {len(prompt)} characters, but the model sees {block_size}"
-            f" positions: shorten it to {block_size - 1}"
+            f" positions: shorten it to {block_size - 1}, or choose a --length"
         )
     return prompt
+
+
+def spelled(text: str, tokenizer: Tokenizer) -> str:
+    """The text with accented letters composed or decomposed, where only that is in the alphabet."""
+    forms = [text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))]
+    known = set(tokenizer.characters)
+    return next((form for form in forms if known.issuperset(form)), text)
 
 
 def draw(

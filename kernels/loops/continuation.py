@@ -1,0 +1,69 @@
+"""Texts that go on and on: the network sees as many of the last tokens as a block holds.
+
+    window     t0 t1 t2 t3 t4 t5 t6 t7        full: one more token follows from these
+    then       t4 t5 t6 t7 t8 .  .  .         its last tokens begin the next window, half a block
+
+Until a window is full, each token is one sweep over one more position: the tape is the KV cache.
+Positions are learned from the beginning of a window, so the keys and values of the tokens that stay
+are computed again, all in one sweep: for one more token in about half a block.
+"""
+
+from tapegpt.kernels.compile.jit import jit
+from tapegpt.kernels.interpreter import forward_sweep
+from tapegpt.kernels.layout import BatchRange, padded
+from tapegpt.kernels.loops.sample import next_token, weigh
+
+
+@jit
+def read_window(program, window, first, filled):
+    """Replay positions first to filled - 1 of all windows, (texts, block), after those before.
+
+    Returns where the logits of the last position begin: text i's are i logits_row after that.
+    """
+    inputs, texts = program.tape_arrays.inputs, len(window)
+    for p in range(first, filled):
+        row = p if program.unrolled else (p - first) * texts
+        inputs[program.starts + p] = row
+        inputs[program.starts + p + 1] = row + texts
+        for i in range(texts):
+            inputs[program.tokens + row + i] = window[i, p]
+            inputs[program.positions + row + i] = p
+            for k in range(program.look_back):
+                slot = program.earlier + k * program.capacity + row + i
+                inputs[slot] = window[i, max(0, p - 1 - k)]
+    first_row = first if program.unrolled else 0
+    batch = BatchRange(first, filled, first_row, first_row + (filled - first) * texts)
+    begin = program.ends[first if program.unrolled else 0]
+    forward_sweep(program.tape_arrays, begin, program.logit_ends[filled - 1], batch)
+    last_row = 0 if program.unrolled else (filled - 1 - first) * texts
+    return program.logits[filled - 1] + last_row * program.logits_row
+
+
+@jit
+def continue_texts(program, window, state, inverse_temperature, top_k, top_p, uniforms, drawn):
+    """Draw one token after the other for each text.
+
+    window: int64 (texts, block), of which state[0] tokens are there, one at least. Of these the
+    program knows state[1]. Both are changed: the next call goes on. uniforms: float64 (texts,
+    tokens) in [0, 1); drawn: int64, the same, filled.
+    """
+    texts, block = window.shape
+    values, weights = program.tape_arrays.values, program.likelihoods
+    vocab_size = program.vocab_size
+    width, kept = padded(weights, vocab_size), (block + 1) // 2
+    for n in range(drawn.shape[1]):
+        filled, known = state[0], state[1]
+        logits = read_window(program, window, known if filled - known == 1 else 0, filled)
+        weigh(values, logits, program.logits_row, texts, vocab_size, inverse_temperature, weights)
+        for i in range(texts):
+            drawn[i, n] = next_token(
+                weights, i * width, vocab_size, top_k, top_p, uniforms[i, n], texts * width
+            )
+        state[0], state[1] = filled + 1, filled
+        if filled == block:
+            for i in range(texts):
+                for p in range(kept - 1):
+                    window[i, p] = window[i, block - kept + 1 + p]
+            state[0], state[1] = kept, 0
+        for i in range(texts):
+            window[i, state[0] - 1] = drawn[i, n]
