@@ -6,9 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tapegpt.api.language_model import GPT, RNN, LanguageModel, load
+    from tapegpt.api.texts import Corpus
+    from tapegpt.api.training import train as train
+    from tapegpt.errors import TapegptError
     from tapegpt.functions.elementwise import elementwise
     from tapegpt.functions.operation import operation
     from tapegpt.kernels import simd, vmath
+    from tapegpt.models.model import Model as Network
     from tapegpt.tape import Array, Scalar, Tape, TapeError
 
 if os.path.isfile(os.path.join(__path__[0], "kernels")):
@@ -16,10 +21,35 @@ if os.path.isfile(os.path.join(__path__[0], "kernels")):
     __path__.append(os.path.dirname(__path__[0]))
 
 __version__ = "0.1.0"
-__all__ = ["Array", "Scalar", "Tape", "TapeError", "elementwise", "operation", "simd", "vmath"]
+__all__ = [
+    "GPT",
+    "RNN",
+    "Array",
+    "Corpus",
+    "LanguageModel",
+    "Network",
+    "Scalar",
+    "Tape",
+    "TapeError",
+    "TapegptError",
+    "elementwise",
+    "load",
+    "operation",
+    "simd",
+    "train",
+    "vmath",
+]
 
 # Where the public names are, imported on first use: importing the package must not import Numba.
 _PLACES = {
+    "GPT": "tapegpt.api.language_model",
+    "RNN": "tapegpt.api.language_model",
+    "Corpus": "tapegpt.api.texts",
+    "LanguageModel": "tapegpt.api.language_model",
+    "Network": "tapegpt.models.model",
+    "TapegptError": "tapegpt.errors",
+    "load": "tapegpt.api.language_model",
+    "train": "tapegpt.api.training",
     "Array": "tapegpt.tape",
     "Scalar": "tapegpt.tape",
     "Tape": "tapegpt.tape",
@@ -38,7 +68,8 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(_MODULES[name])
     if name in _PLACES:
-        return getattr(import_module(_PLACES[name]), name)
+        # A network of one's own is a Model.
+        return getattr(import_module(_PLACES[name]), "Model" if name == "Network" else name)
     if name == "Node":
         warnings.warn("tapegpt.Node is now tapegpt.Scalar", DeprecationWarning, stacklevel=2)
         return __getattr__("Scalar")

@@ -17,6 +17,7 @@ from tapegpt import __version__
 from tapegpt.commands.flags import Parser, add_settings, given, one_line
 from tapegpt.commands.terminal import printable
 from tapegpt.errors import TapegptError, UsageError
+from tapegpt.models.registry import import_model
 from tapegpt.presets import PRESETS, configure
 from tapegpt.settings import ABOVE_ZERO, ModelConfig, SampleConfig, TrainConfig, settings_of
 
@@ -193,6 +194,7 @@ def _sample_flags(parser: Parser) -> None:
     parser.group("files").add_argument(
         "--last", action="store_true", help="draw from the last state, also where a better was kept"
     )
+    _own_network_flag(parser)
     parser.add_path(
         "--data",
         "FILE",
@@ -247,6 +249,7 @@ def _config_flag(parser: Parser) -> None:
 
 def _info_flags(parser: Parser) -> None:
     parser.add_run("the folder of the run")
+    _own_network_flag(parser)
     _json_flag(parser)
     parser.add_argument(
         "--toml", action="store_true", help="print its settings as a file for train --config"
@@ -270,11 +273,27 @@ def _eval_flags(parser: Parser) -> None:
     parser.group("files").add_argument(
         "--last", action="store_true", help="measure the last state, also where a better was kept"
     )
+    _own_network_flag(parser)
     _json_flag(parser)
 
 
 def _completion_flags(parser: Parser) -> None:
     parser.add_argument("shell", choices=SHELLS, metavar="|".join(SHELLS), help="the shell")
+
+
+def _own_network_flag(parser: Parser) -> None:
+    parser.add_value(
+        "--model",
+        str,
+        "MODULE:NAME",
+        "model",
+        "the network of one's own that the run was trained with: reading a run imports nothing",
+    )
+
+
+def _import_own_network(options: argparse.Namespace) -> None:
+    if options.model is not None:
+        import_model(options.model)
 
 
 def _json_flag(parser: Parser) -> None:
@@ -302,6 +321,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
+    _import_own_network(options)
     config = SampleConfig(**given(options, SampleConfig))
 
     if options.prompt is not None and options.prompt_file is not None:
@@ -328,6 +348,8 @@ def _warmup(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
+    _import_own_network(options)
+
     from tapegpt.commands import info
 
     return info.run(options.run, options.json, options.toml)
@@ -346,6 +368,8 @@ def _completion(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
+    _import_own_network(options)
+
     from tapegpt.commands import evaluate
 
     return evaluate.run(options.run, options.data, options.last, options.json)

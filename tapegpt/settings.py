@@ -54,6 +54,25 @@ class Only(NamedTuple):
     values: tuple[str, ...]
 
 
+class ModelName(NamedTuple):
+    """A model of the package, or one of one's own that has been imported."""
+
+    metavar: str = "|".join((*MODELS, "MODULE:NAME"))
+
+    def parse(self, text: str) -> object:
+        return text
+
+    def check(self, name: str, value: object) -> object:
+        if type(value) is str and ":" in value:
+            if value not in models.MODELS:
+                raise UsageError(
+                    f"{flag(name)} {show(value)} is not known yet: name it by {flag(name)}, or use"
+                    " the network before the run is loaded"
+                )
+            return value
+        return Choice(MODELS).check(name, value)
+
+
 VECTOR = Only("granularity", ("vector",))
 
 
@@ -105,7 +124,7 @@ def setting(
 class ModelConfig:
     """The network's kind and sizes."""
 
-    model: str = setting("gpt", Choice(MODELS), "model", "what kind of network learns")
+    model: str = setting("gpt", ModelName(), "model", "what kind of network learns")
     n_layer: int = setting(
         1, Whole(1, LARGEST_LAYERS), "model", "how many layers of attention follow each other"
     )
@@ -412,7 +431,14 @@ def settings_of(config: Any) -> dict[str, tuple[Setting, Any]]:
 
 
 def _with_users(name: str, known: Setting) -> Setting:
-    return known._replace(only=(USERS[name], *known.only)) if name in USERS else known
+    if name not in USERS:
+        return known
+    only = USERS[name]
+    if only.other == "model" and len(models.MODELS) > len(MODELS):
+        own = (user for user in models.MODELS if user not in MODELS)
+        own = (user for user in own if name in models.MODELS[user].settings)
+        only = only._replace(values=(*only.values, *own))
+    return known._replace(only=(only, *known.only))
 
 
 def unmet(known: Setting, values: Mapping[str, object]) -> Only | None:

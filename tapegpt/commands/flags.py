@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from tapegpt.bounds import Choice, Switch, did_you_mean, flag
 from tapegpt.commands.terminal import printable
+from tapegpt.models.registry import import_model
 from tapegpt.settings import Setting, settings_of
 
 
@@ -148,6 +149,8 @@ def given(options: argparse.Namespace, *kinds: type) -> dict[str, Any]:
         for name, (known, _) in settings_of(kind).items():
             value = getattr(options, name, None)
             if value is not None:
+                if name == "model" and ":" in value:
+                    import_model(value)
                 named[name] = known.bound.check(name, value)
     return named
 

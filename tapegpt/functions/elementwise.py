@@ -112,6 +112,10 @@ class Elementwise:
         """Raise TapeError where the gradient is not that of the values, at these operands."""
         check_gradient(self, [np.atleast_2d(np.asarray(value, float)) for value in x])
 
+    def width_of(self, *widths: int) -> int:
+        """The columns of the result, from those of the operands."""
+        return widths[0]
+
     @property
     def operation(self) -> ArrayOp:
         """The operation that tapes record."""

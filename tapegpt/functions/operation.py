@@ -69,7 +69,9 @@ class Operation:
         forward: Callable[..., None],
         shape: Callable[..., Extent] | None = None,
         check: bool = False,
+        row_by_row: bool = False,
     ) -> None:
+        self._row_by_row = row_by_row
         self.name, self.__doc__ = forward.__name__, forward.__doc__
         self._forward, self._shape, self._check = forward, shape, check
         parameters = _parameters(forward)
@@ -117,6 +119,12 @@ class Operation:
     def check(self, *x: Any) -> None:
         """Raise TapeError where the gradient is not that of the values, at these operands."""
         check_gradient(self, [np.atleast_2d(np.asarray(value, float)) for value in x])
+
+    def width_of(self, *widths: int) -> int:
+        """The columns of the result, from those of the operands."""
+        if self._shape is None:
+            return widths[0]
+        return self._shape(*((BATCH, width) for width in widths))[1]
 
     @property
     def operation(self) -> ArrayOp:
@@ -177,6 +185,7 @@ class Operation:
             kernel(FORWARD, self._forward, "forward"),
             kernel(BACKWARD, backward, "backward"),
             backward_reads=(*self.operands, "out"),
+            row_by_row=self._row_by_row,
         )
 
 
@@ -185,6 +194,7 @@ def operation(
     *,
     shape: Callable[..., Extent] | None = None,
     check: bool = False,
+    row_by_row: bool = False,
 ) -> Any:
     """Make an operation on arrays of a function `forward(out, x, ...)` over 2-D arrays.
 
@@ -203,13 +213,14 @@ def operation(
     Numba compiles both. They fill in `out`, and add to the gradients of the operands; a whole
     vector at a time too, by `simd` and `vmath`. shape: (rows, columns) of the result from those of
     the operands, the first one's if not given; of a batch array the rows are -1. check: compare the
-    gradient with differences when it is first used.
+    gradient with differences when it is first used. row_by_row: a row of the result is made of the
+    same rows of the operands alone, which may then be computed in any order: in a recurrence too.
 
     Array bounds are checked where NUMBA_BOUNDSCHECK=1; otherwise a wrong index damages the tape.
     """
     if forward is None:
-        return lambda forward: Operation(forward, shape, check)
-    return Operation(forward, shape, check)
+        return lambda forward: Operation(forward, shape, check, row_by_row)
+    return Operation(forward, shape, check, row_by_row)
 
 
 def _parameters(function: Callable[..., Any]) -> list[str]:

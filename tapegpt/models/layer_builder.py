@@ -1,8 +1,18 @@
 """The layers that a network is made of; the recorder of a granularity says what each records."""
 
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 X = TypeVar("X")
+
+
+class OwnOperation(Protocol):
+    """What `tapegpt.elementwise` and `tapegpt.operation` make."""
+
+    def __call__(self, *x: Any) -> Any:
+        """Record it: a tape and nodes."""
+
+    def width_of(self, *widths: int) -> int:
+        """The columns of the result, from those of the operands."""
 
 
 class LayerBuilder(Protocol[X]):
@@ -54,6 +64,9 @@ class LayerBuilder(Protocol[X]):
 
     def add(self, x: X, y: X) -> X:
         """x + y"""
+
+    def apply(self, operation: OwnOperation, *x: X) -> X:
+        """An operation of one's own; where scalars are recorded, an elementwise one."""
 
     def attention(self, q: X, k: X, v: X, n_head: int, layer: int) -> X:
         """Causal self-attention over this position and the earlier ones of the same layer."""

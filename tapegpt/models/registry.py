@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import os
+import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, TypeVar
 
+from tapegpt.errors import UsageError
 from tapegpt.models import __path__ as folder
 from tapegpt.models.model import Model, Shapes
 
@@ -24,7 +27,37 @@ def _models() -> Iterator[Model]:
             yield from getattr(import_module(f"tapegpt.models.{name}"), "MODELS", ())
 
 
-MODELS: Mapping[str, Model] = {model.name: model for model in _models()}
+# Those of the package, and then those of one's own: "module:NAME".
+MODELS: dict[str, Model] = {model.name: model for model in _models()}
+
+
+def add_model(name: str, model: Model) -> None:
+    """Have settings know a network of one's own by this name."""
+    MODELS[name] = model
+
+
+def import_model(name: str) -> None:
+    """Import the network "package.module:NAME": an instance of Model, or a class of them.
+
+    Raises `UsageError` where there is none.
+    """
+    module, _, attribute = name.partition(":")
+    if name in MODELS:
+        return
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        raise UsageError(
+            f"--model {name!r} cannot be imported: {error}: write package.module:NAME"
+        ) from error
+    model = found() if isinstance(found, type) and issubclass(found, Model) else found
+    if not isinstance(model, Model):
+        raise UsageError(f"--model {name!r} is no network: make a subclass of tapegpt.Network")
+    add_model(name, model)
 
 
 def network_shapes(config: ModelConfig, vocab_size: int) -> Shapes:

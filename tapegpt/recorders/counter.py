@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tapegpt.models.layer_builder import OwnOperation
     from tapegpt.models.model import Shapes
     from tapegpt.settings import ModelConfig
 
 LANES = 16  # of a vector, at most
+OWN_STEPS = 10  # about as many scalar operations has one of a user's own
 TILE = 4  # positions and columns of heads go in whole tiles, see lane_batching.py
 
 
@@ -89,6 +91,9 @@ class Counter:
 
     def add(self, x: int, y: int) -> int:
         return self._layer(x)
+
+    def apply(self, operation: OwnOperation, *x: int) -> int:
+        return self._layer(operation.width_of(*x), scalars=OWN_STEPS)
 
     def attention(self, q: int, k: int, v: int, n_head: int, layer: int) -> int:
         self.attended += q

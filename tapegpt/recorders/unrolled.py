@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tapegpt import tape as tapes
 from tapegpt.kernels.ops.activation.gelu import CUBIC, LINEAR
+from tapegpt.models.layer_builder import OwnOperation
 from tapegpt.recorders import EPSILON
 from tapegpt.tape import Batch, Input, Tape
 from tapegpt.tape.block import ROTARY_BASE
@@ -99,6 +100,12 @@ class Scalar:
 
     def add(self, x: Row, y: Row) -> Row:
         return self.each("add", x, y)
+
+    def apply(self, operation: OwnOperation, *x: Row) -> Row:
+        results = [
+            operation(self._tape, *nodes) for nodes in zip(*map(np.ndarray.tolist, x), strict=True)
+        ]
+        return np.array([self._tape._scalar(result) for result in results])
 
     def attention(self, q: Row, k: Row, v: Row, n_head: int, layer: int) -> Row:
         name = f"{self.prefix}{layer}"

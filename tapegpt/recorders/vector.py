@@ -2,6 +2,7 @@
 
 from functools import reduce
 
+from tapegpt.models.layer_builder import OwnOperation
 from tapegpt.recorders import EPSILON
 from tapegpt.tape import Array, Batch, Scalar, Tape
 
@@ -66,6 +67,10 @@ class Vector:
 
     def add(self, x: Array, y: Array) -> Array:
         return self._tape.add(x, y)
+
+    def apply(self, operation: OwnOperation, *x: Array) -> Array:
+        result: Array = operation(self._tape, *x)
+        return result
 
     def attention(self, q: Array, k: Array, v: Array, n_head: int, layer: int) -> Array:
         return self._tape.attention(q, k, v, n_head)

@@ -6,12 +6,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tapegpt.errors import TapegptError
+
 Floats = NDArray[np.floating]
 Ids = NDArray[np.int64]
 Number = int | float | np.floating | np.integer | np.bool_
 
 
-class TapeError(ValueError):
+class TapeError(TapegptError, ValueError):
     """A tape was used in a way that has no meaning; the message says what and what to do."""
 
 

@@ -1,0 +1,1 @@
+"""Models from Python: a corpus, a model, training, samples, weights, files."""
