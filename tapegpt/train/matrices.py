@@ -1,6 +1,7 @@
 """Which weights Muon moves as matrices, and what its kernel is given of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from tapegpt.graph.compile import CompiledModel
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.loops.muon import Muon, kernel_address, room_for
-from tapegpt.models.registry import MODELS
+from tapegpt.models.registry import MODELS, network_shapes, prefixes
 from tapegpt.recorders.counter import tables
 from tapegpt.settings import ModelConfig
 from tapegpt.tape.storage import ALIGNMENT, aligned_zeros
@@ -16,10 +17,19 @@ from tapegpt.tape.storage import ALIGNMENT, aligned_zeros
 Floats = NDArray[np.floating]
 
 
-def hidden_matrices(model: ModelConfig, weights: Mapping[str, Floats]) -> list[str]:
+def hidden_matrices(model: ModelConfig, weights: Iterable[str]) -> list[str]:
     """The weights between a network's arrays: neither tables nor what makes logits."""
-    head, looked_up = MODELS[model.model].head, tables(model)
-    return [name for name in weights if name not in looked_up and name.split(".")[-1] != head]
+    other = tables(model) | {prefix + MODELS[model.model].head for prefix in prefixes(model)}
+    return [name for name in weights if name not in other]
+
+
+def bytes_beside(model: ModelConfig, vocab_size: int, dtype: str) -> int:
+    """About as many bytes as a thread computes its largest matrix in."""
+    itemsize, shapes = np.dtype(dtype).itemsize, network_shapes(model, vocab_size)
+    lanes = VECTOR_BYTES // itemsize
+    names = hidden_matrices(replace(model, ensemble=1), shapes)
+    rooms = (room_for(*shapes[name], lanes) for name in names)
+    return itemsize * max(rooms, default=0)
 
 
 def muon_of(model: ModelConfig, compiled: CompiledModel, threads: int, other_rate: float) -> Muon:

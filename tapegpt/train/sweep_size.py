@@ -6,6 +6,7 @@ from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed, sizes_
 from tapegpt.settings import ModelConfig, TrainConfig
 from tapegpt.system.host import bytes_available
 from tapegpt.tape.storage import LARGEST_TAPE
+from tapegpt.train.matrices import bytes_beside
 
 # A batch that may have more rows than this is packed and swept in turns, and their gradients are
 # added up, so that what a sweep writes is still in the cache when it is read.
@@ -35,6 +36,8 @@ def check_memory(model: ModelConfig, training: TrainConfig, vocab_size: int) -> 
         optimizer_arrays=len(state_names(training)),
         threads=training.threads,
     )
+    if training.optimizer == "muon":
+        needed += training.threads * bytes_beside(model, vocab_size, training.dtype)
     nodes = nodes_needed(model, vocab_size, training.granularity, documents)
     available = bytes_available()
     if needed > available:

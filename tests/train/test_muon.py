@@ -14,7 +14,7 @@ from tapegpt.graph.compile import compiled_model
 from tapegpt.kernels.loops.optimizers import MUON, Optimizer, update
 from tapegpt.settings import DTYPES, ModelConfig, TrainConfig
 from tapegpt.tape.storage import aligned_zeros
-from tapegpt.train.matrices import hidden_matrices, muon_of
+from tapegpt.train.matrices import bytes_beside, hidden_matrices, muon_of
 from tapegpt.train.trainer import Trainer
 
 TOLERANCES = {"float32": 2e-4, "float64": 1e-11}
@@ -165,11 +165,17 @@ def test_what_is_not_finite_is_noticed(dtype, poison, where):
         assert not made.step(gradients, 2)
 
 
+def test_what_a_thread_computes_in_is_counted():
+    model = ModelConfig(n_layer=2, n_embd=130, n_head=1, block_size=4, ensemble=2)
+    trainer = Trainer(model, TrainConfig(optimizer="muon", batch_size=3, threads=3), ["ab"])
+    trainer.advance(0)
+    beside = bytes_beside(model, trainer.tokenizer.vocab_size, "float32")
+    assert 0.9 < trainer._matrices().rooms.nbytes / (3 * beside) < 1.1
+
+
 def test_tables_and_the_last_product_are_no_matrices():
     model = ModelConfig(look_back=2, ensemble=2)
-    names = hidden_matrices(
-        model, dict.fromkeys(Trainer(model, TrainConfig(), ["ab"]).compiled.weights)
-    )
+    names = hidden_matrices(model, Trainer(model, TrainConfig(), ["ab"]).compiled.weights)
     parts = ("attn_wq", "attn_wk", "attn_wv", "attn_wo", "mlp_fc1", "mlp_fc2")
     assert names == [f"net{i}.layer0.{part}" for i in range(2) for part in parts]
     sparse = ModelConfig(model="rnn-att")
