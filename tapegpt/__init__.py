@@ -1,4 +1,4 @@
-"""A real autograd tape that trains a GPT at the speed of the machine."""
+"""A real autograd tape, in Python, that trains a GPT at the speed of the machine."""
 
 import os
 import warnings

@@ -44,19 +44,20 @@ class TimeLeft:
     def __init__(self, budget: StepBudget | TimeBudget, step: int, elapsed: float) -> None:
         self._budget = budget
         self._first = (step, elapsed)
-        self._pauses, self._paused = 0, 0.0
+        self._pauses: list[float] = []
 
     def note_pause(self, seconds: float) -> None:
         """An evaluation, with what is done at one, has taken so long."""
-        self._pauses += 1
-        self._paused += seconds
+        if len(self._pauses) == 1:  # the first may have compiled something
+            self._pauses.clear()
+        self._pauses.append(seconds)
 
     def at(self, step: int, elapsed: float) -> float:
         """What is left after `step` steps and `elapsed` seconds of training."""
         first_step, first_elapsed = self._first
         pace = max((elapsed - first_elapsed) / max(step - first_step, 1), QUICKEST)
         ahead = self._budget.steps_left(step, elapsed, pace)
-        pause = self._paused / self._pauses if self._pauses else 0.0
+        pause = sum(self._pauses) / max(1, len(self._pauses))
         seconds = ahead * pace
         return seconds + pause * self._budget.evaluations_left(step, elapsed, pace)
 
@@ -103,6 +104,7 @@ class Progress:
                 bar_format=f"{{percentage:3.0f}}% {count}{{postfix}} {{bar:10}}",
                 dynamic_ncols=True,
                 mininterval=0.1,
+                leave=False,
             )
 
     def __enter__(self) -> Self:

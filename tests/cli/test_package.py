@@ -1,8 +1,6 @@
 """What installs, and under which names."""
 
 import os
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -13,28 +11,9 @@ from zipfile import ZipFile
 import pytest
 
 import tapegpt
-from tapegpt import cli
-from tapegpt.commands.flags import given
 from tapegpt.corpus import default_corpus, read_documents
-from tapegpt.presets import configure
-from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_commands_of_the_readme_are_understood() -> None:
-    """In a checkout, as they stand."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"python -m tapegpt (.+?)(?:`|$)", text, re.M)
-    assert len(commands) > 5
-    for line in commands:
-        command, *arguments = shlex.split(line)
-        options = cli.parser_of(command).parse(arguments)
-        if command == "train":
-            configure(options.preset, given(options, ModelConfig, TrainConfig))
-            assert options.data is None or (ROOT / options.data).is_file()
-        elif command == "sample":
-            SampleConfig(**given(options, SampleConfig))
 
 
 def modules(directory: str, package: str) -> set[str]:
