@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Sequence
 from contextlib import closing
 from importlib.resources.abc import Traversable
+from itertools import chain
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
@@ -32,9 +33,9 @@ IN_MEMORY = 1 << 26  # bytes of codes that need no file
 BYTE_ORDER_MARK = "\ufeff"
 TEXT_REMEDY = "choose a UTF-8 text file, or --bytes, which takes any file"
 BYTES_REMEDY = "choose another file"
-# A look at a mapped file brings so many bytes around it into the process, at most. Beyond this
-# sum all of them are given back: they stay in the system's cache.
-MAPPED_AROUND, MAPPED = 1 << 16, 1 << 27
+# A look at a mapped file brings about so many bytes around it into the process (Linux 6.18, ext4).
+# Beyond this sum all of them are given back: they stay in the system's cache.
+MAPPED_AROUND, MAPPED = 1 << 20, 1 << 27
 
 Codes = NDArray[np.unsignedinteger[Any]]
 
@@ -117,7 +118,7 @@ def _texts(path: Path | Traversable, watch: Watcher | None) -> Any:
     utf8 = codecs.getincrementaldecoder("utf-8")()
     decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
     done, rest = 0, ""
-    for piece in (*pieces(path, TEXT_REMEDY, watch), b""):
+    for piece in chain(pieces(path, TEXT_REMEDY, watch), [b""]):
         try:
             text = decoder.decode(piece, final=not piece)
         except UnicodeDecodeError as error:
