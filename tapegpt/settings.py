@@ -291,6 +291,9 @@ class TrainConfig:
         "optimizer",
         "the last share of the training, in which the rate falls to 0",
     )
+    final_rate: float = setting(
+        0.0, SHARE, "optimizer", "the share of the rate that is left at the end"
+    )
     averaging: float = setting(
         0.0,
         SHARE,

@@ -21,11 +21,13 @@ class Schedule(NamedTuple):
     origin: float
     span: float
     cooldown: float = 1.0  # wsd: share of the training in which the rate falls
+    final_rate: float = 0.0  # cosine: share of the rate that is left at the end
 
 
 # linear: rate (1 - steps / span). exponential: rate decay^steps. cosine, once it has risen: rate
-# (1 + cos(pi share)) / 2, share from 0 to 1 over the rest (Loshchilov and Hutter 2017). wsd, once
-# it has risen: rate, and in the end rate (1 - steps / span) / cooldown (Hu et al. 2024, MiniCPM).
+# (final + (1 - final) (1 + cos(pi share)) / 2), share from 0 to 1 over the rest (Loshchilov and
+# Hutter 2017). wsd, once it has risen: rate, and in the end rate (1 - steps / span) / cooldown (Hu
+# et al. 2024, MiniCPM).
 @jit
 def scheduled_rate(schedule, step):
     """The learning rate of a step, counted from 0."""
@@ -43,4 +45,5 @@ def scheduled_rate(schedule, step):
         left = (1 - steps / schedule.span) / schedule.cooldown
         return schedule.learning_rate * min(1.0, max(0.0, left))
     done = (steps / schedule.span - schedule.warmup) / (1 - schedule.warmup)
-    return schedule.learning_rate * (1 + math.cos(math.pi * min(1.0, max(0.0, done)))) / 2
+    falling = (1 + math.cos(math.pi * min(1.0, max(0.0, done)))) / 2
+    return schedule.learning_rate * (schedule.final_rate + (1 - schedule.final_rate) * falling)

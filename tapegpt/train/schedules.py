@@ -23,7 +23,7 @@ class Schedule(NamedTuple):
 _ROWS = (
     Schedule("linear", "LINEAR"),
     Schedule("exponential", "EXPONENTIAL", ("decay",)),
-    Schedule("cosine", "COSINE", ("warmup",)),
+    Schedule("cosine", "COSINE", ("warmup", "final_rate")),
     Schedule("constant", "CONSTANT"),
     Schedule("wsd", "WSD", ("warmup", "cooldown")),
 )
@@ -45,4 +45,5 @@ def kernel_schedule(
         origin=origin,
         span=span,
         cooldown=config.cooldown,
+        final_rate=config.final_rate,
     )

@@ -43,6 +43,18 @@ EXPECTED = {
         ModelConfig(model="rnn-att", n_embd=16, block_size=16, n_state=32, n_att=16),
         TrainConfig(**NUMPY_PORT, learning_rate=0.03, momentum=0.95),
     ),
+    # nanoGPT's README: 1.88 on random windows of the last tenth of tinyshakespeare.
+    "nanogpt-cpu": (
+        ModelConfig(
+            model="gpt", n_layer=4, n_embd=128, n_head=4, block_size=64, activation="gelu",
+            final_norm=True,
+        ),
+        TrainConfig(
+            text=True, steps=2000, batch_size=12, optimizer="adamw", learning_rate=1e-3, beta1=0.9,
+            beta2=0.99, epsilon=1e-8, weight_decay=0.1, clip_norm=1.0, schedule="cosine",
+            warmup=0.05, final_rate=0.1, val_fraction=0.1,
+        ),
+    ),
     # One layer, 32 wide; a second gains nothing in one second, three earlier tokens 0.035.
     "1s": (
         ModelConfig(model="gpt", n_layer=1, n_embd=32, n_head=4, block_size=16, look_back=3),

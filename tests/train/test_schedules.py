@@ -21,9 +21,9 @@ RATE = 0.3
 KINDS = (CONSTANT, LINEAR, EXPONENTIAL, COSINE, WSD)
 
 
-def rates(kind, span, decay=0.998, warmup=0.05, origin=0.0, cooldown=1.0):
+def rates(kind, span, decay=0.998, warmup=0.05, origin=0.0, cooldown=1.0, final=0.0):
     """Of all steps."""
-    schedule = Schedule(kind, RATE, decay, warmup, origin, float(span), cooldown)
+    schedule = Schedule(kind, RATE, decay, warmup, origin, float(span), cooldown, final)
     return np.array([scheduled_rate(schedule, step) for step in range(span)])
 
 
@@ -54,6 +54,18 @@ def test_exponential_is_a_power(span, decay):
     """To the last bit, as the NumPy ports of microgpt have it."""
     expected = [RATE * decay**step for step in range(span)]
     assert rates(EXPONENTIAL, span, decay).tolist() == expected
+
+
+@given(st.integers(10, 300), st.sampled_from([0.0, 0.1, 0.6]))
+def test_cosine_ends_with_a_share_of_the_rate(span, final):
+    """nanoGPT's: min_lr + (lr - min_lr) times the coefficient, after the same warm-up."""
+    risen = int(0.2 * span)
+    least, coefficients = final * RATE, rates(COSINE, span, warmup=0.2) / RATE
+    expected = least + (RATE - least) * coefficients
+    found = rates(COSINE, span, warmup=0.2, final=final)
+    np.testing.assert_allclose(found[risen:], expected[risen:], rtol=1e-12)
+    np.testing.assert_allclose(found[:risen], RATE * coefficients[:risen], rtol=1e-12)
+    assert found[-1] >= least
 
 
 @given(spans, st.sampled_from([0.0, 0.01, 0.05, 0.5, 0.99]))

@@ -42,7 +42,7 @@ def test_defaults_are_the_documented_ones():
         "steps": 1000, "seconds": None, "batch_size": 1, "optimizer": "adam",
         "learning_rate": None, "beta1": 0.85, "beta2": 0.99, "epsilon": 1e-8,
         "weight_decay": 0.01, "adam_rate": 0.004, "momentum": 0.9, "clip_norm": None,
-        "schedule": "linear", "cooldown": 0.5,
+        "schedule": "linear", "cooldown": 0.5, "final_rate": 0.0,
         "decay": 0.998, "warmup": 0.05, "averaging": 0.0, "weighting": "document",
         "val_fraction": 0.0, "test_fraction": 0.0, "eval_every": None, "patience": None,
         "granularity": "vector", "dtype": "float32",
@@ -292,8 +292,8 @@ def test_default_learning_rates():
 
 
 def test_configure_refuses():
-    with pytest.raises(UsageError, match="--preset 'nanogpt' is unknown: choose microgpt"):
-        configure("nanogpt", {})
+    with pytest.raises(UsageError, match="--preset 'quick' is unknown: choose microgpt"):
+        configure("quick", {})
     with pytest.raises(UsageError, match=r"'micrgpt' is unknown .did you mean microgpt\?"):
         configure("micrgpt", {})
     with pytest.raises(UsageError, match="--preset ''"):

@@ -131,19 +131,23 @@ def stream_of(folder: Path, length: int) -> stream.TokenStream:
 
 @pytest.mark.parametrize("block", [1, 2, 3, 8, 9])
 @pytest.mark.parametrize("held_out", [1, 4, 5, 6, 30, 31])
-def test_an_evaluation_predicts_every_character_once(tmp_path, monkeypatch, block, held_out):
+@pytest.mark.parametrize("before", [0, 1, 2, 5, 50])
+def test_an_evaluation_predicts_every_character_once(
+    tmp_path, monkeypatch, block, held_out, before
+):
     monkeypatch.setattr("tapegpt.corpus.windows.TOKENS_PER_PIECE", 25)
-    part = Part(stream_of(tmp_path, 50 + held_out), 50, 50 + held_out, block)
+    end = before + held_out
+    part = Part(stream_of(tmp_path, end), before, end, block)
     predicted = []
-    for tokens, offsets in part.pieces():
+    for (tokens, offsets), context in part.pieces():
         for begin, end in pairwise(offsets):
             window = tokens[begin:end].tolist()
             assert window == list(range(window[0], window[0] + len(window)))
-            assert 1 < len(window) <= block + 1
-            targets = window[1 + part.context :]
-            assert targets[0] - window[0] > part.context >= block // 2
-            predicted += targets
-    assert predicted == list(range(50, 50 + held_out))
+            assert 1 + context < len(window) <= block + 1
+            # Half a block comes before, or all that there is.
+            assert window[0] == 0 or context == block // 2
+            predicted += window[1 + context :]
+    assert predicted == list(range(max(1, before), before + held_out))
 
 
 def test_windows_are_drawn_by_the_seed_and_their_number(tmp_path):
