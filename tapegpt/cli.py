@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tapegpt import __version__
+from tapegpt.bounds import Whole
 from tapegpt.commands.flags import Parser, add_settings, given, one_line
 from tapegpt.commands.terminal import printable
 from tapegpt.errors import TapegptError, UsageError
@@ -23,6 +24,7 @@ from tapegpt.settings import ABOVE_ZERO, ModelConfig, SampleConfig, TrainConfig,
 
 SHELLS = ("bash", "zsh", "tcsh")
 PRINTED = ("num_samples", "temperature")  # settings of the samples that `train` prints
+COUNTED_CONTEXT = Whole(0, 16)  # characters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -296,6 +298,27 @@ def _import_own_network(options: argparse.Namespace) -> None:
         import_model(options.model)
 
 
+def _baseline_flags(parser: Parser) -> None:
+    parser.add_path(
+        "--data",
+        "FILE",
+        "the text, one document a line (default: names); as for train, also several times",
+        several=True,
+    )
+    for kind in (ModelConfig, TrainConfig):
+        for name, (known, default) in settings_of(kind).items():
+            if name in ("block_size", "text", "bytes", "val_fraction", "test_fraction", "seed"):
+                parser.add_setting(name, known, default)
+    parser.add_value(
+        "--context",
+        COUNTED_CONTEXT.parse,
+        "N",
+        "model",
+        "from how many characters before it each is predicted (default 6)",
+    )
+    _json_flag(parser)
+
+
 def _json_flag(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON object instead")
 
@@ -367,6 +390,19 @@ def _completion(options: argparse.Namespace) -> int:
     return completion.run(options.shell, {name: parser_of(name) for name in COMMANDS})
 
 
+def _baseline(options: argparse.Namespace) -> int:
+    settings = given(options, ModelConfig, TrainConfig)
+    configure(None, settings)  # refuse at once what cannot be right
+    if options.context is not None:
+        COUNTED_CONTEXT.check("context", options.context)
+
+    from tapegpt.commands import baseline
+    from tapegpt.train.baseline import CONTEXT
+
+    context = CONTEXT if options.context is None else options.context
+    return baseline.run(options.data, settings, context, options.json)
+
+
 def _eval(options: argparse.Namespace) -> int:
     _import_own_network(options)
 
@@ -391,6 +427,11 @@ COMMANDS = {
     "info": _Command("tell what is in a saved run", _info_flags, _info),
     "eval": _Command("measure a saved run on a text", _eval_flags, _eval),
     "presets": _Command("spell out the presets of train", _presets_flags, _presets),
+    "baseline": _Command(
+        "measure what counting alone knows of a text, without a network",
+        _baseline_flags,
+        _baseline,
+    ),
     "bench": _Command(
         "time training at every granularity, as a share of the machine's peak",
         _bench_flags,

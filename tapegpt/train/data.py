@@ -60,6 +60,12 @@ class TrainingData(Protocol):
     def held_out(self) -> Iterator[Piece]:
         """What val_loss is measured on."""
 
+    def counted(self, most: int) -> list[NDArray[np.int32]]:
+        """What is trained on, at most so many tokens of a text."""
+
+    def predicted(self, context: int) -> tuple[list[NDArray[np.int32]], int]:
+        """What is held out, and how many tokens of it are only read, at most `context`."""
+
     def test(self) -> Iterator[Piece]:
         """What test_loss is measured on."""
 
@@ -121,6 +127,20 @@ class Documents:
     def test(self) -> Iterator[Piece]:
         yield Piece(self._test, 0)
 
+    def counted(self, most: int) -> list[NDArray[np.int32]]:
+        return self._predicted(self._trained_on)
+
+    def predicted(self, context: int) -> tuple[list[NDArray[np.int32]], int]:
+        return self._predicted(self._held_out), 0
+
+    def _predicted(self, corpus: TokenizedCorpus) -> list[NDArray[np.int32]]:
+        """What a network learns to predict: all but the first BOS, as far as the block goes."""
+        ends = np.minimum(corpus.offsets[1:], corpus.offsets[:-1] + 1 + self._block)
+        return [
+            corpus.tokens[begin + 1 : end]
+            for begin, end in zip(corpus.offsets[:-1], ends, strict=True)
+        ]
+
 
 class Text:
     """A text: windows of its beginning are trained on, the rest is held out."""
@@ -161,3 +181,16 @@ class Text:
 
     def test(self) -> Iterator[Piece]:
         return self._test.pieces()
+
+    def counted(self, most: int) -> list[NDArray[np.int32]]:
+        part = self._trained_on
+        return [_tokens(part.stream, max(part.begin, part.end - most), part.end)]
+
+    def predicted(self, context: int) -> tuple[list[NDArray[np.int32]], int]:
+        part = self._held_out
+        return [_tokens(part.stream, part.begin - context, part.end)], context
+
+
+def _tokens(stream: TokenStream, begin: int, end: int) -> NDArray[np.int32]:
+    tokens: NDArray[np.int32] = stream.windows(np.array([begin]), end - begin)[0]
+    return tokens
