@@ -10,6 +10,7 @@ from tapegpt.runs.history import Losses, finite, with_losses
 from tapegpt.sampling import sample_in_turn
 from tapegpt.sampling.stream import texts_of
 from tapegpt.settings import SampleConfig
+from tapegpt.train.baseline import baseline
 from tapegpt.train.metrics import write_metrics
 from tapegpt.train.progress import LONGEST_SAMPLE, Progress, SmoothedLoss, State
 from tapegpt.train.saving import Saver
@@ -28,6 +29,7 @@ def train(
         trainer.advance(0)  # compiles what is not in the cache
     budget, clock = trainer.budget, Clock(trainer.elapsed)
     count, pace, smoothed = 1, 0.0, SmoothedLoss()
+    counting: float | None = None  # what counting reaches, known from the first evaluation on
     shown = Progress(budget, trainer.step, trainer.elapsed, trainer.tokens_per_step, quiet)
     with shown as progress:
         while not (trainer.finished or stop):
@@ -40,6 +42,9 @@ def train(
             evaluations = budget.evaluations(trainer.step, trainer.elapsed)
             due = trainer.finished or evaluations > budget.evaluations(first, begin)
             evaluates = due and trainer.training.val_fraction > 0
+            if evaluates and counting is None and not quiet:
+                with clock.paused():
+                    counting = baseline(trainer.data).loss
             begin_pause, sample = time.perf_counter(), None
             with clock.paused():
                 if evaluates:
@@ -63,7 +68,9 @@ def train(
             if due:
                 progress.left.note_pause(time.perf_counter() - begin_pause)
             val_loss = measured.get("val_loss")
-            progress.update(State(trainer.step, trainer.elapsed, smoothed.value, val_loss, sample))
+            progress.update(
+                State(trainer.step, trainer.elapsed, smoothed.value, val_loss, counting, sample)
+            )
             pace = (trainer.elapsed - begin) / count
             count = max(1, min(4 * count, int(SECONDS_PER_CALL / pace)))
 

@@ -69,6 +69,7 @@ class State(NamedTuple):
     elapsed: float  # seconds of training
     loss: float  # smoothed
     val_loss: float | None  # of an evaluation that has just been made
+    counting: float | None  # what counting reaches where val_loss is measured
     sample: str | None  # a text that is drawn there, on one line
 
 
@@ -126,31 +127,32 @@ class Progress:
         if state.val_loss is not None:
             self._val_loss = f" val_loss {state.val_loss:.4f}"
         done, total = self._budget.done(state.step, state.elapsed), self._budget.total
-        shown = self._shown(state)
         if self._bar is not None:
-            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.set_postfix_str(self._shown(state), refresh=False)
             self._bar.update(min(done, total) - self._bar.n)
             if state.val_loss is not None:  # stays on the screen
-                self._bar.write(self._line(state, shown), file=sys.stderr)
+                self._bar.write(self._line(state), file=sys.stderr)
             return
         silence = time.perf_counter() - self._silent_since
         due = done >= self._next_line or done >= total or silence >= LONGEST_SILENCE
         if due or state.val_loss is not None:
-            print(self._line(state, shown), file=sys.stderr)
+            print(self._line(state), file=sys.stderr)
             self._silent_since = time.perf_counter()
             self._next_line = (done * LINES // total + 1) * total / LINES
 
-    def _line(self, state: State, shown: str) -> str:
+    def _line(self, state: State) -> str:
+        known = state.val_loss is not None and state.counting is not None
+        counting = f", counting {state.counting:.4f}," if known else ""
         of = f"/{self._budget.total}" if isinstance(self._budget, StepBudget) else ""
         sample = "" if state.sample is None else f" | {harmless(state.sample)[:LONGEST_SAMPLE]}"
-        return f"step {state.step}{of} {shown}{sample}"
+        return f"step {state.step}{of} {self._shown(state, counting)}{sample}"
 
-    def _shown(self, state: State) -> str:
+    def _shown(self, state: State, counting: str = "") -> str:
         seconds = max(state.elapsed - self._first_elapsed, QUICKEST)
         rate = (state.step - self._first_step) / seconds
         left = self.left.at(state.step, state.elapsed)
         return (
-            f"loss {state.loss:.4f}{self._val_loss} {rate:.0f} steps/s,"
+            f"loss {state.loss:.4f}{self._val_loss}{counting} {rate:.0f} steps/s,"
             f" {amount(rate * self._tokens_per_step)} tokens/s, {duration(left)} left"
         )
 

@@ -79,7 +79,7 @@ def test_a_line_at_least_every_ten_seconds(monkeypatch, capsys):
     times = []
     for step in range(1, 2000):
         now[0] += 0.5
-        shown.update(State(step, now[0], 2.0, None, None))
+        shown.update(State(step, now[0], 2.0, None, None, None))
         if lines(capsys):
             times.append(now[0])
     assert times[0] == 0.5
@@ -91,7 +91,8 @@ def test_every_evaluation_has_a_line_with_a_sample(call):
     flags = ["--steps", "60", "--val-fraction", "0.2", "--eval-every", "7"]
     _, err = call("train", "--data", SKY, *flags)
     found = re.findall(
-        r"^step (\d+)/60 loss \d\.\d{4} val_loss \d\.\d{4} \d+ steps/s, \S+ tokens/s, \d+ s left"
+        r"^step (\d+)/60 loss \d\.\d{4} val_loss \d\.\d{4}, counting \d\.\d{4},"
+        r" \d+ steps/s, \S+ tokens/s, \d+ s left"
         r" \| [a-z]{0,16}$",
         err,
         re.M,
@@ -132,8 +133,8 @@ def test_a_live_line_fits_the_window(monkeypatch, columns):
         shown._bar.mininterval = 0
         for step in range(10, 1001, 10):
             val_loss = 2.25 if step % 500 == 0 else None
-            sample = "mara" if val_loss else None
-            shown.update(State(step, 0.1 * step, 2.5, val_loss, sample))
+            counting, sample = (2.5, "mara") if val_loss else (None, None)
+            shown.update(State(step, 0.1 * step, 2.5, val_loss, counting, sample))
     live = [line for line in terminal.text.replace("\n", "\r").split("\r") if "%" in line]
     assert len(live) > 50
     assert all(len(line) <= columns for line in live)
