@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import references
 
+from tapegpt.corpus.tokenizer import Tokenizer
 from tapegpt.errors import UsageError
+from tapegpt.graph.compile import compiled_model
 from tapegpt.kernels.loops.batch import pack_batch
 from tapegpt.kernels.loops.train import loss_and_gradient
 from tapegpt.models.gpt import QK_GAIN
 from tapegpt.models.registry import parameter_shapes
-from tapegpt.settings import ModelConfig, TrainConfig
+from tapegpt.sampling.stream import draw_text
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.tape.block import ROTARY_BASE
 from tapegpt.train.trainer import Trainer
 
@@ -37,7 +40,7 @@ def logits_of(w, model, tokens):
     def turned(x):
         return references.rotary(x, range(len(tokens)), n_head, ROTARY_BASE)
 
-    x = norm(w["wte"][tokens])
+    x = norm(w["wte"][list(tokens)])
     for i in range(model.n_layer):
         layer = {name: w[f"layer{i}.{name}"] for name in ("attn_wq", "attn_wk", "attn_wv")}
         q, k, v = (references.linear(norm(x), matrix) for matrix in layer.values())
@@ -50,19 +53,43 @@ def logits_of(w, model, tokens):
 
 @pytest.mark.parametrize("granularity", ["scalar", "vector"])
 def test_the_loss_is_that_of_the_network_written_out(granularity):
-    training = TrainConfig(granularity=granularity, dtype="float64")
-    trainer = Trainer(MODERN, training, DOCUMENTS)
+    documents = [[3, 0, 1, 2, 0, 1, 3], [3, 2, 1, 3], [3, 1, 2, 0, 3]]
+    tokens = np.concatenate(documents).astype(np.int32)
+    offsets = np.cumsum([0, *map(len, documents)])
+    compiled = compiled_model(MODERN, 4, granularity, "float64", 1)
     rng = np.random.default_rng(0)
-    for weights in trainer.compiled.weights.values():
+    for weights in compiled.weights.values():
         weights[:] = rng.normal(0, 0.4, weights.shape)
-    trainer.compiled.load()
-    program, tokens, offsets = trainer.compiled.program, trainer._tokens, trainer._offsets
-    for document in range(3):
-        batch = pack_batch(program, tokens, offsets, document, 1, 1.0, 0.0)
-        these = tokens[offsets[document] : offsets[document + 1]].tolist()
-        logits = logits_of(trainer.compiled.weights, MODERN, these[:-1])
-        expected = references.cross_entropy(logits, these[1:])
-        assert loss_and_gradient(program, batch) == pytest.approx(expected, rel=1e-12)
+    compiled.load()
+    for number, these in enumerate(documents):
+        batch = pack_batch(compiled.program, tokens, offsets, number, 1, 1.0, 0.0)
+        expected = references.cross_entropy(
+            logits_of(compiled.weights, MODERN, these[:-1]), these[1:]
+        )
+        loss = loss_and_gradient(compiled.program, batch)
+        assert loss == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("granularity", ["dot", "vector"])
+def test_keys_keep_their_positions_beyond_the_block(granularity):
+    """What is drawn is what a network draws that reads the window again for every character."""
+    characters, block, length = "\nabcdef", MODERN.block_size, 25
+    compiled = compiled_model(MODERN, len(characters), granularity, "float64", 1)
+    rng = np.random.default_rng(3)
+    for weights in compiled.weights.values():
+        weights[:] = rng.normal(0, 0.5, weights.shape)
+    config = SampleConfig(length=length, temperature=0.8)
+    tokenizer = Tokenizer(characters, delimited=False)
+    pieces = draw_text(compiled, tokenizer, np.array([2]), config, np.random.default_rng(5))
+    window, drawn = [2], []
+    for uniform in np.random.default_rng(5).random(length):
+        logits = logits_of(compiled.weights, MODERN, window)[-1] / 0.8
+        shares = np.exp(logits - logits.max()).cumsum()
+        drawn.append(int((shares <= uniform * shares[-1]).sum()))
+        window.append(drawn[-1])
+        if len(window) > block:
+            window = window[-((block + 1) // 2) :]
+    assert "".join(pieces) == characters[2] + "".join(characters[token] for token in drawn)
 
 
 def test_what_is_added_and_the_last_product_are_0_at_first():
