@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -228,6 +228,10 @@ class Elementwise:
         return graph, clean
 
 
+@overload
+def elementwise(formula: Callable[..., Any], *, check: bool = False) -> Elementwise: ...
+@overload
+def elementwise(*, check: bool = False) -> Callable[[Callable[..., Any]], Elementwise]: ...
 def elementwise(formula: Callable[..., Any] | None = None, *, check: bool = False) -> Any:
     """Make an operation on arrays, element by element, of a function of scalar handles.
 

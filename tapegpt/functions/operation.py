@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -189,6 +189,21 @@ class Operation:
         )
 
 
+@overload
+def operation(
+    forward: Callable[..., None],
+    *,
+    shape: Callable[..., Extent] | None = None,
+    check: bool = False,
+    row_by_row: bool = False,
+) -> Operation: ...
+@overload
+def operation(
+    *,
+    shape: Callable[..., Extent] | None = None,
+    check: bool = False,
+    row_by_row: bool = False,
+) -> Callable[[Callable[..., None]], Operation]: ...
 def operation(
     forward: Callable[..., None] | None = None,
     *,

@@ -17,9 +17,8 @@ makes recording cheap. The memory layout is drawn in kernels/layout.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
-
-from numpy.typing import ArrayLike
 
 from tapegpt.tape.arrays import ArrayOperations
 from tapegpt.tape.block import BlockOperations
@@ -27,7 +26,7 @@ from tapegpt.tape.handles import Array, Node, Scalar
 from tapegpt.tape.pointwise import Pointwise
 from tapegpt.tape.recurrence import Recurrence
 from tapegpt.tape.scalars import ScalarOperations
-from tapegpt.tape.types import Batch, Input, Mark, TapeError
+from tapegpt.tape.types import Batch, Ids, Input, Mark, TapeError
 
 if TYPE_CHECKING:
     from tapegpt.functions.row_function import RowFunction
@@ -52,8 +51,8 @@ class Tape(Pointwise, ScalarOperations, ArrayOperations, BlockOperations, Recurr
 
     def function(
         self,
-        inputs: ArrayLike,
-        outputs: ArrayLike,
+        inputs: Node | Sequence[Node] | Ids,
+        outputs: Node | Sequence[Node] | Ids,
         dtype: str | None = None,
         threads: int = 1,
     ) -> RowFunction:
@@ -64,9 +63,10 @@ class Tape(Pointwise, ScalarOperations, ArrayOperations, BlockOperations, Recurr
             f(a, b)                  # a * b + a, for arrays of one shape
             f.value_and_grad(a, b)   # (a * b + a, (b + 1, a))
 
-        inputs, outputs: scalar nodes, one or a list. Other leaves, and the choices of `lookup` and
-        `largest`, are constants, as they are now. dtype: the tape's own, unless named. threads:
-        how many share the rows. Raises TapeError where array operations lie between.
+        inputs, outputs: scalar nodes, one or a list. What does not depend on the inputs is a
+        constant, as it is now: other leaves, the choices of `lookup` and `largest`, and what array
+        operations give. dtype: the tape's own, unless named. threads: how many share the rows.
+        Raises TapeError for nodes that are no scalars, and for a graph too large to compile.
         """
         from tapegpt.functions.row_function import row_function
 

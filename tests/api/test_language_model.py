@@ -292,3 +292,22 @@ def test_importing_is_light():
 
     with pytest.raises(TapegptError, match="steps"):  # the package of that name can be called too
         tapegpt.train(GPT(WORDS, **SMALL), WORDS, steps=0)
+
+
+def test_reading_a_model_imports_nothing(tmp_path):
+    model = LanguageModel(Gated(), WORDS, n_embd=4, block_size=8)
+    model.save(tmp_path / "own")
+    script = (
+        "import sys; sys.path.insert(0, '.'); import tapegpt\n"
+        "try: tapegpt.load(sys.argv[1])\n"
+        "except tapegpt.TapegptError as error: print(error)\n"
+        "assert 'networks' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "own")],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "networks:Gated" in done.stdout and "not known" in done.stdout
