@@ -11,15 +11,24 @@ from tapegpt.sampling import sample_in_turn
 from tapegpt.sampling.stream import texts_of
 from tapegpt.settings import DTYPES, ModelConfig, SampleConfig, TrainConfig
 from tapegpt.system.host import peak_gflops
+from tapegpt.train.progress import Compiling
 from tapegpt.train.trainer import Trainer
 
 
 def run() -> int:
     """Compile every operation, and what trains, evaluates and samples. Returns the exit code."""
+    kernels = [
+        (dtype, direction, kernel)
+        for dtype in DTYPES
+        for direction in (FORWARD, BACKWARD)
+        for kernel in sorted(_recorded(dtype))
+    ]
+    with Compiling(quiet=False) as compiling:
+        addresses = {dtype: new_table() for dtype in DTYPES}
+        for ready, (dtype, direction, kernel) in enumerate(kernels, 1):
+            load_kernels(addresses[dtype], np.dtype(dtype), [kernel], direction)
+            compiling.update(ready, len(kernels))
     for dtype in DTYPES:
-        addresses = new_table()
-        for direction in (FORWARD, BACKWARD):
-            load_kernels(addresses, np.dtype(dtype), _recorded(dtype), direction)
         # What calls the operations is the same code for all models.
         training = TrainConfig(val_fraction=0.5, dtype=dtype, optimizer="muon")
         trainer = Trainer(ModelConfig(n_embd=4, block_size=2), training, ["ab", "ba"])

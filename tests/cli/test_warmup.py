@@ -1,5 +1,7 @@
 """`warmup`."""
 
+import re
+
 import pytest
 
 from tapegpt.settings import DTYPES, GRANULARITIES
@@ -8,7 +10,11 @@ COMPILING = "compiling kernels"
 
 
 def test_warmup_says_that_it_compiles(warm, tapegpt):
-    assert warm == ("", f"tapegpt: {COMPILING} that the cache does not have yet\n")
+    out, err = warm
+    first, *others = err.splitlines()
+    assert (out, first) == ("", f"tapegpt: {COMPILING} that the cache does not have yet")
+    counts = [re.fullmatch(r"compiling: (\d+) of (\d+) kernels", line) for line in others]
+    assert all(count and 0 < int(count[1]) <= int(count[2]) for count in counts)
     assert tapegpt("warmup").stderr == ""
 
 
