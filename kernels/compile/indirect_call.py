@@ -16,7 +16,6 @@ from numba.core import cgutils, config
 from numba.core.imputils import lower_getattr
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic, lower_builtin, models, register_model
-from numba.np.arrayobj import populate_array
 
 from tapegpt.kernels.layout import BatchRange
 from tapegpt.kernels.simd.memory import element_pointer
@@ -96,6 +95,9 @@ def array_at(dtype, ndim):
     @intrinsic
     def view(typing_context, address, count):
         def codegen(context, builder, sig, args):
+            # Here, because it imports much that a start from the cache does not need.
+            from numba.np.arrayobj import populate_array
+
             item = ir.Constant(ir.IntType(64), dtype.bitwidth // 8)
             shape = [args[1]]
             if ndim == 2:
