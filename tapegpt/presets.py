@@ -49,6 +49,34 @@ RECIPE: Mapping[str, object] = {
 
 TEXT_VAL_FRACTION = 0.1  # of a text, by default
 
+# The same of a text in some minutes: newer parts, and Muon, whose rate falls from early on.
+TEXT_RECIPE: Mapping[str, object] = {
+    "text": True,
+    "model": "gpt",
+    "n_head": 4,
+    "block_size": 64,
+    "look_back": 2,
+    "positions": "rotary",
+    "activation": "relu2",
+    "qk_norm": True,
+    "final_norm": True,
+    "zero_init": True,
+    "batch_size": 32,
+    "optimizer": "muon",
+    "learning_rate": 0.03,
+    "adam_rate": 0.004,
+    "beta1": 0.9,
+    "beta2": 0.99,
+    "epsilon": 1e-10,
+    "weight_decay": 0.1,
+    "momentum": 0.95,
+    "schedule": "wsd",
+    "warmup": 0.03,
+    "cooldown": 1.0,
+    "val_fraction": 0.1,
+    "dtype": "float32",
+}
+
 PRESETS: Mapping[str, Mapping[str, object]] = {
     "microgpt": {  # the original program's numbers, whatever the defaults above become
         "model": "gpt",
@@ -142,6 +170,9 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "learning_rate": 0.005,
         "weight_decay": 0.1,
     },
+    "text-1m": {**TEXT_RECIPE, "seconds": 60.0, "n_layer": 4, "n_embd": 128},
+    "text-5m": {**TEXT_RECIPE, "seconds": 300.0, "n_layer": 4, "n_embd": 128, "dropout": 0.1},
+    "text-30m": {**TEXT_RECIPE, "seconds": 1800.0, "n_layer": 6, "n_embd": 192, "dropout": 0.2},
 }
 
 

@@ -29,6 +29,17 @@ RECIPE = {
     "dtype": "float32",
 }  # fmt: skip
 
+# Not tuned beyond what bench/learning.md shows.
+TEXT = {
+    "text": True, "batch_size": 32, "optimizer": "muon", "learning_rate": 0.03, "adam_rate": 0.004,
+    "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-10, "weight_decay": 0.1, "momentum": 0.95,
+    "schedule": "wsd", "warmup": 0.03, "cooldown": 1.0, "val_fraction": 0.1, "dtype": "float32",
+}  # fmt: skip
+TEXT_NETWORK = {
+    "model": "gpt", "n_head": 4, "block_size": 64, "look_back": 2, "positions": "rotary",
+    "activation": "relu2", "qk_norm": True, "final_norm": True, "zero_init": True,
+}  # fmt: skip
+
 EXPECTED = {
     "microgpt": MICROGPT,
     "brief-ds-vector": (
@@ -73,6 +84,17 @@ EXPECTED = {
             model="gpt", n_layer=3, n_embd=48, n_head=4, block_size=16, look_back=2, ensemble=4
         ),
         TrainConfig(**RECIPE, seconds=60.0, batch_size=32, learning_rate=0.005, weight_decay=0.1),
+    ),
+    "text-1m": (
+        ModelConfig(**TEXT_NETWORK, n_layer=4, n_embd=128), TrainConfig(**TEXT, seconds=60.0)
+    ),
+    "text-5m": (
+        ModelConfig(**TEXT_NETWORK, n_layer=4, n_embd=128, dropout=0.1),
+        TrainConfig(**TEXT, seconds=300.0),
+    ),
+    "text-30m": (
+        ModelConfig(**TEXT_NETWORK, n_layer=6, n_embd=192, dropout=0.2),
+        TrainConfig(**TEXT, seconds=1800.0),
     ),
 }  # fmt: skip
 
