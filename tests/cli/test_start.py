@@ -14,7 +14,7 @@ from command_line import SKY, Cli, metrics, saved
 from tapegpt import cli
 from tapegpt.checkpoint import load
 from tapegpt.cli import COMMANDS
-from tapegpt.commands import bench
+from tapegpt.commands import bench, registry
 from tapegpt.commands.flags import given
 from tapegpt.presets import PRESETS, configure
 from tapegpt.settings import ModelConfig, TrainConfig
@@ -104,7 +104,7 @@ def test_help_names_every_flag(call):
         *(f.name for f in names),
     ):
         assert re.search(rf"^  --{name.replace('_', '-')}\b", out, re.M)
-    rates = "0.01 for adam, 0.01 for adamw, (1 - momentum) 0.1 / 0.5 / 0.3 for sgd"
+    rates = "0.01 for adam, 0.01 for adamw, (1 - momentum) 0.1 / 0.5 / 0.3 for sgd, 0.02 for muon"
     assert f"default {rates} (gpt / rnn / rnn-att)" in " ".join(out.split())
     out, _ = call("sample", "--help")
     for name in ("run", "temperature", "num-samples", "top-k", "top-p", "prompt", "seed"):
@@ -263,7 +263,7 @@ def test_files_that_are_no_settings(refused, text, said):
 
 
 def test_completion(call, monkeypatch):
-    for shell in cli.SHELLS:
+    for shell in registry.SHELLS:
         monkeypatch.setitem(sys.modules, "shtab", None)
         _, err = call("completion", shell, code=1)
         assert "pip install shtab" in err
