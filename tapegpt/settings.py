@@ -401,7 +401,7 @@ class SampleConfig:
         COUNT,
         "sampling",
         "how many characters to draw at most, beside the prompt; beyond --block-size the network"
-        " sees the last half of it to all of it",
+        " sees the last third of it to all of it",
         default="500 of a run with --text, else as long as a document is",
     )
     stop: str | None = setting(

@@ -1,11 +1,12 @@
 """Texts that go on and on: the network sees as many of the last tokens as a block holds.
 
-    window     t0 t1 t2 t3 t4 t5 t6 t7        full: one more token follows from these
-    then       t4 t5 t6 t7 t8 .  .  .         its last tokens begin the next window, half a block
+    window     t0 t1 t2 t3 t4 t5 t6 t7 t8     full: one more token follows from these
+    then       t7 t8 t9 .  .  .  .  .  .      its last tokens begin the next window, a third of it
 
 Until a window is full, each token is one sweep over one more position: the tape is the KV cache.
 Positions are learned from the beginning of a window, so the keys and values of the tokens that stay
-are computed again, all in one sweep: for one more token in about half a block.
+are computed again, all in one sweep: one position more for every two tokens that are drawn. To keep
+half a block would be one for every token.
 """
 
 from tapegpt.kernels.compile.jit import jit
@@ -50,7 +51,7 @@ def continue_texts(program, window, state, inverse_temperature, top_k, top_p, un
     texts, block = window.shape
     values, weights = program.tape_arrays.values, program.likelihoods
     vocab_size = program.vocab_size
-    width, kept = padded(weights, vocab_size), (block + 1) // 2
+    width, kept = padded(weights, vocab_size), (block + 2) // 3
     for n in range(drawn.shape[1]):
         filled, known = state[0], state[1]
         logits = read_window(program, window, known if filled - known == 1 else 0, filled)

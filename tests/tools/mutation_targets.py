@@ -31,6 +31,7 @@ TESTS = {
     ],
     "embedding": ["test_array_operations.py test_gradients.py -k embed", "test_batch.py"],
     "sample": ["test_sampling.py"],
+    "continuation": ["test_text_sampling.py"],
     "lane_batching": [
         "test_array_operations.py -k attention",
         "test_lanes.py",
@@ -74,7 +75,7 @@ TESTS = {
     ],
     "thread_group": ["test_threads.py"],
     "topk": ["test_topk.py", "test_array_operations.py test_gradients.py -k gathered"],
-    "validation": ["test_validation.py", "test_threads.py"],
+    "validation": ["test_validation.py test_text_training.py", "test_threads.py"],
     "simd/lanewise": SIMD,
     "simd/memory": SIMD,
     "simd/reduce": SIMD,

@@ -32,7 +32,7 @@ def model(block, granularity="vector", texts=1, seed=0):
 
 
 def expected_tokens(weights, window, block, uniforms, temperature):
-    """Token after token: a full window becomes its last half, the new token included."""
+    """Token after token: a full window becomes its last third, the new token included."""
     window, drawn = window[-block:], []
     for uniform in uniforms:
         logits = references.gpt_logits(weights, 2, 2, window)[-1] / temperature
@@ -41,7 +41,7 @@ def expected_tokens(weights, window, block, uniforms, temperature):
         drawn.append(token)
         window = [*window, token]
         if len(window) > block:
-            window = window[-((block + 1) // 2) :]
+            window = window[-((block + 2) // 3) :]
     return drawn
 
 
