@@ -23,7 +23,7 @@ from tapegpt.kernels.compile.indirect_call import (
     records_at,
 )
 from tapegpt.kernels.compile.jit import inlined, jit
-from tapegpt.kernels.layout import BatchRange
+from tapegpt.kernels.layout import OPCODE, BatchRange
 from tapegpt.kernels.ops import recurrence
 from tapegpt.kernels.ops.recurrence import carry_args, position_range, previous_args
 from tapegpt.kernels.program import TapeArrays
@@ -52,7 +52,7 @@ def forward_sweep(tape_arrays, begin, end, batch_range):
     i, previous, here = begin, end, batch_range
     while i < end:
         code, out, at, _ = read_record(records, i)
-        if code < FIRST_CALLED:
+        if code & OPCODE < FIRST_CALLED:
             address = kernels[SCALARS, FORWARD]
             i = call_scalars(address, values, grads, records, operands, inputs, i, end)
         elif code == CARRY:
@@ -77,7 +77,7 @@ def reverse_sweep(tape_arrays, begin, end, batch_range):
     i, carry, here = end - 1, end, batch_range
     while i >= begin:
         code, out, at, back = read_record(records, i)
-        if code < FIRST_CALLED:
+        if code & OPCODE < FIRST_CALLED:
             address = kernels[SCALARS, BACKWARD]
             i = call_scalars(address, values, grads, records, operands, inputs, i, begin)
         elif code == CARRY:

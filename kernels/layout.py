@@ -19,9 +19,10 @@ vectors:
     values:  | parameters ........ | 3.0 | 2.0 | 6.0 | row 0 ... 0 0 | row 1 ... 0 0 | ...
              ^ 0                   ^ num_params      ^ id of an array node, 2 rows
 
-A record of a scalar operation is (opcode, out, a, b), b unused where there is one operand. Every
-other record is (opcode, out, at, back), with its arguments from operands[at] on,
-in the order of the fields that its file declares. The first argument of an array operation is
+A record of a scalar operation is (opcode, out, a, b), b unused where there is one operand. That of
+a multiply_add has above the OPCODE_BITS of its opcode how many nodes before `out` the sum lies that
+it goes on with. Every other record is (opcode, out, at, back), with its arguments from operands[at]
+on, in the order of the fields that its file declares. The first argument of an array operation is
 its number of rows, or BATCH for the rows of the batch that is being replayed. Some operations on
 scalars have several results, the nodes from `out` on: their first argument is how many.
 
@@ -39,6 +40,10 @@ from typing import NamedTuple
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.compile.jit import inlined
 from tapegpt.kernels.simd import lanes
+
+OPCODE_BITS = 12
+OPCODE = (1 << OPCODE_BITS) - 1  # where an opcode is, in the first field of a record
+FARTHEST_SUM = (1 << (32 - OPCODE_BITS)) - 1  # nodes
 
 BATCH = -1
 NONE = -1

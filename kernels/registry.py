@@ -21,6 +21,7 @@ from tapegpt.kernels.compile.indirect_call import (
     kernel_type,
     scalars_signature,
 )
+from tapegpt.kernels.layout import OPCODE
 from tapegpt.kernels.op import ArrayOp, ListOp
 from tapegpt.kernels.ops.scalar.chain import SCALAR_OPS, scalars_backward, scalars_forward
 from tapegpt.kernels.ops.scalar.formulas import Formula
@@ -87,7 +88,7 @@ def address(kernel, signature):
 
 def kernels_of(records: NDArray[np.uint32]) -> list[int]:
     """The kernels that a program of these records needs, as rows of the table of addresses."""
-    codes = np.flatnonzero(np.bincount(records[:, 0]))
+    codes = np.flatnonzero(np.bincount(records[:, 0] & OPCODE))
     called = codes[codes >= FIRST_CALLED].tolist()
     return called if len(called) == len(codes) else [*called, SCALARS]
 

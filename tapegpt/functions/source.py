@@ -243,8 +243,10 @@ def _formula_passed(
     parts = [(formula.da, step.operands[0], wanted[0])]
     if formula.db:
         parts.append((formula.db, step.operands[1], wanted[1]))
+    if formula.goes_on:
+        parts.append(("dout", step.operands[2], wanted[2]))
     for place, (part, node, is_wanted) in enumerate(parts):
-        needed = is_wanted or (place == 0 and "da" in formula.db and wanted[-1])
+        needed = is_wanted or (place == 0 and "da" in formula.db and wanted[1])
         if not part or not needed:
             continue
         expression = vector_expression(part, names)
@@ -266,7 +268,7 @@ def _is_steep(expression: str) -> bool:
 
 def _places(formula: Formula, operands: list[str]) -> dict[str, str]:
     """What the operands are called in a formula."""
-    return dict(zip(("a", formula.second), operands, strict=False))
+    return dict(zip(("a", formula.second, "s"), operands, strict=False))
 
 
 def _value(graph: Graph, node: int) -> str:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tapegpt.kernels.layout import OPCODE, OPCODE_BITS
 from tapegpt.kernels.ops.scalar import dot, lookup, reduce, strided
 from tapegpt.kernels.ops.scalar.formulas import Formula
 from tapegpt.kernels.program import TapeArrays
@@ -61,9 +62,11 @@ def steps_between(
 
 def _steps(arrays: TapeArrays) -> Iterator[Step]:
     for code, out, a, b in arrays.records.tolist():
-        operation = OPERATIONS[code]
+        operation = OPERATIONS[code & OPCODE]
         if isinstance(operation, Formula):
             operands = (a, b) if operation.second else (a,)
+            if operation.goes_on:
+                operands = (*operands, out - (code >> OPCODE_BITS))
             yield Step(operation, (out,), operands)
         elif operation is lookup.LOOKUP:
             count, base, slot, stride = _listed(arrays.operands, a, 4)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from tapegpt.kernels.layout import OPCODE
 from tapegpt.kernels.op import DOUT, OVERWRITE, ArrayOp, place, with_gradients
 from tapegpt.kernels.program import TapeArrays
 from tapegpt.kernels.registry import OPERATIONS
@@ -50,7 +51,7 @@ def array_records(tape: TapeArrays) -> list[Record]:
     """The records of operations on arrays, in order."""
     found = []
     for number, (code, out, at, back) in enumerate(tape.records.tolist()):
-        operation = OPERATIONS[code]
+        operation = OPERATIONS[code & OPCODE]
         if isinstance(operation, ArrayOp):
             found.append(Record(number, operation, out, at, back, tape.operands))
     return found

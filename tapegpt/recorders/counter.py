@@ -43,9 +43,9 @@ class Counter:
             tables = block * self._of_positions
             return documents * block * self._arrays + tables + sum(attention)
         position, pair = self._scalars, 5 * sum(count for count, _ in self._heads)
-        if granularity == "scalar":  # a product and a sum each
-            position += 2 * self.products
-            pair += 4 * self.attended
+        if granularity == "scalar":  # one for a product and the sum that it goes into
+            position += self.products
+            pair += 2 * self.attended
         return block * position + block * (block + 1) // 2 * pair
 
     def embed(self, tokens: str, positions: str | None, *earlier: str) -> int:

@@ -1,11 +1,11 @@
 """A network recorded as scalars: one document is unrolled, position after position.
 
 A row is an array of node ids. Independent operations are recorded next to each other, as processors
-like them: first all products of a matrix with a vector, then the sums of every output side by side.
+like them. A product and the sum that it goes into are one node.
 The order in which each single sum is taken is microgpt's.
 """
 
-from functools import reduce
+from functools import cache, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,18 @@ from tapegpt.tape import Batch, Input, Tape
 from tapegpt.tape.block import ROTARY_BASE
 
 Row = NDArray[np.int64]
+
+
+@cache
+def wavefront(rows: int, columns: int) -> tuple[Row, Row]:
+    """The places of a matrix, row and column, by their distance from its first corner.
+
+    Neighbours in this order differ in both: neither their sums nor their gradients wait for each
+    other. The last column comes last, side by side.
+    """
+    row, column = np.indices((rows, columns)).reshape(2, -1)
+    order = np.argsort(np.where(column < columns - 1, row + column, rows + columns), kind="stable")
+    return row[order], column[order]
 
 
 class Scalar:
@@ -160,8 +172,16 @@ class Scalar:
         return self._tape.record(name, a, b)
 
     def dot(self, a: Row, b: Row) -> Row:
-        """The sum of the products of every row of a with the same row of b."""
-        return self.sum(self.each("mul", a, b))
+        """The sum of the products of every row of a with the same row of b, from left to right."""
+        first = self.each("mul", a[:, 0], b[:, 0])
+        if a.shape[1] == 1:
+            return first
+        row, column = wavefront(len(a), a.shape[1] - 1)
+        made = np.empty((len(a), a.shape[1]), np.int64)
+        made[:, 0] = first
+        made[row, column + 1] = len(self._tape) + np.arange(len(row))
+        self._tape.multiply_adds(made[row, column], a[row, column + 1], b[row, column + 1])
+        return made[:, -1]
 
     def sum(self, x: Row) -> Row:
         """The sum of every row of x, from left to right."""

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from tapegpt.tape import Tape
 
 UNARY = {formula.name: CODES[formula] for formula in FORMULAS if not formula.second}
-BINARY = {formula.name: CODES[formula] for formula in FORMULAS if formula.second}
+BINARY = {
+    formula.name: CODES[formula] for formula in FORMULAS if formula.second and not formula.goes_on
+}
+(MULTIPLY_ADD,) = (CODES[formula] for formula in FORMULAS if formula.goes_on)
 
 H = TypeVar("H", "Scalar", "Array")  # what an operation takes is what it gives
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tapegpt.kernels.layout import BATCH
+from tapegpt.kernels.layout import BATCH, OPCODE
 from tapegpt.kernels.registry import OPERATIONS
 from tapegpt.tape.handles import Array, Node, Scalar, new
 from tapegpt.tape.replay import Replay
@@ -112,7 +112,7 @@ class Leaves(Replay):
         before = self._records_until(node)
         if before > 0:
             opcode, out, at, _ = self._records[4 * before - 4 : 4 * before]
-            results = self._operands[at] if OPERATIONS[opcode].several else 1
+            results = self._operands[at] if OPERATIONS[opcode & OPCODE].several else 1
             if node < out + results:
                 raise TapeError(f"node {node} is the result of an operation: set a leaf")
         array = max((array for array in self._shapes if array <= node), default=node)

@@ -1,6 +1,6 @@
 """The vocabulary for rows that go on from the position before."""
 
-from tapegpt.kernels.layout import BATCH, NONE
+from tapegpt.kernels.layout import BATCH, NONE, OPCODE
 from tapegpt.kernels.op import ArrayOp, gradient_place, place
 from tapegpt.kernels.ops.recurrence import CARRY, PREVIOUS, CarryArgs, PreviousArgs
 from tapegpt.kernels.registry import OPERATIONS
@@ -47,7 +47,7 @@ class Recurrence(Leaves):
             raise TapeError(f"carry: previous has the shape {self.shape(state)}, x {self.shape(x)}")
         for i in range(4 * (record + 1), len(self._records), 4):
             opcode, _, arguments, _ = self._records[i : i + 4]
-            operation = OPERATIONS[opcode]
+            operation = OPERATIONS[opcode & OPCODE]
             by_row = isinstance(operation, ArrayOp) and operation.row_by_row
             if not by_row or self._operands[arguments] != BATCH:
                 raise TapeError(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.interpreter import PREVIOUS, live_forward_sweep, live_reverse_sweep
+from tapegpt.kernels.layout import OPCODE
 from tapegpt.kernels.program import TapeArrays
 from tapegpt.kernels.registry import kernels_of, load_kernels, new_table
 from tapegpt.tape.handles import Array, Node, Scalar
@@ -161,7 +162,10 @@ class Replay(Memory):
             return
         codes = self._records[4 * first :: 4]
         # NumPy is quicker at many of them.
-        used = set(codes if len(codes) < FEW else np.flatnonzero(np.bincount(codes)).tolist())
+        if len(codes) < FEW:
+            used = {code & OPCODE for code in codes}
+        else:
+            used = set(np.flatnonzero(np.bincount(np.asarray(codes) & OPCODE)).tolist())
         if not used <= loaded:
             load_kernels(
                 self.kernels, self.dtype, kernels_of(self._record_rows()[first:]), direction

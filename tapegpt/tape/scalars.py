@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tapegpt.kernels.layout import FARTHEST_SUM, OPCODE_BITS
 from tapegpt.kernels.op import ListOp
 from tapegpt.kernels.ops.scalar import dot, lookup, reduce, strided
 from tapegpt.kernels.ops.topk import TOPK, TopkArgs
 from tapegpt.kernels.registry import opcode
-from tapegpt.tape.handles import BINARY, UNARY, Handle, Node, Scalar
+from tapegpt.tape.handles import BINARY, MULTIPLY_ADD, UNARY, Handle, Node, Scalar
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.storage import all_or_nothing, alone
 from tapegpt.tape.types import Ids, Input, TapeError
@@ -112,11 +113,28 @@ class ScalarOperations(Leaves):
         Returns the new ids, in the shape of the arrays.
         """
         code, left, right = self._pairs(name, a, b)
+        return self._record_pairs(code, left, right)
+
+    def _record_pairs(self, code: int | Ids, left: Ids, right: Ids) -> Ids:
         out = self._allocate(left.size) + np.arange(left.size)
         rows = np.empty((left.size, 4), np.uint32)
         rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3] = code, out, left.ravel(), right.ravel()
         self._records.frombytes(rows.tobytes())
         return out.reshape(left.shape)
+
+    @alone
+    def multiply_adds(self, sums: ArrayLike, a: ArrayLike, b: ArrayLike) -> Ids:
+        """Record sum + a * b for the ids in three arrays of one shape: one node each.
+
+        An id may be that of a node made in this same call, if it comes before. Returns
+        the new ids, in the shape of the arrays.
+        """
+        _, before, _ = self._pairs("add", sums, a)
+        _, left, right = self._pairs("mul", a, b)
+        distances = self._size + np.arange(left.size) - before.ravel()
+        if distances.max(initial=0) > FARTHEST_SUM:
+            return self.record("add", before, self.record("mul", left, right))
+        return self._record_pairs(MULTIPLY_ADD | distances << OPCODE_BITS, left, right)
 
     @alone
     def runs(self, name: str, a: ArrayLike, b: ArrayLike | None = None) -> Ids:

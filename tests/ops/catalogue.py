@@ -425,6 +425,9 @@ SCALAR_OPERATIONS: dict[str, Make] = {
     "sub": each("sub", np.subtract, 2),
     "mul": each("mul", np.multiply, 2),
     "div": each("div", np.divide, 2, kind="positive"),
+    "multiply_adds": of_scalars(
+        lambda t, s, a, b: t.multiply_adds(s, a, b), lambda s, a, b: s + a * b, 3
+    ),
     "neg": each("neg", np.negative),
     "scale": with_number("scale", np.multiply),
     "pow": with_number("pow", np.power, kind="positive"),

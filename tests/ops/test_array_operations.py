@@ -25,6 +25,7 @@ from ops.catalogue import (
 )
 from tapegpt.graph.memory_plan import mark_overwritten
 from tapegpt.kernels.interpreter import reverse_sweep
+from tapegpt.kernels.layout import OPCODE
 from tapegpt.tape import Tape
 
 DTYPES = ["float32", "float64"]
@@ -56,7 +57,8 @@ def test_every_operation_has_a_case():
         for seed in range(4):
             here = recorded(name, seed)
             total = 0
-            for opcode, out, at, _ in here.records().tolist():
+            for first, out, at, _ in here.records().tolist():
+                opcode = first & OPCODE
                 found.add(opcode)
                 places = RESULT_WIDTHS.get(opcode, ())
                 width = math.prod(int(here.tape.replay_arrays().operands[at + i]) for i in places)

@@ -23,6 +23,7 @@ from tapegpt.kernels.compile.indirect_call import (
     read_record,
 )
 from tapegpt.kernels.compile.jit import jit
+from tapegpt.kernels.layout import OPCODE
 from tapegpt.kernels.ops.product.amx import (
     begin_products,
     clear_sum,
@@ -311,12 +312,12 @@ def numbers_of(recorded):
     (first, begin), (_, end) = recorded.extent
     lists = {}
     for i, (opcode, _, at, back) in enumerate(recorded.records().tolist(), first):
-        operation = OPERATIONS[opcode]
+        operation = OPERATIONS[opcode & OPCODE]
         for place in range(4 * i + 1, 4 * i + 4):
             yield operation.name, "_records", place
         if not isinstance(operation, Formula):
             lists[at] = operation.name
-        if array_op(opcode):
+        if array_op(opcode & OPCODE):
             lists[back] = operation.name
     for place in range(begin, end):
         yield lists[max(start for start in lists if start <= place)], "_operands", place

@@ -11,6 +11,7 @@ import numpy as np
 
 from tapegpt.kernels.compile.indirect_call import read_record
 from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.layout import OPCODE, OPCODE_BITS
 from tapegpt.kernels.op import ListOp, generated
 from tapegpt.kernels.ops.scalar.dot import DOT, DOT_RUN
 from tapegpt.kernels.ops.scalar.formulas import FORMULAS, SCOPE, Formula
@@ -38,6 +39,7 @@ PLACES = {
     "a": "values[a]",
     "b": "values[b]",
     "c": "values[b]",
+    "s": "values[out - (code >> OPCODE_BITS)]",
     "out": "values[out]",
     "zero": "values.dtype.type(0)",
     "one": "values.dtype.type(1)",
@@ -46,7 +48,7 @@ PLACES = {
 
 def in_place(expression: str) -> str:
     """An expression of a formula on what lies at the nodes a, b and out."""
-    return re.sub(r"\b(a|b|c|out|zero|one)\b", lambda name: PLACES[name[0]], expression)
+    return re.sub(r"\b(a|b|c|s|out|zero|one)\b", lambda name: PLACES[name[0]], expression)
 
 
 def forward_lines(formula: Formula) -> str:
@@ -56,9 +58,12 @@ def forward_lines(formula: Formula) -> str:
 def backward_lines(formula: Formula) -> str:
     if not formula.da:
         return "pass"
-    lines = [f"da = {in_place(formula.da)}", "grads[a] += da"]
+    nothing = "values.dtype.type(0) if vanishes(dout) else " if formula.mixed else ""
+    lines = [f"da = {nothing}{in_place(formula.da)}", "grads[a] += da"]
     if formula.db:
-        lines.append(f"grads[b] += {in_place(formula.db)}")
+        lines.append(f"grads[b] += {nothing}{in_place(formula.db)}")
+    if formula.goes_on:
+        lines.append("grads[out - (code >> OPCODE_BITS)] += dout")
     if formula.when:
         lines = [f"if {in_place(formula.when)}:", *(f"    {line}" for line in lines)]
     return "\n".join(lines)
@@ -78,10 +83,10 @@ def scalars_forward(values, grads, records, operands, inputs, i, end):
 """
 
 FORWARD_ADJACENT = """
-if code == {code}:
+if {opcode} == {code}:
     while i < end:
         code, out, a, b = read_record(records, i)
-        if code != {code}:
+        if {opcode} != {code}:
             break
 {lines}
         i += 1
@@ -104,10 +109,10 @@ def scalars_backward(values, grads, records, operands, inputs, i, begin):
 """
 
 BACKWARD_ADJACENT = """
-if code == {code}:
+if {opcode} == {code}:
     while i >= begin:
         code, out, a, b = read_record(records, i)
-        if code != {code}:
+        if {opcode} != {code}:
             break
         dout = grads[out]
 {lines}
@@ -129,10 +134,11 @@ def make_chain(template, adjacent_template, lines_of, call):
         else:
             lines = call.format(name=operation.name)
         if isinstance(operation, Formula) and operation.adjacent:
-            if lines_of is backward_lines and not operation.plain:
+            if lines_of is backward_lines and not (operation.plain or operation.mixed):
                 lines = "if not vanishes(dout):\n" + textwrap.indent(lines, "    ")
             lines = textwrap.indent(lines, 8 * " ")
-            adjacent += adjacent_template.format(code=code, lines=lines)
+            opcode = "code & OPCODE" if operation.goes_on else "code"
+            adjacent += adjacent_template.format(opcode=opcode, code=code, lines=lines)
         else:
             test = "elif" if others else "if"
             others.append(f"{test} code == {code}:\n" + textwrap.indent(lines, "    "))
@@ -146,6 +152,8 @@ source = make_chain(FORWARD, FORWARD_ADJACENT, forward_lines, FORWARD_CALL)
 source += make_chain(BACKWARD, BACKWARD_ADJACENT, backward_lines, BACKWARD_CALL)
 names = {
     "np": np,
+    "OPCODE": OPCODE,
+    "OPCODE_BITS": OPCODE_BITS,
     "read_record": read_record,
     "vanishes": vanishes,
     "FIRST_SEVERAL": FIRST_SEVERAL,

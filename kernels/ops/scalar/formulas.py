@@ -1,8 +1,9 @@
 """Scalar operations: out from one node or two, and what they pass back, side by side.
 
-In an expression a and b are the values of the operands, c that of a constant one, out the result;
-dout is the gradient of out. What da and db give is added to the gradients of a and b. Both chains
-of the interpreter and the strided kernels are generated from these rows.
+In an expression a and b are the values of the operands, c that of a constant one, s that of a sum
+that goes on, out the result; dout is the gradient of out. What da and db give is added to the
+gradients of a and b, and dout to that of s. Both chains of the interpreter and the strided kernels
+are generated from these rows.
 """
 
 import ast
@@ -68,13 +69,15 @@ class Formula:
     adjacent: bool = False
     # dout is added as it is: there is no use in looking whether it is worth passing on.
     plain: bool = False
+    # Whether dout is 0 changes from one record to the next: no branch on it.
+    mixed: bool = False
     # Also for vectors of nodes side by side, see strided.py.
     strided: bool = False
     several = False  # results
 
     def __post_init__(self) -> None:
         """Refuse an incomplete row at import."""
-        operands = {"a", "b", "c", "zero", "one", "values", *SCOPE}
+        operands = {"a", "b", "c", "s", "zero", "one", "values", *SCOPE}
         gradients = operands | {"out", "dout"}
         for expression, known in (
             (self.out, operands),
@@ -90,6 +93,11 @@ class Formula:
             raise ValueError(f"{self.name}: the operand b and its gradient db belong together")
 
     @property
+    def goes_on(self) -> bool:
+        """Whether it adds to a sum: its record says how far back that lies, see layout.py."""
+        return "s" in names_in(self.out)
+
+    @property
     def second(self) -> str:
         """The name of the second operand: b, c for a constant, or nothing."""
         return next((name for name in ("b", "c") if name in names_in(self.out)), "")
@@ -98,6 +106,7 @@ class Formula:
 FORMULAS = (
     Formula("add", "a + b", "dout", "dout", adjacent=True, plain=True, strided=True),
     Formula("mul", "a * b", "b * dout", "a * dout", adjacent=True, strided=True),
+    Formula("multiply_add", "s + a * b", "b * dout", "a * dout", adjacent=True, mixed=True),
     Formula("sub", "a - b", "dout", "-dout", strided=True),
     Formula("div", "a / b", "dout / b", "-out * da", strided=True),
     Formula("scale", "a * c", "c * dout", strided=True),
