@@ -1,8 +1,10 @@
 """How far training has come, on stderr: a live line on a terminal, now and then one elsewhere."""
 
+import logging
 import math
 import sys
 import time
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -93,6 +95,7 @@ class Progress:
         self._val_loss = ""
         self._silent = quiet
         self._bar: Any = None
+        self._held = ExitStack()
         if not quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -109,6 +112,11 @@ class Progress:
             )
 
     def __enter__(self) -> Self:
+        if self._bar is not None:
+            from tqdm.contrib.logging import logging_redirect_tqdm
+
+            # Messages come above the live line.
+            self._held.enter_context(logging_redirect_tqdm([logging.getLogger("tapegpt")]))
         return self
 
     def __exit__(
@@ -117,6 +125,7 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._held.close()
         if self._bar is not None:
             self._bar.close()
 

@@ -1,5 +1,6 @@
 """What is shown while a training goes on: the time left is what it then takes."""
 
+import logging
 import math
 import re
 import sys
@@ -213,3 +214,21 @@ def test_amounts():
     assert [duration(x) for x in (0.4, 99.4, 99.6, 3599, 3600, 90061)] == [
         "0 s", "99 s", "1:40 min", "59:59 min", "1:00:00 h", "25:01:01 h",
     ]  # fmt: skip
+
+
+def test_messages_come_above_the_live_line(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    log, handler = logging.getLogger("tapegpt"), logging.StreamHandler(terminal)
+    log.addHandler(handler)
+    try:
+        shown = Progress(budget_of(TrainConfig(steps=100), 100), 0, 0.0, 6.5, quiet=False)
+        with shown as live:
+            live.update(State(10, 1.0, 2.5, None, None, None))
+            log.warning("cannot save")
+            assert handler not in log.handlers
+        assert handler in log.handlers
+    finally:
+        log.removeHandler(handler)
+    lines = terminal.text.split("\n")
+    assert lines[0].split("\r")[-1] == "cannot save"
