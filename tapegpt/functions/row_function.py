@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tapegpt.functions.source import Graph, Wanted, source_of
 from tapegpt.functions.steps import steps_between
+from tapegpt.functions.windows import windows_of
 from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import jit_source
 from tapegpt.kernels.simd import math as vmath
@@ -22,6 +23,7 @@ from tapegpt.tape.types import Floats, TapeError
 if TYPE_CHECKING:
     from tapegpt.tape import Tape
 
+MOST_INPUTS = 1000  # that a function takes as arguments
 KEPT = 2  # results of so many calls, see RowFunction._new
 
 Columns = tuple[Floats, ...]
@@ -83,7 +85,8 @@ class RowFunction:
 
             f.add_grad(x[:-1], x[1:], to=(g[:-1], g[1:]))
         """
-        self._run(Wanted(values=False, gradients=True, added=True), x, out=to)
+        every = tuple(range(len(self._graph.inputs)))
+        self._run(Wanted(values=False, gradients=True, added=every), x, out=to)
 
     def source(self, gradients: bool = True) -> str:
         """The function as it is compiled, to look at."""
@@ -131,20 +134,24 @@ class RowFunction:
             lambda begin, end: kernel(begin, end, steps, *inputs, *columns, *passed),
         )
         if whole < rows:
-            self._last_rows(kernel, whole, wanted.added, steps, inputs, columns, passed)
+            added = [values + j for j in wanted.added]
+            self._last_rows(kernel, whole, added, steps, inputs, columns, passed)
         return tuple(results[:values]), tuple(results[values:])
 
     def _last_rows(
         self,
         kernel: Any,
         first: int,
-        added: bool,
+        added: Sequence[int],
         steps: NDArray[np.int64],
         inputs: Sequence[Floats],
         columns: Sequence[Floats],
         seeds: Sequence[Floats],
     ) -> None:
-        """Compute the rows from `first` on, fewer than a block, as a whole one."""
+        """Compute the rows from `first` on, fewer than a block, as a whole one.
+
+        added: the columns that results are added to, after the others have been written.
+        """
 
         def whole(column: Floats) -> Floats:
             return np.resize(column[first:], self._block)
@@ -154,12 +161,9 @@ class RowFunction:
         ]
         results = [np.zeros(self._block, self.dtype) for _ in columns]
         kernel(0, self._block, steps, *padded, *results, *map(whole, seeds))
-        for column, result in zip(columns, results, strict=True):
-            last = result[: len(column) - first]
-            if added:
-                column[first:] += last
-            else:
-                column[first:] = last
+        for place in sorted(range(len(columns)), key=lambda place: place in added):
+            column, last = columns[place], results[place][: len(columns[place]) - first]
+            column[first:] = column[first:] + last if place in added else last
 
     def _floats(self, value: ArrayLike) -> Floats:
         try:
@@ -220,7 +224,7 @@ class RowFunction:
 
 def row_function(
     tape: Tape, inputs: Any, outputs: Any, dtype: str | None = None, threads: int = 1
-) -> RowFunction:
+) -> RowFunction | SumFunction:
     """See `Tape.function`."""
     single = np.ndim(outputs) == 0
     given, wanted = (_nodes(tape, nodes) for nodes in (inputs, outputs))
@@ -230,13 +234,73 @@ def row_function(
         raise TapeError(f"dtype {dtype!r} is neither 'float32' nor 'float64'")
     if threads < 1:
         raise TapeError(f"{threads} is not a number of threads: it is at least 1")
+    kind = np.dtype(dtype or tape.dtype)
+    if single and isinstance(inputs, np.ndarray) and len(given) > MOST_INPUTS:
+        return sum_function(tape, given, wanted[0], kind, threads)
     steps, constants = steps_between(tape.replay_arrays(), given, wanted)
     numbers = {node: float(tape.value(node)) for node in constants}
     for node, number in numbers.items():
         if np.isnan(number):
             raise TapeError(f"function: node {node} is no input, and NaN")
     graph = Graph(given, wanted, tuple(steps), numbers)
-    return RowFunction(graph, np.dtype(dtype or tape.dtype), threads, single)
+    return RowFunction(graph, kind, threads, single)
+
+
+def sum_function(
+    tape: Tape, inputs: tuple[int, ...], output: int, dtype: np.dtype[Any], threads: int
+) -> SumFunction:
+    """The function of many inputs whose output is a sum of terms that are all alike."""
+    windows = windows_of(tape, np.array(inputs), output)
+    term = RowFunction(windows.term, dtype, threads, single=True)
+    return SumFunction(term, windows.begins, windows.terms, len(inputs))
+
+
+class SumFunction:
+    """A sum of terms that are all alike, of an array that each of them reads from its place on.
+
+    Such as Rosenbrock's function of a million numbers, recorded number by number. Takes one array,
+    a number for each input.
+    """
+
+    def __init__(self, term: RowFunction, begins: tuple[int, ...], count: int, size: int) -> None:
+        self.term = term
+        self._begins, self._count, self._size = begins, count, size
+
+    def __repr__(self) -> str:
+        return f"SumFunction({self._size} inputs, {self._count} terms, {self.term.dtype})"
+
+    def __call__(self, x: ArrayLike) -> float:
+        """The output."""
+        return float(self.term(*self._windows(self._array(x))).sum(dtype=np.float64))
+
+    def grad(self, x: ArrayLike, out: Floats | None = None) -> Floats:
+        """The gradient with respect to every input; out: an array for it, instead of a new one."""
+        given = self._array(x)
+        (gradient,) = self.term._results(None if out is None else [out], 1, given.shape)
+        # What no window that is written reaches: before the last one begins, and after it ends.
+        last = max(self._begins)
+        gradient[:last] = 0
+        gradient[last + self._count :] = 0
+        place = self._begins.index(last)
+        added = tuple(j for j in range(len(self._begins)) if j != place)
+        wanted = Wanted(values=False, gradients=True, added=added)
+        self.term._run(wanted, self._windows(given), out=self._windows(gradient))
+        return gradient
+
+    def value_and_grad(self, x: ArrayLike, out: Floats | None = None) -> tuple[float, Floats]:
+        """(output, gradient)"""
+        return self(x), self.grad(x, out)
+
+    def _array(self, x: ArrayLike) -> Floats:
+        given = self.term._floats(x)
+        if given.shape != (self._size,):
+            raise TapeError(
+                f"the function takes an array of {self._size} numbers, not {given.shape}"
+            )
+        return given
+
+    def _windows(self, array: Floats) -> list[Floats]:
+        return [array[begin : begin + self._count] for begin in self._begins]
 
 
 def _nodes(tape: Tape, nodes: Any) -> tuple[int, ...]:

@@ -45,14 +45,14 @@ class Wanted:
     """What a function gives beside each other.
 
     values: the outputs. gradients: of the sum of the outputs with respect to the inputs. seeded:
-    each output counts as much as a row of the seeds says. added: gradients are added to what is
-    there.
+    each output counts as much as a row of the seeds says. added: the inputs, by number, whose
+    gradients are added to what is there, after the others have been written.
     """
 
     values: bool
     gradients: bool
     seeded: bool = False
-    added: bool = False
+    added: tuple[int, ...] = ()
 
 
 def source_of(graph: Graph, wanted: Wanted) -> str:
@@ -179,9 +179,9 @@ def _gradient_lines(graph: Graph, wanted: Wanted) -> Iterator[str]:
     seeds = [f"simd.load(s{j}, i)" if wanted.seeded else one for j in range(count)]
     lines, known = backward_lines(graph, seeds)
     yield from lines
-    for j, node in enumerate(graph.inputs):
+    for j, node in sorted(enumerate(graph.inputs), key=lambda pair: pair[0] in wanted.added):
         total = f"g{node}" if node in known else "simd.splat(x0, 0.0)"
-        if not wanted.added:
+        if j not in wanted.added:
             yield f"simd.store(d{j}, i, {total})"
         elif node in known:
             yield f"simd.store(d{j}, i, simd.load(d{j}, i) + {total})"

@@ -29,7 +29,7 @@ from tapegpt.tape.scalars import ScalarOperations
 from tapegpt.tape.types import Batch, Ids, Input, Mark, TapeError
 
 if TYPE_CHECKING:
-    from tapegpt.functions.row_function import RowFunction
+    from tapegpt.functions.row_function import RowFunction, SumFunction
 
 __all__ = ["Array", "Batch", "Input", "Mark", "Scalar", "Tape", "TapeError"]
 
@@ -49,13 +49,29 @@ class Tape(Pointwise, ScalarOperations, ArrayOperations, BlockOperations, Recurr
         plain = self._any(node)
         return self._array_handle(plain) if plain in self._shapes else self._scalar_handle(plain)
 
+    @overload
+    def function(
+        self,
+        inputs: Ids,
+        outputs: Node | Sequence[Node] | Ids,
+        dtype: str | None = None,
+        threads: int = 1,
+    ) -> RowFunction | SumFunction: ...
+    @overload
+    def function(
+        self,
+        inputs: Node | Sequence[Node],
+        outputs: Node | Sequence[Node] | Ids,
+        dtype: str | None = None,
+        threads: int = 1,
+    ) -> RowFunction: ...
     def function(
         self,
         inputs: Node | Sequence[Node] | Ids,
         outputs: Node | Sequence[Node] | Ids,
         dtype: str | None = None,
         threads: int = 1,
-    ) -> RowFunction:
+    ) -> RowFunction | SumFunction:
         """A recorded scalar graph as one compiled function of arrays, evaluated row by row.
 
             x, y = tape.var(1.0), tape.var(2.0)
@@ -66,6 +82,10 @@ class Tape(Pointwise, ScalarOperations, ArrayOperations, BlockOperations, Recurr
         inputs, outputs: scalar nodes, one or a list. What does not depend on the inputs is a
         constant, as it is now: other leaves, the choices of `lookup` and `largest`, and what array
         operations give. dtype: the tape's own, unless named. threads: how many share the rows.
+
+        Of more than a thousand inputs in an array of ids, as `variables` gives it, the output must
+        be a sum of terms that are all alike; the function takes one array of all inputs.
+
         Raises TapeError for nodes that are no scalars, and for a graph too large to compile.
         """
         from tapegpt.functions.row_function import row_function
