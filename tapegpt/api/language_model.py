@@ -102,7 +102,7 @@ class LanguageModel:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """The shape of every weight by name: of a matrix (outputs, inputs)."""
-        return parameter_shapes(self._run.model, len(self.characters) + 1)
+        return parameter_shapes(self._run.model, self._run.vocab_size)
 
     @property
     def weights(self) -> dict[str, NDArray[np.floating]]:
@@ -153,6 +153,8 @@ class LanguageModel:
         documents = [texts] if isinstance(texts, str) else list(texts)
         if not documents:
             raise UsageError("loss wants at least one document")
+        if not self._run.tokenizer.delimited:
+            raise UsageError("the model is of a stream of text: measure it by tapegpt eval")
         with pythons_words():
             return measure(self._with_weights(), documents).nats_per_token
 

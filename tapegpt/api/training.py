@@ -95,6 +95,8 @@ def _settings(model: LanguageModel, settings: dict[str, Any]) -> TrainConfig:
     kept = {"seed": model.training.seed, "dtype": model.training.dtype}
     if settings.get("dtype", kept["dtype"]) != kept["dtype"]:
         raise UsageError(f"the model's weights are {kept['dtype']}: make it with another dtype")
+    if settings.get("text") or model.training.text:
+        raise UsageError("a text as one stream is trained on by the command line: leave text out")
     config: TrainConfig = checked(TrainConfig, {**kept, **settings})
     check_used(settings, model.settings, config)
     return config

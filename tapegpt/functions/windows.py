@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tapegpt.functions.source import Graph
 from tapegpt.functions.steps import Step
+from tapegpt.kernels.layout import OPCODE, OPCODE_BITS
 from tapegpt.kernels.ops.scalar import reduce, strided
 from tapegpt.kernels.ops.scalar.formulas import Formula
 from tapegpt.kernels.registry import OPERATIONS, opcode
@@ -64,7 +65,7 @@ class _Reader:
     def _terms(self, output: int) -> Ids:
         record = int(np.searchsorted(self._outs, output, side="right")) - 1
         code, out, at, _ = self._arrays.records[record].tolist() if record >= 0 else (-1,) * 4
-        if code != opcode(reduce.SUM) or out != output:
+        if code & OPCODE != opcode(reduce.SUM) or out != output:
             _refuse("with so many inputs the output must be a sum, as `tape.sum` records it")
         operands = self._arrays.operands
         return operands[at + 1 : at + 1 + int(operands[at])]
@@ -116,18 +117,22 @@ class _Reader:
         """The formula that made these nodes and its operands; None of leaves."""
         records = np.searchsorted(self._outs, ids, side="right") - 1
         rows = self._arrays.records[np.maximum(records, 0)].astype(np.int64)
-        operation: Any = OPERATIONS[int(rows[0, 0])]
+        codes, distances = rows[:, 0] & OPCODE, rows[:, 0] >> OPCODE_BITS
+        operation: Any = OPERATIONS[int(codes[0])]
         inside = ids - rows[:, 1]
         count = self._arrays.operands[rows[0, 2]] if operation is strided.STRIDED else 1
         if (records < 0).any() or (inside >= count).any():
             return None
-        if (rows[:, 0] != rows[0, 0]).any():
+        if (codes != codes[0]).any():
             _refuse("the terms are not made by the same operations")
         if operation is strided.STRIDED and (records == records[0]).all():
             return self._strided(int(rows[0, 2]), inside)
         if not isinstance(operation, Formula):
             _refuse(f"the terms hold {operation.name}, not operations of one number or two alone")
-        return operation, [rows[:, 2], rows[:, 3]] if operation.second else [rows[:, 2]]
+        operands = [rows[:, 2], rows[:, 3]] if operation.second else [rows[:, 2]]
+        if operation.goes_on:
+            operands.append(ids - distances)
+        return operation, operands
 
     def _strided(self, at: int, inside: Ids) -> tuple[Formula, list[Ids]]:
         listed = self._arrays.operands[at : at + len(strided.Args._fields)].tolist()

@@ -50,7 +50,7 @@ class Tape(Pointwise, ScalarOperations, ArrayOperations, BlockOperations, Recurr
         return self._array_handle(plain) if plain in self._shapes else self._scalar_handle(plain)
 
     @overload
-    def function(
+    def function(  # type: ignore[overload-overlap]  # an array of one id is an index too
         self,
         inputs: Ids,
         outputs: Node | Sequence[Node] | Ids,

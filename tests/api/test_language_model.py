@@ -81,7 +81,7 @@ def test_loss_and_logits(trained):
     assert model.loss(["anna", "anna"]) == pytest.approx(model.loss("anna"), rel=1e-5)
     np.testing.assert_allclose(model.logits(""), logits[:1], rtol=1e-5)
     for use, said in [
-        (lambda: model.logits("a" * 8), "sees 8 positions"),
+        (lambda: model.logits("a" * 8), "sees 8 positions: choose one of 0 to 7"),
         (lambda: model.logits("xyz"), "not in the alphabet"),
         (lambda: model.loss([]), "at least one"),
     ]:
@@ -197,6 +197,8 @@ def test_errors_name_arguments():
     ]:
         with pytest.raises(TapegptError, match=said):
             train(model, WORDS, **settings)
+    with pytest.raises(TapegptError, match="stream"):
+        train(model, WORDS, text=True)
     with pytest.raises(TapegptError, match="does not know, 'xy'"):
         train(model, ["xy"])
     before = model.weights

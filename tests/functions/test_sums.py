@@ -90,3 +90,17 @@ def test_what_is_not_alike_is_refused():
     f = tape.function(ids, tape.sum([a * w for a in x]))
     with pytest.raises(TapeError, match="1501 numbers"):
         f(np.ones(3))
+
+
+def test_a_sum_that_goes_on():
+    tape = Tape()
+    ids = tape.variables(np.zeros(COUNT))
+    squares = tape.runs("mul", ids[:-1], ids[:-1])
+    terms = tape.multiply_adds(squares, ids[:-1], ids[1:])
+    f = tape.function(ids, tape.sum(terms.tolist()))
+    x = np.linspace(-1, 1, COUNT)
+    assert f(x) == pytest.approx((x[:-1] ** 2 + x[:-1] * x[1:]).sum())
+    expected = np.zeros(COUNT)
+    expected[:-1] = 2 * x[:-1] + x[1:]
+    expected[1:] += x[:-1]
+    np.testing.assert_allclose(f.grad(x), expected, atol=1e-14)
