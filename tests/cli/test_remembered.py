@@ -250,7 +250,7 @@ def test_settings_beside_init_from(call, refused):
     call(*TRAIN, "--steps", "5", "--model", "rnn", "--out", "a")
     begin = ["train", "--init-from", "a", "--data", SKY, "--steps", "3", "--out", "b"]
     refused(*begin, "--n-embd", "16", names="--n-embd 16 differs from 8 in the run of --init-from")
-    refused(*begin, "--momentum", "0.9", names="--momentum 0.9 is for --optimizer sgd alone")
+    refused(*begin, "--momentum", "0.9", names="--momentum 0.9 is for --optimizer sgd")
     refused("train", "--init-from", "missing", code=1, names="'missing/run.json'")
     call(*begin, "--n-embd", "8", "--preset", "1s", "--batch-size", "4")
     run = load(Path("b"))

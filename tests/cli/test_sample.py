@@ -1,5 +1,6 @@
 """`sample`."""
 
+import itertools
 import json
 import re
 import shutil
@@ -89,45 +90,48 @@ def test_runs_that_cannot_be_read(refused, run):
 # New, or of the corpus
 
 
-def places(run):
+def places(run, text):
     """{document: place}, counted anew."""
-    saved = load(run)
-    parts = parts_of(read_documents(SKY), saved.training)
+    parts = parts_of(read_documents(Path(text)), load(Path(run)).training, 8)
     found = {}
     for place, documents in (("test", parts.test), ("held out", parts.held_out)):
-        found |= dict.fromkeys((text[:8] for text in documents), place)
-    return found | dict.fromkeys((text[:8] for text in parts.training), "training")
+        found |= dict.fromkeys((document[:8] for document in documents), place)
+    return found | dict.fromkeys((document[:8] for document in parts.training), "training")
 
 
 HELD_OUT = ["--val-fraction", "0.2", "--test-fraction", "0.2", "--block-size", "8"]
 
 
 def test_every_sample_is_marked_rightly(call):
-    train = ["train", "--data", SKY, *HELD_OUT, "--steps", "1500", "--seed", "3"]
+    """Of words of three letters, many of which are not in the training part."""
+    words = ["".join(word) for word in itertools.product("abcd", repeat=3)]
+    Path("words").write_text("\n".join(words[::2] + ["abcdabcdabcd"] * 9))
+    train = ["train", "--data", "words", *HELD_OUT, "--steps", "300", "--seed", "3"]
     printed, err = call(*train, "--num-samples", "300")
-    known = places("out")
-    counts = [sum(text in known for text in printed.splitlines()), 300]
-    assert "of the samples {} of {} are in the corpus: ".format(*counts) in err
-    out, err = call("sample", "--mark", "--num-samples", "2000", "--seed", "1")
+    known = places("out", "words")
+    count = sum(text in known for text in printed.splitlines())
+    assert f"of the samples {count} of 300 are in the corpus: " in err
+    many = ["--num-samples", "2000", "--temperature", "1", "--seed", "1"]
+    out, err = call("sample", "--mark", *many)
     rows = [line.split("\t") for line in out.splitlines()]
     assert len(rows) == 2000
     assert all(known.get(text, "new") == place for text, place in rows)
-    found = {place: sum(row[1] == place for row in rows) for place in ("training", "held out")}
-    assert min(found.values()) > 0
-    total = sum(row[1] != "new" for row in rows)
-    assert f"{total} of 2000 are in the corpus: {found['training']} in the training part, " in err
-    as_json = json.loads(call("sample", "--json", "--num-samples", "2000", "--seed", "1")[0])
+    found = [sum(row[1] == place for row in rows) for place in ("training", "held out", "test")]
+    assert min(found) > 0 and sum(found) < 2000
+    assert "abcdabcd" in {text for text, place in rows if place == "training"}
+    said = f"{found[0]} in the training part, {found[1]} held out, {found[2]} in the test part"
+    assert f"{sum(found)} of 2000 are in the corpus: {said}\n" in err
+    as_json = json.loads(call("sample", "--json", *many)[0])
     assert [[sample["text"], sample["place"]] for sample in as_json["samples"]] == rows
     assert all(sample["cut"] == (len(sample["text"]) == 8) for sample in as_json["samples"])
     assert as_json["seed"] == 1
-    plain = call("sample", "--num-samples", "2000", "--seed", "1")[0]
-    assert plain.splitlines() == [row[0] for row in rows]
+    assert call("sample", *many)[0].splitlines() == [row[0] for row in rows]
 
 
-def test_only_new_ones(call, refused):
+def test_only_new_ones(call):
     train = ["train", "--data", SKY, *HELD_OUT, "--steps", "600", "--num-samples", "1"]
     call(*train)
-    known = places("out")
+    known = places("out", SKY)
     out, _ = call("sample", "--new", "--num-samples", "200")
     texts = out.splitlines()
     assert len(texts) == len(set(texts)) == 200
