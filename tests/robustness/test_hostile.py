@@ -343,6 +343,7 @@ MAY_BE_ZERO = {
     "--beta1",
     "--beta2",
     "--warmup",
+    "--final-rate",
     "--val-fraction",
     "--test-fraction",
     "--averaging",
@@ -380,6 +381,8 @@ def context(name):
     """The flags without which this one is refused whatever its value is."""
     if name in ("--eval-every", "--patience"):
         return ["--val-fraction", "0.5"]
+    if name == "--eval-windows":
+        return ["--text", "--val-fraction", "0.5"]
     if name == "--threads":
         return ["--batch-size", "100"]
     known = next(known for _, flag_name, known in NUMBERS if flag_name == name)
@@ -463,6 +466,11 @@ EDGES = {
     "--clip-norm": {"5e-324": 0, "1e308": 0},
     "--epsilon": {"5e-324": 0, "1e308": 0},
     "--decay": {"5e-324": 0, "1": 0},
+    "--cooldown": {"5e-324": 0, "1": 0},
+    "--adam-rate": {"5e-324": 0, "1e308": 3},
+    "--softcap": {"1e-3": 0, "1e30": 0, "1e308": 1},
+    "--eval-windows": {"1": 0, "1000": 0},
+    "--length": {"1": 0, "1000": 0},
     "--top-p": {"5e-324": 0, "1": 0},
     "--top-k": {"1": 0, "2147483647": 0},
     "--eval-every": {"1": 0, "9007199254740992": 0},
@@ -486,6 +494,7 @@ EDGES["--averaging"] |= {"0.9999999999999999": 0}
 EDGES["--dropout"] |= {"0.9999999999999999": 0}
 EDGES["--test-fraction"] |= {"0.9": 0, "0.9999999999999999": 2}
 EDGES["--warmup"] |= {"0.9999999999999999": 0}
+EDGES["--final-rate"] |= {"0.9999999999999999": 0}
 EDGES["--val-fraction"] |= {"0.9": 0, "0.9999999999999999": 2}
 EDGES["--weight-decay"] |= {"1e308": 3}
 EDGES["--temperature"] |= {"1e308": 0}
