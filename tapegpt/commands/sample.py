@@ -45,14 +45,30 @@ def run(options: Options, config: SampleConfig) -> int:
     if goes_on or options.interactive:
         _refuse_marks(options)
     marks = None if goes_on or options.interactive else _marks(saved, options)
-    if config.seed is None:
+    anew = config.seed is None
+    if anew:
         config = replace(config, seed=secrets.randbits(SEED_BITS))
-        LOG.info("--seed %d draws the same again", config.seed)
-    if options.interactive:
-        return stream.answer(saved, config)
-    if goes_on:
-        return stream.draw(saved, config)
+    try:
+        if options.interactive:
+            stream.answer(saved, config)
+        elif goes_on:
+            stream.draw(saved, config)
+        else:
+            _draw(saved, config, options, marks)
+    except KeyboardInterrupt:  # which is how a long text ends
+        _say_seed(anew, config)
+        raise
+    _say_seed(anew, config)
+    return 0
 
+
+def _say_seed(anew: bool, config: SampleConfig) -> None:
+    """Of texts that were drawn: an error is one line."""
+    if anew:
+        LOG.info("--seed %d draws the same again", config.seed)
+
+
+def _draw(saved: Run, config: SampleConfig, options: Options, marks: Marks | None) -> None:
     from tapegpt.sampling import DOCUMENTS, sample
 
     wanted = config.num_samples or DOCUMENTS
@@ -75,7 +91,6 @@ def run(options: Options, config: SampleConfig) -> int:
         )
     if marks is not None and not options.new:
         LOG.info("%s", marks.summary)
-    return 0
 
 
 def _refuse_marks(options: Options) -> None:

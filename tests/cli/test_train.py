@@ -37,6 +37,8 @@ def test_train_defaults(trained):
     assert settings["model"] == {
         "model": "gpt", "n_layer": 1, "n_embd": 16, "n_head": 4, "block_size": 16,
         "n_state": 32, "n_att": 16, "look_back": 0, "ensemble": 1, "dropout": 0.0,
+        "positions": "learned", "activation": "relu", "qk_norm": False, "final_norm": False,
+        "zero_init": False, "softcap": None,
     }  # fmt: skip
     assert settings["step"] == settings["training"]["steps"] == 1000
     assert settings["documents"] == len(read_documents(default_corpus()))
@@ -49,11 +51,14 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(trained):
         lines[0],
     )
     assert lines[1] == "tapegpt: 4192 parameters, vector float32"
-    assert lines[-2] == "tapegpt: saved in out"
-    assert re.fullmatch(r"tapegpt: of the samples \d+ of 20 are in the corpus.*", lines[-1])
+    speed = r"\d+ steps/s, \S+ tokens/s"
+    assert re.fullmatch(rf"tapegpt: loss \d\.\d{{4}}; 1000 steps in \d+\.\d s: {speed}", lines[-4])
+    assert lines[-3] == "tapegpt: saved in out"
+    assert re.fullmatch(r"tapegpt: of the samples \d+ of 20 are in the corpus.*", lines[-2])
+    assert lines[-1] == "tapegpt: for more: tapegpt sample"
     steps = [
-        re.fullmatch(r"step (\d+)/1000 loss \d\.\d{4} \d+ steps/s, \d+ s left", line)
-        for line in lines[2:-2]
+        re.fullmatch(rf"step (\d+)/1000 loss \d\.\d{{4}} {speed}, \d+ s left", line)
+        for line in lines[2:-4]
     ]
     assert all(steps)
     numbers = [int(step[1]) for step in steps]
@@ -84,7 +89,7 @@ def test_progress_is_a_bar_on_a_terminal(tapegpt):
     assert process.returncode == 0
     assert len(out.splitlines()) == 20
     text = shown.decode()
-    assert re.search(r"100%\|.*\| 2000/2000 \[.*step/s, loss \d\.\d{4}\]", text)
+    assert re.search(r"100% 2000/2000, loss \d\.\d{4} \d+ steps/s, \S+ tokens/s, 0 s left", text)
     assert "step 1/" not in text
 
 
