@@ -190,7 +190,7 @@ def test_more_seconds_for_a_run(call, refused):
     done = load(Path("out"))
     refused("train", "--resume", *flags, names=["spent its --seconds 0.2", "--seconds above 0.2"])
     _, err = call("train", "--resume", "--seconds", "0.4", *flags)
-    assert re.search(rf"^step {done.step + 1} loss .* steps/s, 0 s left$", err, re.M)
+    assert re.search(rf"^step {done.step + 1} loss .* tokens/s, 0 s left$", err, re.M)
     run = load(Path("out"))
     assert run.step > done.step
     assert run.elapsed >= 0.4
