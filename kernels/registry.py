@@ -34,8 +34,12 @@ def declared() -> list[ListOp | ArrayOp]:
     found: list[ListOp | ArrayOp] = []
     for module in sorted(info.name for info in walk_packages(ops.__path__, f"{ops.__name__}.")):
         for value in vars(import_module(module)).values():
-            if isinstance(value, (ListOp, ArrayOp)) and value not in (*SCALAR_OPS, *found):
-                found.append(value)
+            for operation in value.values() if isinstance(value, dict) else (value,):
+                if isinstance(operation, (ListOp, ArrayOp)) and operation not in (
+                    *SCALAR_OPS,
+                    *found,
+                ):
+                    found.append(operation)
     return found
 
 

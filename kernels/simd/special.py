@@ -138,6 +138,34 @@ def power(x, exponent):
     return exp_any(log(x) * exponent)
 
 
+@lanewise
+def library_power(builder, vector, x, exponent):
+    """x ** exponent, of any numbers, by the system's library lane by lane."""
+    return call_intrinsic(builder, "pow", vector, [x, exponent])
+
+
+@jit
+def number_power(x, exponent):
+    """x ** exponent for one number: the common ones in a few steps, others by the library."""
+    if exponent == 2:
+        y = x * x
+    elif exponent == 1:
+        y = x
+    elif exponent == 3:
+        y = x * x * x
+    elif exponent == 0.5:
+        y = sqrt(x)
+    elif exponent == -0.5:
+        y = 1.0 / sqrt(x)
+    elif exponent == -1:
+        y = 1.0 / x
+    elif exponent == 0:
+        y = one(x)
+    else:
+        y = library_power(x, exponent)
+    return y
+
+
 @intrinsic(prefer_literal=True)
 def whole_power(typing_context, x, exponent):
     """x ** exponent for a whole number that is a literal, by squaring."""

@@ -28,12 +28,11 @@ from tapegpt.functions.source import (
     vector_of,
 )
 from tapegpt.functions.steps import steps_between
-from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import jit_source
 from tapegpt.kernels.compile.views import clear_padding
 from tapegpt.kernels.op import ArrayOp, Differentiable, Kind, readers
 from tapegpt.kernels.ops.elementwise import add_to, element_range
-from tapegpt.kernels.simd import special
+from tapegpt.kernels.ops.scalar.of_vectors import MODULES
 from tapegpt.tape import Tape
 from tapegpt.tape.types import TapeError
 
@@ -143,8 +142,7 @@ class Elementwise:
         args_type: Any = NamedTuple("Args", fields)  # type: ignore[misc]
         args, grads_of = readers(args_type)
         scope = {
-            "simd": simd,
-            "special": special,
+            **MODULES,
             "args": args,
             "grads_of": grads_of,
             "element_range": element_range,

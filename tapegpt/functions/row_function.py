@@ -16,8 +16,8 @@ from tapegpt.functions.steps import steps_between
 from tapegpt.functions.windows import windows_of
 from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import jit_source
+from tapegpt.kernels.ops.scalar.of_vectors import MODULES
 from tapegpt.kernels.simd import math as vmath
-from tapegpt.kernels.simd import special
 from tapegpt.tape.types import Floats, TapeError
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class RowFunction:
     def _kernel(self, wanted: Wanted) -> Any:
         with self._lock:
             if wanted not in self._kernels:
-                names = {"simd": simd, "special": special, "vmath": vmath}
+                names = {**MODULES, "vmath": vmath}
                 source = source_of(self._graph, wanted)
                 self._kernels[wanted] = jit_source(source, "kernel", names)
             return self._kernels[wanted]

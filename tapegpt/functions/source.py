@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tapegpt.functions.formulas import chosen_where, vector_expression
 from tapegpt.functions.steps import Step
 from tapegpt.kernels.ops.scalar.formulas import Formula
+from tapegpt.kernels.ops.scalar.of_vectors import chosen_where, vector_expression
 
 HEAD = """
 def kernel(begin, end, steps, {arguments}):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, overload
 
 from tapegpt.tape.arrays import ArrayOperations
 from tapegpt.tape.block import BlockOperations
+from tapegpt.tape.derivatives import Derivatives
 from tapegpt.tape.handles import Array, Node, Scalar
 from tapegpt.tape.pointwise import Pointwise
 from tapegpt.tape.recurrence import Recurrence
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Array", "Batch", "Input", "Mark", "Scalar", "Tape", "TapeError"]
 
 
-class Tape(Pointwise, ScalarOperations, ArrayOperations, BlockOperations, Recurrence):
+class Tape(Derivatives, Pointwise, ScalarOperations, ArrayOperations, BlockOperations, Recurrence):
     """An append-only tape of float32 or float64 nodes.
 
     Raises TapeError, a ValueError, for every misuse; the tape is then as it was before the call.

@@ -23,12 +23,12 @@ from tapegpt.kernels.ops.product.amx import AMX_LEAST, amx_room
 from tapegpt.kernels.ops.product.lane_batching import LANE_COLUMNS
 from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH, WIDE
 from tapegpt.tape.handles import Array, Node, Scalar
-from tapegpt.tape.leaves import Leaves
+from tapegpt.tape.shaping import Shaping
 from tapegpt.tape.storage import all_or_nothing, alone
 from tapegpt.tape.types import Input, Number, Shape, TapeError
 
 
-class ArrayOperations(Leaves):
+class ArrayOperations(Shaping):
     """Operations on arrays of rows; a result's rows are its operands'."""
 
     @all_or_nothing
@@ -236,18 +236,11 @@ class ArrayOperations(Leaves):
         return self._record_array(dropout.DROPOUT, shape, arguments)
 
     @alone
-    def softmax(self, x: Node) -> Array:
+    def _softmax_array(self, x: Node) -> Array:
         """e^x / sum(e^x), row by row."""
         x, shape = self._given(x)
         arguments = elementwise.UnaryArgs(shape.rows, shape.width, x)
         return self._record_array(softmax.SOFTMAX, shape, arguments)
-
-    @alone
-    def mean(self, x: Node) -> Scalar:
-        """The mean of all elements of an array, a scalar."""
-        x, shape = self._given(x)
-        arguments = elementwise.UnaryArgs(shape.rows, shape.width, x)
-        return self._record_number(elementwise.MEAN, arguments)
 
     def _as_input(self, which: Input | Iterable[int], below: int) -> Input:
         if not isinstance(which, Input):

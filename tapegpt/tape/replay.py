@@ -7,16 +7,16 @@ from typing import Any, overload
 
 import numpy as np
 from numba import typeof, types
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.interpreter import PREVIOUS, live_forward_sweep, live_reverse_sweep
 from tapegpt.kernels.layout import OPCODE
 from tapegpt.kernels.program import TapeArrays
 from tapegpt.kernels.registry import kernels_of, load_kernels, new_table
-from tapegpt.tape.handles import Array, Node, Scalar
+from tapegpt.tape.handles import Array, Handle, Node, Scalar
 from tapegpt.tape.storage import Memory, alone
-from tapegpt.tape.types import Floats
+from tapegpt.tape.types import Floats, TapeError
 
 RECORD = np.dtype((np.uint32, 4))
 FEW = 256  # records
@@ -79,15 +79,27 @@ class Replay(Memory):
         self._evaluate()
 
     @alone
-    def backward(self, root: Scalar | int, accumulate: bool = False) -> None:
+    def backward(
+        self, root: Handle | int, accumulate: bool = False, seed: ArrayLike | None = None
+    ) -> None:
         """Fill in the gradients of a scalar node with respect to all nodes.
 
-        With accumulate, gradients of the parameters add to what earlier calls left there.
+        With accumulate, gradients of the parameters add to what earlier calls left there. seed:
+        the gradient of the root itself, 1 unless given; of an array it must be given, in its shape:
+        then the gradients are those of the sum of the products of its elements with the seed's.
         """
-        plain = self._scalar(root)
+        plain = self._scalar(root) if seed is None else self._any(root)
+        given = np.ones(()) if seed is None else np.asarray(seed, self.dtype)
+        if given.shape != self.shape(plain):
+            raise TapeError(
+                f"backward: a seed of the shape {given.shape} for a node of {self.shape(plain)}"
+            )
         self._evaluate()
         self.grads[self.num_params if accumulate else 0 : self._size] = 0
-        self.grads[plain] += 1
+        if plain in self._shapes:
+            self._view(self.grads, plain)[:] += given
+        else:
+            self.grads[plain] += given
         self._load(BACKWARD)
         # Nothing after the root's record can reach it.
         self._sweep(BACKWARD, 0, self._records_until(plain))

@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Sequence
 from itertools import pairwise, product
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +13,7 @@ from tapegpt.kernels.op import ListOp
 from tapegpt.kernels.ops.scalar import dot, lookup, reduce, strided
 from tapegpt.kernels.ops.topk import TOPK, TopkArgs
 from tapegpt.kernels.registry import opcode
-from tapegpt.tape.handles import BINARY, MULTIPLY_ADD, UNARY, Handle, Node, Scalar
+from tapegpt.tape.handles import BINARY, MULTIPLY_ADD, UNARY, Array, Handle, Node, Scalar
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.storage import all_or_nothing, alone
 from tapegpt.tape.types import Ids, Input, TapeError
@@ -34,26 +34,64 @@ LONGEST_TOGETHER = 1024
 class ScalarOperations(Leaves):
     """Operations whose operands and results are scalar nodes."""
 
-    def sum(self, nodes: Sequence[Node]) -> Scalar:
-        """The sum of scalars."""
+    @overload
+    def sum(self, nodes: Array, axis: int) -> Array: ...
+    @overload
+    def sum(self, nodes: Array | Sequence[Node], axis: None = None) -> Scalar: ...
+    def sum(self, nodes: Array | Sequence[Node], axis: int | None = None) -> Any:
+        """The sum of a list of scalars, or of an array: of all its elements, or by axis.
+
+        axis: 0 for a row with the sum of every column, 1 for a column with that of every row.
+        """
         self._hold()
         try:
-            given = self._scalars(nodes)
+            if self._is_array(nodes):
+                return self._sum_array(nodes, axis)  # type: ignore[attr-defined]
+            given = self._scalars(nodes)  # type: ignore[arg-type]
             return self._scalar_handle(self._listed(SUM, [len(given), *given]))
         finally:
             self._release()
 
-    def max(self, nodes: Sequence[Node]) -> Scalar:
-        """The largest of scalars; its gradient goes to the first of equals."""
+    @overload
+    def mean(self, nodes: Array, axis: int) -> Array: ...
+    @overload
+    def mean(self, nodes: Array | Sequence[Node], axis: None = None) -> Scalar: ...
+    def mean(self, nodes: Any, axis: int | None = None) -> Any:
+        """The mean of a list of scalars, or of an array, likewise."""
+        if isinstance(nodes, (list, tuple)):
+            return self.sum(nodes) * (1 / max(1, len(nodes)))
+        return self._mean_array(nodes, axis)  # type: ignore[attr-defined]
+
+    @overload
+    def max(self, nodes: Array, axis: int) -> Array: ...
+    @overload
+    def max(self, nodes: Sequence[Node], axis: None = None) -> Scalar: ...
+    def max(self, nodes: Any, axis: int | None = None) -> Any:
+        """The largest of a list of scalars, or of an array by axis.
+
+        Its gradient goes to the first of equals.
+        """
         self._hold()
         try:
+            if self._is_array(nodes):
+                return self._max_array(nodes, axis)  # type: ignore[attr-defined]
             given = self._scalars(nodes)
             return self._scalar_handle(self._listed(MAX, [len(given), *given]))
         finally:
             self._release()
 
+    @overload
+    def softmax(self, nodes: Array) -> Array: ...
+    @overload
+    def softmax(self, nodes: Sequence[Node]) -> list[Scalar]: ...
+    def softmax(self, nodes: Any) -> Any:
+        """e^a / (the sum of all e^a), of a list of scalars or of every row of an array."""
+        if isinstance(nodes, (list, tuple, range)):
+            return [self._scalar_handle(node) for node in self.softmax_of(nodes)]
+        return self._softmax_array(nodes)  # type: ignore[attr-defined]
+
     def softmax_of(self, nodes: Sequence[Node]) -> range:
-        """e^a / (the sum of all e^a) for every a of a list of scalars; consecutive ids."""
+        """As `softmax` of a list of scalars, but consecutive ids."""
         self._hold()
         try:
             given = self._scalars(nodes)
@@ -62,6 +100,9 @@ class ScalarOperations(Leaves):
             return range(first, self._size)
         finally:
             self._release()
+
+    def _is_array(self, nodes: Any) -> bool:
+        return type(nodes) is Array or (type(nodes) is int and nodes in self._shapes)
 
     def dot(self, a: Sequence[Node], b: Sequence[Node]) -> Scalar:
         """The sum of the products of two lists of scalars, pair by pair."""

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tapegpt import Tape, TapeError
-from tapegpt.functions.formulas import chosen_where, vector_expression
 from tapegpt.functions.source import shared_calls
+from tapegpt.kernels.ops.scalar.of_vectors import chosen_where, vector_expression
 
 ERROR = {"float32": 2e-5, "float64": 1e-13}
 

@@ -14,6 +14,7 @@ import references
 from numpy.typing import NDArray
 from opcodes import SEVERAL, named
 
+from tapegpt.kernels.ops.array.pointwise import POINTWISE
 from tapegpt.kernels.registry import OPERATIONS
 from tapegpt.tape import Array, Tape
 
@@ -57,6 +58,10 @@ RESULT_WIDTHS: dict[int, tuple[int, ...]] = {
     named("rotary"): (1,),
     named("head_norm"): (1, 2),
     **dict.fromkeys(map(named, ("relu_squared", "gelu", "swiglu", "softcap")), (1,)),
+    named("matmul"): (2,),
+    named("column_sum"): (1,),
+    **{named(operation.name): (1,) for operation in POINTWISE.values()},
+    **{named(f"array_{name}"): (1,) for name in ("part", "join", "transpose")},
 }
 # Which choose numbers of an input, or end a stretch of records.
 NO_RESULT = {named("topk"), named("carry")}
@@ -420,6 +425,152 @@ def softmax_of_scalars(tape: Tape, ids: Any) -> list[int]:
     return list(tape.softmax_of(ids.tolist()))
 
 
+def beside(name: str, reference: Callable[..., Any], kind: str = "any") -> Make:
+    """An operation on an array and a whole one, a row, a column or a number beside it."""
+
+    def make(draw: Draw) -> Case:
+        rows, width = draw.few(), draw.size()
+        other = draw.pick([(rows, width), (1, width), (rows, 1), (1, 1)])
+        shapes = [(rows, width), other] if draw.whole(0, 1) else [other, (rows, width)]
+        return Case(shapes, getattr(Tape, name), reference, kind=kind)
+
+    return make
+
+
+def of_each(name: str, reference: Callable[..., Any], kind: str = "any") -> Make:
+    """An operation on every element of an array."""
+    return lambda draw: Case(
+        [(draw.few(), draw.size())],
+        getattr(Tape, name),
+        reference,
+        kind=kind,
+        differentiable=name != "detach",
+    )
+
+
+def compared(name: str, reference: Callable[..., Any], scalars: bool) -> Make:
+    """A comparison, of numbers some of which are equal."""
+
+    def make(draw: Draw) -> Case:
+        shape = (draw.few(),) if scalars else (draw.few(), draw.size())
+
+        def record(tape: Tape, a: Any) -> Any:
+            if not scalars:
+                return getattr(tape, name)(a, a) if which else getattr(tape, name)(a, a[:1])
+            return [getattr(tape, name)(int(x), int(a[0])) for x in a]
+
+        def expected(a: Floats) -> Floats:
+            other = a[0] if scalars else a if which else a[:1]
+            return np.asarray(reference(a, other), float)
+
+        which = draw.whole(0, 1)
+        return Case([shape], record, expected, scalars=scalars, differentiable=False)
+
+    return make
+
+
+def array_pow(draw: Draw) -> Case:
+    number = draw.pick([-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0])
+    return Case(
+        [(draw.few(), draw.size())],
+        lambda tape, x: tape.pow(x, number),
+        lambda x: x**number,
+        kind="positive",
+    )
+
+
+def chosen(draw: Draw) -> Case:
+    """Those of two arrays, by the signs of a third."""
+    return Case(
+        [(draw.few(), draw.size())] * 3,
+        lambda tape, c, a, b: tape.where(tape.detach(tape.relu(c)), a, b),
+        lambda c, a, b: np.where(c > 0, a, b),
+    )
+
+
+def matmul(draw: Draw) -> Case:
+    rows, depth, columns = draw.size(), draw.size(), draw.size()
+    return Case([(rows, depth), (depth, columns)], Tape.matmul, np.matmul)
+
+
+def part(draw: Draw) -> Case:
+    rows, width = draw.few(), draw.size()
+    top, left = draw.whole(0, rows - 1), draw.whole(0, width - 1)
+    bottom, right = draw.whole(top + 1, rows), draw.whole(left + 1, width)
+    return Case(
+        [(rows, width)],
+        lambda tape, x: x[top:bottom, left:right],
+        lambda x: x[top:bottom, left:right],
+    )
+
+
+def joined(axis: int) -> Make:
+    def make(draw: Draw) -> Case:
+        common = draw.few() if axis else draw.size()
+        sizes = [draw.size() if axis else draw.few() for _ in range(draw.whole(2, 3))]
+        return Case(
+            [(common, size) if axis else (size, common) for size in sizes],
+            lambda tape, *x: tape.concatenate(x, axis),
+            lambda *x: np.concatenate(x, axis),
+        )
+
+    return make
+
+
+def over(name: str, axis: int | None, kind: str = "any") -> Make:
+    """A sum, a mean or the largest, over all elements or along an axis."""
+    return lambda draw: Case(
+        [(draw.few(), draw.size())],
+        lambda tape, x: getattr(x, name)(axis) if name == "max" else getattr(tape, name)(x, axis),
+        lambda x: getattr(x, name)(axis, keepdims=axis is not None),
+        kind=kind,
+    )
+
+
+def layernorm(draw: Draw) -> Case:
+    width = draw.several()
+
+    def reference(x: Floats, gain: Floats, bias: Floats) -> Floats:
+        centred = x - x.mean(1, keepdims=True)
+        return np.asarray(gain * centred / np.sqrt(x.var(1, keepdims=True) + 0.3) + bias)
+
+    return Case(
+        [(draw.few(), width), (1, width), (1, width)],
+        lambda tape, x, gain, bias: tape.layernorm(x, gain, bias, 0.3),
+        reference,
+    )
+
+
+def log_softmax(draw: Draw) -> Case:
+    return Case(
+        [(draw.few(), draw.size())],
+        Tape.log_softmax,
+        lambda x: np.log(references.softmax(x)),
+        kind="apart",
+    )
+
+
+def sigmoid(x: Floats) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+# Of the same name for scalars and arrays.
+OF_ONE: dict[str, tuple[Callable[..., Any], str]] = {
+    "sqrt": (np.sqrt, "positive"),
+    "sin": (np.sin, "any"),
+    "cos": (np.cos, "any"),
+    "abs": (np.abs, "any"),
+    "sigmoid": (sigmoid, "any"),
+    "silu": (lambda x: x * sigmoid(x), "any"),
+}
+OF_TWO: dict[str, tuple[Callable[..., Any], str]] = {
+    "maximum": (np.maximum, "any"),
+    "minimum": (np.minimum, "any"),
+    "power": (np.power, "positive"),
+}
+COMPARISONS = {"less": np.less, "at_most": np.less_equal, "equal": np.equal}
+
+
 SCALAR_OPERATIONS: dict[str, Make] = {
     "add": each("add", np.add, 2),
     "sub": each("sub", np.subtract, 2),
@@ -438,6 +589,13 @@ SCALAR_OPERATIONS: dict[str, Make] = {
     "erf": each("erf", np.vectorize(math.erf)),
     "softplus": each("softplus", lambda x: np.logaddexp(0, x)),
     "detach": detach,
+    **{name: each(name, reference, 1, kind) for name, (reference, kind) in OF_ONE.items()},
+    **{name: each(name, reference, 2, kind) for name, (reference, kind) in OF_TWO.items()},
+    **{name: compared(name, reference, True) for name, reference in COMPARISONS.items()},
+    "where_true": of_scalars(lambda t, c, a: t.record("where_true", c, a), lambda c, a: a, 2),
+    "where_false": of_scalars(
+        lambda t, c, a: t.record("where_false", c, a), lambda c, a: np.zeros_like(a), 2
+    ),
     "lookup": lookup,
     "largest": largest,
     "sum": of_scalars(lambda t, a: t.sum(a.tolist()), np.sum, length=Draw.size),
@@ -498,6 +656,56 @@ ARRAY_OPERATIONS: dict[str, Make] = {
     "swiglu": of_arrays(Tape.swiglu, references.swiglu, 2),
     "swiglu of itself": of_arrays(lambda t, x: t.swiglu(x, x), lambda x: references.swiglu(x, x)),
     "softcap": softcap,
+    **{
+        f"{name}, array": of_each(name, reference, kind)
+        for name, (reference, kind) in {
+            **OF_ONE,
+            "neg": (np.negative, "any"),
+            "exp": (np.exp, "any"),
+            "log": (np.log, "positive"),
+            "tanh": (np.tanh, "any"),
+            "erf": (np.vectorize(math.erf, [float]), "any"),
+            "softplus": (lambda x: np.logaddexp(0, x), "any"),
+            "detach": (lambda x: x, "any"),
+        }.items()
+    },
+    **{
+        f"{name}, array": beside(name, reference, kind)
+        for name, (reference, kind) in {
+            **OF_TWO,
+            "add": (np.add, "any"),
+            "sub": (np.subtract, "any"),
+            "mul": (np.multiply, "any"),
+            "div": (np.divide, "positive"),
+        }.items()
+        if name != "add"
+    },
+    "add beside": beside("add", np.add),
+    "mul of itself, array": of_arrays(lambda t, x: t.mul(x, x), lambda x: x * x),
+    **{
+        f"{name}, array": compared(name, reference, False)
+        for name, reference in COMPARISONS.items()
+    },
+    "pow, array": array_pow,
+    "where, array": chosen,
+    "matmul": matmul,
+    "matmul of itself": lambda draw: Case(
+        [(draw.most, draw.most) if draw.most < 9 else (9, 9)], lambda t, x: x @ x, lambda x: x @ x
+    ),
+    "transpose": of_arrays(lambda t, x: x.T, lambda x: x.T),
+    "part": part,
+    "concatenate rows": joined(0),
+    "concatenate columns": joined(1),
+    **{
+        f"{name} over {axis}": over(name, axis, kind)
+        for name, axis, kind in (
+            *(("sum", axis, "any") for axis in (None, 0, 1)),
+            *(("mean", axis, "any") for axis in (0, 1)),
+            *(("max", axis, "apart") for axis in (0, 1)),
+        )
+    },
+    "log_softmax": log_softmax,
+    "layernorm": layernorm,
     "dropout": dropout,
     "recurrence": recurrence,
     "several, shared": shared,

@@ -601,6 +601,7 @@ ID_USES: dict[str, Callable[[Fixture, Any], object]] = {
     "cross_entropy": lambda f, i: f.tape.cross_entropy(i, [0, 1]),
     "embed": lambda f, i: f.tape.embed((f.w, [0, 1]), (i, [0, 1])),
 }
+OF_LISTS = [ID_USES["softmax"], ID_USES["mean"]]
 OPTIONAL = [ID_USES["linear, plus"], ID_USES["gathered_linear, plus"]]
 BULK_USES: dict[str, Callable[[Fixture, Any], object]] = {
     "record, left": lambda f, i: f.tape.record("add", [i], [f.a]),
@@ -631,7 +632,8 @@ def test_ids_that_are_not_on_the_tape(use: Callable[[Fixture, Any], object]) -> 
 def test_what_is_not_an_id(use: Callable[[Fixture, Any], object]) -> None:
     f = make_fixture()
     for node in [1.0, "1", None, True, [0], (), np.array([0]), 1j, object()]:
-        if node is not None or use not in OPTIONAL:
+        of_a_list = use in OF_LISTS and isinstance(node, (list, tuple))
+        if not of_a_list and (node is not None or use not in OPTIONAL):
             refused(f.tape, partial(use, f, node), repr(node))
 
 
@@ -658,13 +660,10 @@ def test_operators_on_two_tapes() -> None:
 
 
 ARRAYS_FOR_SCALARS = [
-    *("backward", "neg", "exp", "log", "tanh", "erf", "softplus", "detach"),
-    *("sub, left", "mul, right", "div, left", "add, right", "pow", "sum", "max"),
-    "softmax_of",
-    *("dot, left", "dot, right"),
+    *("backward", "sum", "max", "softmax_of", "dot, left", "dot, right"),
 ]
 SCALARS_FOR_ARRAYS = [
-    *("view", "softmax", "mean", "add arrays", "linear, x", "linear, w", "linear, plus"),
+    *("view", "softmax", "mean", "linear, x", "linear, w", "linear, plus"),
     *("rmsnorm", "attention, q", "attention, v", "cross_entropy", "embed"),
 ]
 
@@ -695,7 +694,6 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
     "scale by None": (lambda f: f.tape.scale(f.x, None), "None is not a number"),
     "scale by too much": (lambda f: f.tape.scale(f.x, 10**400), "is too large"),
     "pow of text": (lambda f: f.tape.pow(f.a, "2"), "'2' is not a number"),
-    "pow of a handle": (lambda f: f.tape.node(f.a) ** f.tape.node(f.a), "is not a number"),
     "handle plus text": (lambda f: f.tape.node(f.a) + "1", "'1' is not a number"),
     "handle times None": (lambda f: f.tape.node(f.a) * None, "None is not a number"),
     "epsilon": (lambda f: f.tape.rmsnorm(f.x, "small"), "'small' is not a number"),
@@ -735,7 +733,7 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
     "sum of rows": (lambda f: f.tape.sum(np.array([[0, 1]])), "is not a node id"),
     "dot of two lengths": (lambda f: f.tape.dot([f.a], [f.a, f.b]), "not 1 and 2"),
     # Many at once
-    "record of an unknown name": (lambda f: f.tape.record("cos", [f.a]), "'cos' is not"),
+    "record of an unknown name": (lambda f: f.tape.record("cosh", [f.a]), "'cosh' is not"),
     "record with one operand": (lambda f: f.tape.record("add", [f.a]), "'add' is not"),
     "record with two operands": (lambda f: f.tape.record("exp", [f.a], [f.a]), "'exp' is not"),
     "record of two shapes": (
@@ -748,7 +746,7 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
         lambda f: f.tape.record("exp", [f.a, len(f.tape) + 1]),
         "is not on the tape",
     ),
-    "runs of an unknown name": (lambda f: f.tape.runs("cos", [f.a]), "'cos' is not"),
+    "runs of an unknown name": (lambda f: f.tape.runs("cosh", [f.a]), "'cosh' is not"),
     "runs of two shapes": (lambda f: f.tape.runs("add", [0], [[0]]), "shapes (1,) and (1, 1)"),
     "softmaxes of one row": (lambda f: f.tape.softmaxes([0, 1]), "not the shape (2,)"),
     "sums of one row": (lambda f: f.tape.sums([0, 1]), "not the shape (2,)"),
@@ -853,7 +851,7 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
     ),
     "target out of range": (lambda f: f.tape.cross_entropy(f.x, [0, 3]), "3 is not between 0"),
     "targets for more": (lambda f: f.tape.cross_entropy(f.x, f.rows), "go up to 3, past 2"),
-    "add two shapes": (lambda f: f.tape.add(f.x, f.wide), "shapes (2, 3) and (2, 4) differ"),
+    "add two shapes": (lambda f: f.tape.add(f.x, f.wide), "shapes (2, 3) and (2, 4) do not match"),
     "add a batch": (lambda f: f.tape.add(f.x, f.batch_rows), "shapes"),
     # Marks and batches
     "reset to a made-up mark": (lambda f: f.tape.reset(Mark(1, 0, 0, 0)), "is not a mark of this"),

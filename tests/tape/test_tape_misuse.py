@@ -41,7 +41,23 @@ OPERATIONS = (
 # What every public method takes: the kinds of `Hostile.argument`.
 METHODS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        ("neg", "exp", "log", "tanh", "erf", "softplus", "detach", "node"), ("scalar",)
+        (
+            "neg",
+            "exp",
+            "log",
+            "sqrt",
+            "sin",
+            "cos",
+            "abs",
+            "sigmoid",
+            "silu",
+            "tanh",
+            "erf",
+            "softplus",
+            "detach",
+            "node",
+        ),
+        ("scalar",),
     ),
     **dict.fromkeys(("softmax", "mean", "carry", "view"), ("array",)),
     **dict.fromkeys(("relu_squared", "gelu"), ("array",)),
@@ -56,6 +72,15 @@ METHODS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("variables", "array", "parameter", "scalar_parameters"), ("floats",)),
     **dict.fromkeys(("forward", "replay_arrays", "mark", "end_parameters"), ()),
     **dict.fromkeys(("previous", "stride"), ("count",)),
+    **dict.fromkeys(("maximum", "minimum", "less", "at_most", "equal"), ("either", "either")),
+    **dict.fromkeys(("transpose", "log_softmax", "layernorm"), ("array",)),
+    "power": ("either", "either"),
+    "where": ("either", "either", "either"),
+    "matmul": ("array", "array"),
+    "take": ("array", "input"),
+    "concatenate": ("some arrays", "count"),
+    "jvp": ("either", "list", "numbers"),
+    "check": ("scalar", "list"),
     "backward": ("scalar", "truth"),
     "dot": ("list", "list"),
     "dots": ("ids", "ids"),
@@ -175,6 +200,9 @@ class Hostile(RuleBasedStateMachine):
 
     def tables(self) -> Any:
         return self.array(), self.array()
+
+    def some_arrays(self) -> Any:
+        return [self.array() for _ in range(self.rng.choice([1, 2, 3]))]
 
     def optional(self) -> Any:
         return None if self.rng.random() < 0.5 else self.array()

@@ -56,17 +56,17 @@ def forward_lines(formula: Formula) -> str:
 
 
 def backward_lines(formula: Formula) -> str:
-    if not formula.da:
-        return "pass"
     nothing = "values.dtype.type(0) if vanishes(dout) else " if formula.mixed else ""
-    lines = [f"da = {nothing}{in_place(formula.da)}", "grads[a] += da"]
+    lines = []
+    if formula.da:
+        lines += [f"da = {nothing}{in_place(formula.da)}", "grads[a] += da"]
     if formula.db:
-        lines.append(f"grads[b] += {nothing}{in_place(formula.db)}")
+        lines.append(f"grads[b] += {nothing}({in_place(formula.db)})")
     if formula.goes_on:
         lines.append("grads[out - (code >> OPCODE_BITS)] += dout")
-    if formula.when:
+    if formula.when and lines:
         lines = [f"if {in_place(formula.when)}:", *(f"    {line}" for line in lines)]
-    return "\n".join(lines)
+    return "\n".join(lines or ["pass"])
 
 
 FORWARD = """

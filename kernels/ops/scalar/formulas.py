@@ -41,6 +41,11 @@ SCOPE = {
     "exp": math.exp,
     "log": math.log,
     "tanh": math.tanh,
+    "sqrt": math.sqrt,
+    "sin": math.sin,
+    "cos": math.cos,
+    "power": math.pow,
+    "abs": abs,
     "erf": math.erf,
     "softplus": softplus,
     "logistic": logistic,
@@ -89,7 +94,7 @@ class Formula:
                 raise ValueError(f"{self.name}: {expression} has unknown names, {unknown}")
         if "a" not in names_in(self.out):
             raise ValueError(f"{self.name}: out does not depend on a")
-        if (self.second == "b") != bool(self.db):
+        if self.da and (self.second == "b") != bool(self.db):
             raise ValueError(f"{self.name}: the operand b and its gradient db belong together")
 
     @property
@@ -120,4 +125,26 @@ FORMULAS = (
     Formula("erf", "erf(a)", "1.1283791670955126 * exp(-(a * a)) * dout"),
     Formula("softplus", "softplus(values, a)", "logistic(values, a, out) * dout"),
     Formula("detach", "a", NOTHING),
+    Formula("sqrt", "sqrt(a)", "dout / (out + out)"),
+    Formula("sin", "sin(a)", "cos(a) * dout"),
+    Formula("cos", "cos(a)", "-(sin(a) * dout)"),
+    Formula("abs", "abs(a)", "dout if a > zero else -dout", when="a != zero"),
+    Formula("sigmoid", "one / (one + exp(-a))", "out * (one - out) * dout"),
+    # With s = sigmoid(a): s + out (1 - s)
+    Formula("silu", "a / (one + exp(-a))", "(out + (one - out) / (one + exp(-a))) * dout"),
+    # Of equals the first counts, as for max.
+    Formula("maximum", "b if a < b else a", "zero if a < b else dout", "dout if a < b else zero"),
+    Formula("minimum", "b if b < a else a", "zero if b < a else dout", "dout if b < a else zero"),
+    Formula(
+        "power",
+        "power(a, b)",
+        "b * power(a, b - one) * dout",
+        "out * log(a) * dout if a > zero else zero",
+    ),
+    Formula("less", "one if a < b else zero", NOTHING),
+    Formula("at_most", "one if a <= b else zero", NOTHING),
+    Formula("equal", "one if a == b else zero", NOTHING),
+    # The two parts of a choice between numbers by a mask.
+    Formula("where_true", "b if a != zero else zero", NOTHING, "dout if a != zero else zero"),
+    Formula("where_false", "zero if a != zero else b", NOTHING, "zero if a != zero else dout"),
 )

@@ -6,14 +6,19 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from tapegpt.tape.types import TapeError
+from tapegpt.kernels import simd
+from tapegpt.kernels.simd import special, trigonometric
 
 # The functions in formulas, of vectors. They know the type by themselves: `values` is left out.
+MODULES = {"simd": simd, "special": special, "trigonometric": trigonometric}
 FUNCTIONS = {
     "exp": "special.exp_any",
     "log": "special.log",
     "tanh": "special.tanh",
     "sqrt": "special.sqrt",
+    "sin": "trigonometric.sin",
+    "cos": "trigonometric.cos",
+    "power": "special.library_power",
     "softplus": "special.softplus",
     "abs": "simd.absolute",
     "max": "simd.maximum",
@@ -33,7 +38,7 @@ LARGEST_WHOLE_POWER = 64  # that is multiplied out
 def vector_expression(expression: str, names: Mapping[str, str]) -> str:
     """The expression on vectors; `names` are those of the operands, or numbers.
 
-    Raises `TapeError` for what is not known of vectors.
+    Raises ValueError for what is not known of vectors.
     """
     return ast.unparse(_OnVectors(names).visit(ast.parse(expression, mode="eval").body))
 
@@ -52,7 +57,7 @@ class _OnVectors(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         if node.id not in self._names:
-            raise TapeError(f"function: {node.id!r} is not known of vectors")
+            raise ValueError(f"{node.id!r} is not known of vectors")
         return _parse(self._names[node.id])
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
@@ -68,7 +73,7 @@ class _OnVectors(ast.NodeTransformer):
             )
             return _call("special.erf_given", a, exponential)
         if node.func.id not in FUNCTIONS:
-            raise TapeError(f"function: {node.func.id!r} is not known of vectors")
+            raise ValueError(f"{node.func.id!r} is not known of vectors")
         return _call(FUNCTIONS[node.func.id], *given)
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
@@ -94,7 +99,7 @@ def _choice(test: ast.expr, x: ast.expr, y: ast.expr) -> ast.expr:
             x, y = (chosen, y) if isinstance(test.op, ast.And) else (x, chosen)
         return chosen
     if not isinstance(test, ast.Compare) or len(test.ops) != 1:
-        raise TapeError(f"function: {ast.unparse(test)!r} is not known of vectors")
+        raise ValueError(f"{ast.unparse(test)!r} is not known of vectors")
     name, swapped = CHOICES[type(test.ops[0])]
     sides = (test.left, test.comparators[0])
     a, b = sides[::-1] if swapped else sides

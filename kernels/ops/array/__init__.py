@@ -1,0 +1,1 @@
+"""Operations on arrays of any use, besides the layers of networks."""
