@@ -279,7 +279,7 @@ def test_formulas_of_vectors():
     assert chosen_where("c != zero", names, "v5") == "v5"
     assert chosen_where("c != zero", {**names, "c": "0.0"}, "v5") == ""
     for unknown in ("sinh(a)", "q + a"):
-        with pytest.raises(TapeError, match="not known of vectors"):
+        with pytest.raises(ValueError, match="not known of vectors"):
             vector_expression(unknown, names)
 
 
