@@ -11,6 +11,7 @@ from command_line import SKY
 from tapegpt.checkpoint import load
 from tapegpt.commands import train
 from tapegpt.corpus import read_documents
+from tapegpt.runs import text
 
 
 def corpus(content):
@@ -88,7 +89,7 @@ def test_remarks_on_the_corpus(call):
 def test_a_run_from_before_characters_were_composed_goes_on(call, monkeypatch):
     path = corpus("\ufeffzoe\u0308\n\ufeffann\n".encode() * 9)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "read_documents", lambda path: read_documents(path, as_written=True))
+        patch.setattr(text, "read_documents", lambda path: read_documents(path, as_written=True))
         call("train", "--steps", "3", "--data", path)
     assert "\u0308" in load(Path("out")).characters
     call("train", "--resume", "--steps", "5", "--data", path)
