@@ -30,6 +30,9 @@ from tapegpt.tape.scalars import ScalarOperations
 from tapegpt.tape.types import Batch, Ids, Input, Mark, TapeError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tapegpt.drawing.listing import Recorded
     from tapegpt.functions.row_function import RowFunction, SumFunction
 
 __all__ = ["Array", "Batch", "Input", "Mark", "Scalar", "Tape", "TapeError"]
@@ -92,3 +95,25 @@ class Tape(Derivatives, Pointwise, ScalarOperations, ArrayOperations, BlockOpera
         from tapegpt.functions.row_function import row_function
 
         return row_function(self, inputs, outputs, dtype, threads)
+
+    def __repr__(self) -> str:
+        count = len(self.replay_arrays().records)
+        return f"Tape({self.dtype.name!r}, {len(self)} nodes, {count} records)"
+
+    def records(self) -> Iterator[Recorded]:
+        """The operations in order: each its name, its result, what it reads, its arguments."""
+        from tapegpt.drawing import listing
+
+        return listing.records(self)
+
+    def listing(self) -> str:
+        """A line for every operation, with its value; of very many, the first and the last."""
+        from tapegpt.drawing import listing
+
+        return listing.listing(self)
+
+    def to_dot(self) -> str:
+        """The graph in Graphviz's language, folded by operation where it has very many nodes."""
+        from tapegpt.drawing import listing
+
+        return listing.to_dot(self)

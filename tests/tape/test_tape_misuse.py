@@ -70,7 +70,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("sums", "softmaxes"), ("ids",)),
     **dict.fromkeys(("var", "constant"), ("number",)),
     **dict.fromkeys(("variables", "array", "parameter", "scalar_parameters"), ("floats",)),
-    **dict.fromkeys(("forward", "replay_arrays", "mark", "end_parameters"), ()),
+    **dict.fromkeys(
+        ("forward", "replay_arrays", "mark", "end_parameters", "records", "listing", "to_dot"), ()
+    ),
     **dict.fromkeys(("previous", "stride"), ("count",)),
     **dict.fromkeys(("maximum", "minimum", "less", "at_most", "equal"), ("either", "either")),
     **dict.fromkeys(("transpose", "log_softmax", "layernorm"), ("array",)),
@@ -84,6 +86,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "backward": ("scalar", "truth"),
     "dot": ("list", "list"),
     "dots": ("ids", "ids"),
+    "multiply_adds": ("ids", "ids"),
     "record": ("name", "ids", "more ids"),
     "runs": ("name", "ids", "more ids"),
     "lookup": ("ids", "input", "count", "count"),

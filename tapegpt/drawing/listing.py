@@ -1,0 +1,92 @@
+"""The records of a tape with the names of their operations, as a list and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tapegpt.kernels.layout import OPCODE, OPCODE_BITS
+from tapegpt.kernels.op import ArrayOp, kinds
+from tapegpt.kernels.ops.scalar.formulas import Formula
+from tapegpt.kernels.registry import OPERATIONS
+
+if TYPE_CHECKING:
+    from tapegpt.tape import Tape
+
+MOST = 60  # nodes of a drawing; longer listings leave out the middle
+
+
+class Recorded(NamedTuple):
+    """One operation: its name, its first result, the nodes it reads, and its arguments by name."""
+
+    name: str
+    out: int
+    nodes: tuple[int, ...]
+    arguments: dict[str, int]
+
+
+def records(tape: Tape) -> Iterator[Recorded]:
+    """The operations of a tape, in order."""
+    arrays = tape.replay_arrays()
+    operands = arrays.operands.tolist()
+    for code, out, at, back in arrays.records.tolist():
+        operation: Any = OPERATIONS[code & OPCODE]
+        if isinstance(operation, Formula):
+            nodes = (at, back) if operation.second else (at,)
+            if operation.goes_on:
+                nodes = (out - (code >> OPCODE_BITS), *nodes)
+            yield Recorded(operation.name, out, nodes, {})
+        elif isinstance(operation, ArrayOp):
+            names = list(kinds(operation.args))
+            given = dict(zip(names, operands[at : at + len(names)], strict=False))
+            read = tuple(given[name] for name in operation.differentiable if given[name] >= 0)
+            yield Recorded(operation.name, out, read, given)
+        else:
+            count = operands[at]
+            listed = operation.name in ("sum", "max", "softmax")
+            nodes = tuple(operands[at + 1 : at + 1 + count]) if listed else ()
+            yield Recorded(operation.name, out, nodes, {"length": count})
+
+
+def listing(tape: Tape) -> str:
+    """A line for every operation: its result, its name, what it reads, and the value."""
+    lines = [_line(tape, record) for record in records(tape)]
+    if len(lines) > MOST:
+        left_out = len(lines) - MOST
+        lines[MOST // 2 : -MOST // 2] = [f"... {left_out} more"]
+    return "\n".join(lines)
+
+
+def _line(tape: Tape, record: Recorded) -> str:
+    nodes = ", ".join(map(str, record.nodes))
+    shape = tape.shape(record.out) if record.out < len(tape) else ()
+    shown = f"{tape.value(record.out):.6g}" if shape == () else f"{shape[0]} x {shape[1]}"
+    return f"{record.out:>6} = {record.name}({nodes})  {shown}"
+
+
+def to_dot(tape: Tape) -> str:
+    """The tape as a graph in the language of Graphviz; one of many records, by operations."""
+    found = list(records(tape))
+    lines = ["digraph tape {", "  rankdir=LR;"]
+    if len(found) > MOST:
+        makers = {record.out: record.name for record in found}
+        counts: dict[str, int] = {}
+        edges: dict[tuple[str, str], int] = {}
+        for record in found:
+            counts[record.name] = counts.get(record.name, 0) + 1
+            for node in record.nodes:
+                edge = (makers.get(node, "leaf"), record.name)
+                edges[edge] = edges.get(edge, 0) + 1
+        lines += [f'  {name} [label="{name} x {n}"];' for name, n in counts.items()]
+        lines += [f'  {a} -> {b} [label="{n}"];' for (a, b), n in edges.items()]
+    else:
+        nodes = dict.fromkeys(node for r in found for node in (*r.nodes, r.out))
+        names = {record.out: record.name for record in found}
+        for node in nodes:
+            shape = tape.shape(node)
+            value, grad = tape.value(node), tape.grad(node)
+            shown = f"{value:.4g} | grad {grad:.4g}" if shape == () else f"{shape[0]} x {shape[1]}"
+            label = f"{names.get(node, 'leaf')} | {shown}"
+            lines.append(f'  n{node} [shape=record, label="{label}"];')
+        lines += [f"  n{node} -> n{r.out};" for r in found for node in r.nodes]
+    return "\n".join([*lines, "}"])
