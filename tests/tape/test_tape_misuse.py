@@ -86,7 +86,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "backward": ("scalar", "truth"),
     "dot": ("list", "list"),
     "dots": ("ids", "ids"),
-    "multiply_adds": ("ids", "ids"),
+    "multiply_adds": ("ids", "ids", "ids"),
     "record": ("name", "ids", "more ids"),
     "runs": ("name", "ids", "more ids"),
     "lookup": ("ids", "input", "count", "count"),
