@@ -159,7 +159,7 @@ def start_tests(machine, cache):
         command = ["-c", PRETEND, environment["NUMBA_CPU_FEATURES"]]
         environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
     names = [
-        *(f"kernels/test_{name}.py" for name in ("simd", "vmath", "special")),
+        *(f"kernels/test_{name}.py" for name in ("simd", "vmath", "special", "trigonometric")),
         *(f"ops/test_{name}.py" for name in ("matmul", "lanes", "attention", "array_operations")),
         "train/test_batch.py",
         # Of functions of arrays two that each have all their parts, for what they compile.
