@@ -36,7 +36,8 @@ from tapegpt.errors import TapegptError, UsageError
 from tapegpt.models.registry import parameter_shapes, parameter_totals
 from tapegpt.runs.digest import DIGEST, FIRST, check_digest, with_digest
 from tapegpt.runs.history import HISTORY, History, read_history, render
-from tapegpt.settings import LARGEST_STEPS, ModelConfig, TrainConfig, from_dict
+from tapegpt.setting import LARGEST_STEPS
+from tapegpt.settings import ModelConfig, TrainConfig, from_dict
 from tapegpt.system.atomic_files import delete, read, write
 from tapegpt.train.optimizers import OPTIMIZERS
 

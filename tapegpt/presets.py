@@ -6,13 +6,8 @@ from typing import Any
 from tapegpt.bounds import Choice, did_you_mean, show
 from tapegpt.errors import UsageError
 from tapegpt.models.registry import MODELS
-from tapegpt.settings import (
-    ModelConfig,
-    TrainConfig,
-    check_used,
-    settings_of,
-    unmet,
-)
+from tapegpt.setting import check_used, settings_of, unmet
+from tapegpt.settings import ModelConfig, TrainConfig
 from tapegpt.train.optimizers import OPTIMIZERS
 
 # What microgpt's NumPy port has in all its models.

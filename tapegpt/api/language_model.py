@@ -21,7 +21,8 @@ from tapegpt.errors import TapegptError, UsageError
 from tapegpt.models.model import Model
 from tapegpt.models.registry import add_model, parameter_shapes
 from tapegpt.run_folder import best_of
-from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, check_used
+from tapegpt.setting import check_used
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 
 Weights = Mapping[str, NDArray[np.floating]]
 

@@ -14,7 +14,8 @@ from tapegpt.api.language_model import LanguageModel, checked, copied
 from tapegpt.api.texts import Corpus, corpus_of
 from tapegpt.api.words import pythons_words
 from tapegpt.errors import DivergedError, UsageError
-from tapegpt.settings import TrainConfig, check_used
+from tapegpt.setting import check_used
+from tapegpt.settings import TrainConfig
 
 SECONDS_PER_CALL = 0.2  # of training between callbacks
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from tapegpt.bounds import Choice, Switch, did_you_mean, flag
 from tapegpt.commands.terminal import printable
 from tapegpt.models.registry import import_model
-from tapegpt.settings import Setting, settings_of
+from tapegpt.setting import Setting, settings_of
 
 
 class Parser(argparse.ArgumentParser):

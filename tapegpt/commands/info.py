@@ -12,7 +12,8 @@ from tapegpt.models.registry import parameter_totals
 from tapegpt.run_folder import best_of
 from tapegpt.runs.history import History
 from tapegpt.runs.text import history_of, remembered_text
-from tapegpt.settings import ModelConfig, TrainConfig, settings_of, unmet
+from tapegpt.setting import settings_of, unmet
+from tapegpt.settings import ModelConfig, TrainConfig
 
 
 def run(folder: Path, as_json: bool, as_toml: bool) -> int:

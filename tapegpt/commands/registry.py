@@ -14,7 +14,8 @@ from tapegpt.commands.flags import Parser, add_settings, given
 from tapegpt.errors import UsageError
 from tapegpt.models.registry import import_model
 from tapegpt.presets import PRESETS, configure
-from tapegpt.settings import ABOVE_ZERO, ModelConfig, SampleConfig, TrainConfig, settings_of
+from tapegpt.setting import ABOVE_ZERO, settings_of
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 
 SHELLS = ("bash", "zsh", "tcsh")
 PRINTED = ("num_samples", "temperature")  # settings of the samples that `train` prints

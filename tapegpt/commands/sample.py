@@ -16,7 +16,8 @@ from tapegpt.errors import TapegptError, UsageError
 from tapegpt.run_folder import best_of
 from tapegpt.runs.marks import NEW, Marks
 from tapegpt.runs.text import corpus_of, history_of, parts_of, read_for
-from tapegpt.settings import LARGEST_SIZE, SampleConfig
+from tapegpt.setting import LARGEST_SIZE
+from tapegpt.settings import SampleConfig
 
 LOG = logging.getLogger("tapegpt")
 SEED_BITS = 32

@@ -22,7 +22,8 @@ from tapegpt.runs.history import begun
 from tapegpt.runs.marks import Marks
 from tapegpt.runs.text import corpus_of, history_of, parts_of, read, remembered_text
 from tapegpt.runs.transfer import extended, settings_from
-from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, check_used, from_dict
+from tapegpt.setting import check_used
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, from_dict
 from tapegpt.system.compiler import require_compiler
 from tapegpt.system.host import peak_gflops, processors
 from tapegpt.system.signals import stop_signals

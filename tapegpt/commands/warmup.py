@@ -9,7 +9,8 @@ from tapegpt.kernels.ops.linear import LINEAR
 from tapegpt.kernels.registry import KERNELS, load_kernels, new_table, opcode, opcodes
 from tapegpt.sampling import sample_in_turn
 from tapegpt.sampling.stream import texts_of
-from tapegpt.settings import DTYPES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.setting import DTYPES
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.system.host import peak_gflops
 from tapegpt.train.progress import Compiling
 from tapegpt.train.trainer import Trainer

@@ -11,7 +11,8 @@ from tapegpt.checkpoint import Run
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import UsageError
 from tapegpt.presets import configure
-from tapegpt.settings import ModelConfig, TrainConfig, settings_of
+from tapegpt.setting import settings_of
+from tapegpt.settings import ModelConfig, TrainConfig
 
 READING = ("text", "bytes")  # settings of the training that say what a token is
 FREE = ("dropout",)  # settings of the model that its weights do not depend on

@@ -22,9 +22,9 @@ from tapegpt.kernels.ops import (
 from tapegpt.kernels.ops.product.amx import AMX_LEAST, amx_room
 from tapegpt.kernels.ops.product.lane_batching import LANE_COLUMNS
 from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH, WIDE
+from tapegpt.tape.guards import all_or_nothing, alone
 from tapegpt.tape.handles import Array, Node, Scalar
 from tapegpt.tape.shaping import Shaping
-from tapegpt.tape.storage import all_or_nothing, alone
 from tapegpt.tape.types import Input, Number, Shape, TapeError
 
 

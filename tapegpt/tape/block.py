@@ -15,9 +15,9 @@ from tapegpt.kernels.layout import BATCH
 from tapegpt.kernels.ops.activation import gelu, relu_squared, softcap, swiglu
 from tapegpt.kernels.ops.elementwise import UnaryArgs
 from tapegpt.kernels.ops.heads import head_norm, rotary
+from tapegpt.tape.guards import all_or_nothing, alone
 from tapegpt.tape.handles import Array, Node
 from tapegpt.tape.leaves import Leaves
-from tapegpt.tape.storage import all_or_nothing, alone
 from tapegpt.tape.types import Input, Number, TapeError
 
 ROTARY_BASE = 10_000.0  # Su et al. 2021

@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from tapegpt.kernels.layout import BATCH, OPCODE
 from tapegpt.kernels.registry import OPERATIONS
+from tapegpt.tape.guards import all_or_nothing, alone
 from tapegpt.tape.handles import Array, Node, Scalar, new
 from tapegpt.tape.replay import Replay
-from tapegpt.tape.storage import LARGEST_TAPE, all_or_nothing, alone
+from tapegpt.tape.storage import LARGEST_TAPE
 from tapegpt.tape.types import Batch, Floats, Ids, Input, Number, TapeError
 
 LARGEST_KEY = 2**63 - 1  # of dropout

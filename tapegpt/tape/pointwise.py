@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from tapegpt.kernels.ops import elementwise
 from tapegpt.kernels.ops.array.pointwise import POINTWISE, BinaryArgs
+from tapegpt.tape.guards import all_or_nothing
 from tapegpt.tape.handles import BINARY, UNARY, Array, H, Node, Scalar, new
 from tapegpt.tape.leaves import Leaves
-from tapegpt.tape.storage import all_or_nothing
 from tapegpt.tape.types import Number, Shape, TapeError
 
 EXACT = 2**53  # whole numbers below it are floats too

@@ -4,9 +4,9 @@ from tapegpt.kernels.layout import BATCH, NONE, OPCODE
 from tapegpt.kernels.op import ArrayOp, gradient_place, place
 from tapegpt.kernels.ops.recurrence import CARRY, PREVIOUS, CarryArgs, PreviousArgs
 from tapegpt.kernels.registry import OPERATIONS
+from tapegpt.tape.guards import all_or_nothing, alone
 from tapegpt.tape.handles import Array, Node
 from tapegpt.tape.leaves import Leaves
-from tapegpt.tape.storage import all_or_nothing, alone
 from tapegpt.tape.types import Shape, TapeError
 
 

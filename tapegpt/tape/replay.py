@@ -14,8 +14,9 @@ from tapegpt.kernels.interpreter import PREVIOUS, live_forward_sweep, live_rever
 from tapegpt.kernels.layout import OPCODE
 from tapegpt.kernels.program import TapeArrays
 from tapegpt.kernels.registry import kernels_of, load_kernels, new_table
+from tapegpt.tape.guards import alone
 from tapegpt.tape.handles import Array, Handle, Node, Scalar
-from tapegpt.tape.storage import Memory, alone
+from tapegpt.tape.storage import Memory
 from tapegpt.tape.types import Floats, TapeError
 
 RECORD = np.dtype((np.uint32, 4))

@@ -13,9 +13,9 @@ from tapegpt.kernels.op import ListOp
 from tapegpt.kernels.ops.scalar import dot, lookup, reduce, strided
 from tapegpt.kernels.ops.topk import TOPK, TopkArgs
 from tapegpt.kernels.registry import opcode
+from tapegpt.tape.guards import all_or_nothing, alone
 from tapegpt.tape.handles import BINARY, MULTIPLY_ADD, UNARY, Array, Handle, Node, Scalar
 from tapegpt.tape.leaves import Leaves
-from tapegpt.tape.storage import all_or_nothing, alone
 from tapegpt.tape.types import Ids, Input, TapeError
 
 # Those that `runs` makes one record of, and their places there.

@@ -8,9 +8,9 @@ from tapegpt.kernels.layout import BATCH
 from tapegpt.kernels.ops.array import matmul, reductions, shaping
 from tapegpt.kernels.ops.elementwise import MEAN, UnaryArgs
 from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH, WIDE
+from tapegpt.tape.guards import all_or_nothing
 from tapegpt.tape.handles import Array, Node
 from tapegpt.tape.leaves import Leaves
-from tapegpt.tape.storage import all_or_nothing
 from tapegpt.tape.types import Input, Number, Shape, TapeError
 
 

@@ -3,11 +3,9 @@
 import operator
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable
 from copy import copy, deepcopy
-from functools import wraps
 from threading import RLock
-from typing import Any, Concatenate, ParamSpec, Self, SupportsIndex, TypeVar
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 
@@ -15,12 +13,9 @@ from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.layout import BATCH, BatchRange, stride
 from tapegpt.kernels.op import ArrayOp, ListOp, rooms_of, with_gradients
 from tapegpt.kernels.registry import CODES, new_table
+from tapegpt.tape.guards import alone
 from tapegpt.tape.handles import Array, Generation, Handle, Node, Scalar, new
 from tapegpt.tape.types import Batch, Floats, Input, Mark, Shape, TapeError
-
-P = ParamSpec("P")
-R = TypeVar("R")
-M = TypeVar("M", bound="Memory")
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 NO_BATCH = BatchRange(0, 0, 0, 0)
@@ -40,41 +35,6 @@ def aligned_copy(array: Floats) -> Floats:
     aligned = aligned_zeros(len(array), array.dtype)
     aligned[:] = array
     return aligned
-
-
-def alone(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
-    """Have other threads wait until a method is done with the tape."""
-
-    @wraps(method)
-    def call(self: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self._hold()
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            self._release()
-
-    return call
-
-
-def all_or_nothing(
-    method: Callable[Concatenate[M, P], R],
-) -> Callable[Concatenate[M, P], R]:
-    """As `alone`, for one that records in several parts: if it fails it forgets them all."""
-
-    @wraps(method)
-    def call(self: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self._hold()
-        try:
-            before = self._end()
-            try:
-                return method(self, *args, **kwargs)
-            except BaseException:
-                self._truncate(before)
-                raise
-        finally:
-            self._release()
-
-    return call
 
 
 class Memory:

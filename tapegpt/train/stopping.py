@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tapegpt.settings import LARGEST_STEPS, TrainConfig
+from tapegpt.setting import LARGEST_STEPS
+from tapegpt.settings import TrainConfig
 
 EVALUATIONS = 10  # over the whole training at least, unless there is an --eval-every
 FIRST = 10  # steps before the first evaluation, where a pass over the corpus takes fewer

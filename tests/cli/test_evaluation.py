@@ -9,7 +9,8 @@ from command_line import SKY, evaluated, interrupted, metrics, posix, saved, unt
 
 from tapegpt.checkpoint import load
 from tapegpt.corpus import read_documents
-from tapegpt.settings import GRANULARITIES, ModelConfig, TrainConfig
+from tapegpt.setting import GRANULARITIES
+from tapegpt.settings import ModelConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
 
 HOLD_OUT = ["--data", SKY, "--val-fraction", "0.2", "--metrics", "m.jsonl"]

@@ -18,7 +18,8 @@ from tapegpt import first_run
 from tapegpt.kernels.loops.sample import generate
 from tapegpt.kernels.loops.train import train_steps
 from tapegpt.sampling import draw
-from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.setting import DTYPES, GRANULARITIES
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
 
 TAKE_PATH, _ = first_run.SCRIPT.split("from tapegpt")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tapegpt.settings import GRANULARITIES
+from tapegpt.setting import GRANULARITIES
 
 HOSTILE = ["", "x", "0x10", "nan", "inf", "-inf", "1e400", "-1", "9" * 5000]
 

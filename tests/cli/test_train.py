@@ -19,7 +19,8 @@ from command_line import (
 from tapegpt.checkpoint import load, state_names
 from tapegpt.corpus import default_corpus, read_documents
 from tapegpt.presets import configure, default_learning_rate
-from tapegpt.settings import GRANULARITIES, ModelConfig, TrainConfig
+from tapegpt.setting import GRANULARITIES
+from tapegpt.settings import ModelConfig, TrainConfig
 from tapegpt.train import stopping
 from tapegpt.train.trainer import Trainer
 

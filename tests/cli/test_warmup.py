@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tapegpt.settings import DTYPES, GRANULARITIES
+from tapegpt.setting import DTYPES, GRANULARITIES
 
 COMPILING = "compiling kernels"
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tapegpt.checkpoint import Run, save, state_names
 from tapegpt.models.registry import parameter_shapes
-from tapegpt.settings import MODELS, OPTIMIZERS, ModelConfig, TrainConfig
+from tapegpt.setting import MODELS, OPTIMIZERS
+from tapegpt.settings import ModelConfig, TrainConfig
 
 SMALL = ModelConfig(n_embd=4, n_head=2, block_size=3)
 

@@ -21,7 +21,8 @@ from ops.catalogue import CATALOGUE, Recorded
 from ops.catalogue import Draw as DrawCase
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.graph.compile import compiled_model
-from tapegpt.settings import ACTIVATIONS, GRANULARITIES, POSITIONS, ModelConfig
+from tapegpt.setting import ACTIVATIONS, GRANULARITIES, POSITIONS
+from tapegpt.settings import ModelConfig
 
 Floats = NDArray[np.float64]
 Draw = Callable[..., Any]

@@ -10,7 +10,7 @@ import pytest
 from ops.catalogue import recordable
 
 from tapegpt.kernels.registry import OPERATIONS
-from tapegpt.settings import DTYPES
+from tapegpt.setting import DTYPES
 
 PROGRAM = Path(__file__).parent / "out_of_bounds.py"
 

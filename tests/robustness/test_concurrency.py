@@ -15,7 +15,8 @@ from command_line import SKY, Cli, posix, saved
 from tapegpt import Tape, run_folder
 from tapegpt.checkpoint import load
 from tapegpt.sampling import sample
-from tapegpt.settings import GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.setting import GRANULARITIES
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.system.atomic_files import locked
 from tapegpt.train.trainer import Trainer
 

@@ -26,7 +26,8 @@ from tapegpt.kernels.loops.optimizers import (
 from tapegpt.kernels.op import DOUT
 from tapegpt.kernels.registry import kernels_of, load_kernels
 from tapegpt.kernels.simd import VECTOR_BYTES
-from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
+from tapegpt.setting import DTYPES, GRANULARITIES
+from tapegpt.settings import ModelConfig, TrainConfig
 from tapegpt.tape.storage import aligned_zeros
 from tapegpt.train import trainer as trainer_module
 from tapegpt.train.trainer import Trainer

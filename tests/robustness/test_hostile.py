@@ -28,17 +28,8 @@ from tapegpt.checkpoint import load
 from tapegpt.commands import bench
 from tapegpt.corpus.documents import MEMORY
 from tapegpt.errors import TapegptError
-from tapegpt.settings import (
-    GRANULARITIES,
-    MODELS,
-    OPTIMIZERS,
-    SCHEDULES,
-    ModelConfig,
-    SampleConfig,
-    TrainConfig,
-    settings_of,
-    unmet,
-)
+from tapegpt.setting import GRANULARITIES, MODELS, OPTIMIZERS, SCHEDULES, settings_of, unmet
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.system.host import bytes_available
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and permissions")

@@ -12,7 +12,7 @@ from command_line import SKY, Cli, metrics, posix, saved, untimed
 
 from tapegpt import run_folder
 from tapegpt.checkpoint import load
-from tapegpt.settings import DTYPES, GRANULARITIES, MODELS, OPTIMIZERS, SCHEDULES, WEIGHTINGS
+from tapegpt.setting import DTYPES, GRANULARITIES, MODELS, OPTIMIZERS, SCHEDULES, WEIGHTINGS
 from tapegpt.train import loop
 from tapegpt.train.trainer import Trainer
 

@@ -16,7 +16,8 @@ from saved_run import make_run, python
 from tapegpt.checkpoint import load, save
 from tapegpt.corpus import read_documents
 from tapegpt.sampling import sample
-from tapegpt.settings import GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.setting import GRANULARITIES
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
 
 

@@ -20,7 +20,8 @@ from tapegpt.kernels.op import DOUT, place
 from tapegpt.kernels.ops import linear
 from tapegpt.kernels.ops.product.amx import AMX_LEAST
 from tapegpt.kernels.ops.product.matrix import IDENTITY, RELU
-from tapegpt.settings import DTYPES, ModelConfig
+from tapegpt.setting import DTYPES
+from tapegpt.settings import ModelConfig
 from tapegpt.tape import Tape
 from tapegpt.tape.storage import ALIGNMENT
 

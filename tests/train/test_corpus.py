@@ -135,12 +135,13 @@ def test_documents_that_are_cut_are_counted() -> None:
     assert remarks(["a" * 16, "a" * 84], [], 16) == [
         (
             "--block-size 16 cuts 2 of 2 documents: 68 of 100 characters are never seen;"
-            " --block-size 85 would see all",
+            " --block-size 85 would see all; --text would read them as one stream",
             True,
         )
     ]
     text, is_warning = remarks(["a" * 17] + ["a" * 10] * 100, [], 16)[0]
     assert "cuts 1 of 101 documents: 1 of 1017 characters" in text
+    assert "--text" not in text
     assert not is_warning
 
 

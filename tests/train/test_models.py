@@ -10,7 +10,8 @@ from tapegpt.models.model import Model, Shapes
 from tapegpt.recorders.counter import flops, tables
 from tapegpt.recorders.unrolled import Dot, Scalar
 from tapegpt.recorders.vector import Vector
-from tapegpt.settings import GRANULARITIES, ModelConfig, TrainConfig, check_used
+from tapegpt.setting import GRANULARITIES, check_used
+from tapegpt.settings import ModelConfig, TrainConfig
 from tapegpt.train.optimizers import OPTIMIZERS, Optimizer
 from tapegpt.train.schedules import SCHEDULES
 from tapegpt.train.trainer import Trainer

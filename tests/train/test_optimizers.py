@@ -22,7 +22,7 @@ from tapegpt.kernels.loops.optimizers import (
     update,
 )
 from tapegpt.kernels.simd import VECTOR_BYTES
-from tapegpt.settings import DTYPES
+from tapegpt.setting import DTYPES
 from tapegpt.tape.storage import aligned_zeros
 
 TOLERANCES = {"float32": 2e-5, "float64": 1e-13}

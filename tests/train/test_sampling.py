@@ -34,7 +34,8 @@ from tapegpt.sampling import (
     sample,
     sample_in_turn,
 )
-from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.setting import DTYPES, GRANULARITIES
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
 
 CHARACTERS = "abcdefg"

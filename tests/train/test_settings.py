@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 
 from tapegpt.errors import UsageError
 from tapegpt.presets import PRESETS, configure, default_learning_rate
-from tapegpt.settings import (
-    MODELS,
-    OPTIMIZERS,
-    ModelConfig,
-    SampleConfig,
-    TrainConfig,
-    from_dict,
-    settings_of,
-)
+from tapegpt.setting import MODELS, OPTIMIZERS, settings_of
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, from_dict
 
 KINDS = (ModelConfig, TrainConfig, SampleConfig)
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapegpt.settings import LARGEST_STEPS, TrainConfig
+from tapegpt.setting import LARGEST_STEPS
+from tapegpt.settings import TrainConfig
 from tapegpt.train.stopping import Clock, Listed, Regular, StepBudget, TimeBudget, budget_of
 
 HELD_OUT = {"val_fraction": 0.1}

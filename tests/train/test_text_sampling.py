@@ -13,7 +13,8 @@ from tapegpt.graph.compile import compiled_model
 from tapegpt.kernels.loops.continuation import continue_texts
 from tapegpt.sampling import copy_of
 from tapegpt.sampling.stream import Sampler, draw_text, encoded, sample_text
-from tapegpt.settings import GRANULARITIES, ModelConfig, SampleConfig, TrainConfig
+from tapegpt.setting import GRANULARITIES
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train.trainer import Trainer
 
 CHARACTERS = "\nabcdef"

@@ -30,7 +30,8 @@ from tapegpt.kernels.loops.thread_group import (
 )
 from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.recorders.memory_estimate import bytes_needed
-from tapegpt.settings import DTYPES, GRANULARITIES, MODELS, ModelConfig, TrainConfig
+from tapegpt.setting import DTYPES, GRANULARITIES, MODELS
+from tapegpt.settings import ModelConfig, TrainConfig
 from tapegpt.tape.storage import aligned_zeros
 from tapegpt.train import workers
 from tapegpt.train.trainer import Trainer

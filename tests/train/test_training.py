@@ -24,15 +24,8 @@ from tapegpt.models.registry import parameter_shapes, parameter_totals
 from tapegpt.presets import configure, default_learning_rate
 from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed
 from tapegpt.sampling import sample_in_turn
-from tapegpt.settings import (
-    DTYPES,
-    GRANULARITIES,
-    OPTIMIZERS,
-    SCHEDULES,
-    ModelConfig,
-    SampleConfig,
-    TrainConfig,
-)
+from tapegpt.setting import DTYPES, GRANULARITIES, OPTIMIZERS, SCHEDULES
+from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train import sweep_size
 from tapegpt.train.trainer import Trainer
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapegpt.errors import UsageError
-from tapegpt.settings import DTYPES, GRANULARITIES, ModelConfig, TrainConfig
+from tapegpt.setting import DTYPES, GRANULARITIES
+from tapegpt.settings import ModelConfig, TrainConfig
 from tapegpt.train import sweep_size
 from tapegpt.train import trainer as trainer_module
 from tapegpt.train.trainer import Trainer
