@@ -1,6 +1,7 @@
 """The arrays of a tape, and the two sweeps over what is recorded in them."""
 
 import operator
+import os
 from array import array
 from bisect import bisect_left
 from copy import copy, deepcopy
@@ -74,6 +75,10 @@ class Memory:
         self.generation = Generation(self, 0)
         # (generation that it ended, nodes kept) of each reset that kept less than all since.
         self._resets: list[tuple[int, int]] = []
+        # What tells tapes apart, in copies and pickles too; and of those that this one was copied
+        # from their generations and nodes at that time.
+        self._key = os.urandom(8)
+        self._copied: dict[bytes, tuple[int, int]] = {}
         self._evaluated = 0  # records whose values have been computed
         self._ready = [0, 0]  # records whose kernels have been loaded, forward and backward
         self._loaded: tuple[set[int], set[int]] = (set(), set())  # the opcodes of those
@@ -111,6 +116,8 @@ class Memory:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.values, self.grads = aligned_copy(self.values), aligned_copy(self.grads)
+        self._copied[self._key] = (self.generation.number, self._size)
+        self._key = os.urandom(8)
         self._open()
 
     def __copy__(self) -> Self:
@@ -235,11 +242,12 @@ class Memory:
         if isinstance(node, Handle):
             generation = node.generation
             if generation is not self.generation:
-                if generation.tape is not self:
-                    raise TapeError(f"the handle of node {node.id} is one of another tape")
-                if not self._survives(node.id, generation.number):
+                own = generation.tape is self
+                number = generation.number if own else self._since_copied(node)
+                if number < self.generation.number and not self._survives(node.id, number):
                     raise TapeError(f"node {node.id} of this handle was forgotten by reset")
-                node.generation = self.generation
+                if own:
+                    node.generation = self.generation
             return node.id
         if isinstance(node, bool):
             raise TapeError(f"{node!r} is not a node id")
@@ -247,6 +255,17 @@ class Memory:
             return operator.index(node)
         except TypeError:
             raise TapeError(f"{node!r:.60} is not a node id") from None
+
+    def _since_copied(self, node: Handle) -> int:
+        """The generation of a handle of the tape that this one is a copy of.
+
+        Raises TapeError if the node is none that was copied.
+        """
+        other, number = node.tape, node.generation.number
+        copied, end = self._copied.get(other._key, (-1, 0))
+        if node.id < end and (number <= copied or other._survives(node.id, copied)):
+            return min(number, copied)
+        raise TapeError(f"the handle of node {node.id} is one of another tape")
 
     @staticmethod
     def _count(count: int, what: str) -> int:

@@ -427,6 +427,36 @@ def test_a_handle_outlives_resets_to_marks_behind_it() -> None:
     assert len(kept) > 20 < len(lost)
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda tape: pickle.loads(pickle.dumps(tape))])
+def test_a_copy_knows_the_handles_of_what_was_copied(copied: Callable[[Any], Any]) -> None:
+    tape = Tape()
+    a = tape.var(2.0)
+    mark = tape.mark()
+    b = tape.var(3.0)
+    other = copied(tape)
+    assert tape.value(b) == other.value(b) == 3
+    other.set_value(b, 5.0)
+    assert (tape.value(a * b), other.value(other.mul(a, b))) == (6, 10)
+    again = copied(other)
+    later, its_own = tape.var(7.0), other.var(8.0)
+    for handle, others in ((later, (other, again)), (its_own, (tape, again))):
+        for stranger in others:
+            with pytest.raises(TapeError, match="another tape"):
+                stranger.value(handle)
+    tape.reset(mark)
+    assert other.value(a) == again.value(a) == tape.value(a) == 2
+    assert other.value(b) == again.value(b) == 5  # forgotten by the one alone
+    reused = tape.var(11.0)
+    assert reused.id == b.id
+    with pytest.raises(TapeError, match="another tape"):
+        other.value(reused)
+    other.reset(mark)
+    with pytest.raises(TapeError, match="forgotten"):
+        other.value(b)
+    assert again.value(b) == 5
+    assert (other.value(a), again.value(a)) == (2, 2)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 def test_copied_handles_are_forgotten_too(copied: Callable[[Any], Any]) -> None:
     tape = Tape()

@@ -88,7 +88,7 @@ def test_keys_keep_their_positions_beyond_the_block(granularity):
         drawn.append(int((shares <= uniform * shares[-1]).sum()))
         window.append(drawn[-1])
         if len(window) > block:
-            window = window[-((block + 1) // 2) :]
+            window = window[-((block + 2) // 3) :]
     assert "".join(pieces) == characters[2] + "".join(characters[token] for token in drawn)
 
 
