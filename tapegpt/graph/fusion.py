@@ -2,8 +2,9 @@
 
 Each pass takes and returns a program with the same results, but for the rounding of sums that
 join_linears takes in another order. They are for programs in which every array but the parameters
-is used by array operations, and none twice by one record; weights and tables are parameters; and
-attention alone takes what the linears before it give, which read no padding of gradients.
+is used by array operations that pass it a gradient, and none twice by one record; weights and
+tables are parameters; and attention alone takes what the linears before it give, which read no
+padding of gradients.
 """
 
 from collections import defaultdict

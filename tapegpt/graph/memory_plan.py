@@ -16,11 +16,13 @@ from tapegpt.kernels.registry import opcode
 def mark_overwritten(tape: TapeArrays, num_params: int) -> TapeArrays:
     """Set the `overwrite` bit of an array in the last record to use it.
 
-    The last record to use an array is the first to pass it a gradient.
+    The last record that passes an array a gradient is the first to do so.
     """
     operands = tape.operands.copy()
     used: set[int] = set()
     for record in reversed(array_records(tape)):
+        if record.operation.backward is None:
+            continue
         for bit, array in enumerate(record.arrays(record.operation.differentiable)):
             if array >= num_params and array not in used:
                 operands[record.overwrite_place] |= 1 << bit

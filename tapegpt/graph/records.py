@@ -43,7 +43,8 @@ class Record(NamedTuple):
 
     def gradient_places(self) -> Iterator[tuple[int, int]]:
         """(argument, where in `operands` its gradient is named), of all that have one."""
-        for i, argument in enumerate(with_gradients(self.operation.args)):
+        given = with_gradients(self.operation.args) if self.operation.backward else ()
+        for i, argument in enumerate(given):
             yield int(self.operands[self.at + argument]), self.back + 2 + i
 
 

@@ -49,9 +49,9 @@ class Packed:
         self.tape_arrays.inputs[batch.starts : batch.starts + self.block + 1] = self.starts
         # Node ids of every element of the documents' rows: (rows, width).
         elements = np.add.outer(np.arange(self.starts[-1]) * tape.stride(width), np.arange(width))
-        self.operands = [node + elements for node in operands]
-        self.out = out + elements
-        self.extent = slice(out, out + batch.documents * self.block * tape.stride(width))
+        self.operands = [node.id + elements for node in operands]
+        self.out = out.id + elements
+        self.extent = slice(out.id, out.id + batch.documents * self.block * tape.stride(width))
         self.clear()
 
     def clear(self):

@@ -370,6 +370,8 @@ def test_flops(batch_size, ensemble):
 @pytest.mark.parametrize(("granularity", "dtype"), KINDS)
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path, granularity, dtype, optimizer):
     kind = {"granularity": granularity, "dtype": dtype, "optimizer": optimizer}
+    if optimizer == "muon" and granularity != "vector":
+        pytest.skip("muon wants whole matrices")
     kind |= {"batch_size": 2, "seed": 3, "val_fraction": 0.3, "averaging": 0.2}
     through, stopped = make(**kind), make(**kind)
     losses = through.advance(9)
