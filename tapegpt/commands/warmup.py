@@ -1,9 +1,15 @@
-"""tapegpt warmup: compile and cache what the other commands use."""
+"""tapegpt warmup: compile and cache what the other commands use.
+
+What only graphs of one's own record (kernels/ops/array/) is compiled when it is first used.
+"""
+
+from typing import Any
 
 import numpy as np
 
 from tapegpt.kernels.compile.cpu import MATRIX_UNIT, VECTOR_BYTES
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
+from tapegpt.kernels.ops import array
 from tapegpt.kernels.ops.attention import ATTENTION
 from tapegpt.kernels.ops.linear import LINEAR
 from tapegpt.kernels.registry import KERNELS, load_kernels, new_table, opcode, opcodes
@@ -17,7 +23,10 @@ from tapegpt.train.trainer import Trainer
 
 
 def run() -> int:
-    """Compile every operation, and what trains, evaluates and samples. Returns the exit code."""
+    """Compile the operations of models, and what trains, evaluates and samples.
+
+    Returns the exit code.
+    """
     kernels = [
         (dtype, direction, kernel)
         for dtype in DTYPES
@@ -42,7 +51,7 @@ def run() -> int:
 
 
 def _recorded(dtype: str) -> set[int]:
-    """The operations that tapes of this type record on this machine, as `load_kernels` takes them.
+    """The operations that models of this type record on this machine, as `load_kernels` takes them.
 
     A square of attention is no wider than a vector, and a matrix unit multiplies float32 alone.
     """
@@ -50,4 +59,9 @@ def _recorded(dtype: str) -> set[int]:
     wider = set(opcodes(ATTENTION)[lanes.bit_length() :])
     has_unit = MATRIX_UNIT and dtype == "float32"
     unit = set() if has_unit else {opcode(LINEAR, variant=1)}
-    return set(range(len(KERNELS))) - wider - unit
+    others = {code for code, (forward, _) in enumerate(KERNELS) if _is_of_graphs(forward)}
+    return set(range(len(KERNELS))) - wider - unit - others
+
+
+def _is_of_graphs(kernel: Any) -> bool:
+    return kernel is not None and kernel.py_func.__module__.startswith(array.__name__)
