@@ -400,6 +400,20 @@ def test_record_may_use_its_own_results() -> None:
     assert gradients(tape, last, [a]) == [2.0**10]
 
 
+@pytest.mark.parametrize("name", ["mul", "add", "scale"])
+def test_float32_gradients_of_a_node_used_very_often_keep_their_digits(name: str) -> None:
+    count, tape = 300_000, Tape("float32")
+    w, factor = tape.var(0.1), tape.constant(0.1)
+    others = tape.variables(np.full(count, 0.1))
+    out = tape.record(name, np.full(count, w.id), np.full(count, factor.id) if name == "scale" else
+                      others)  # fmt: skip
+    tape.backward(tape.sums(out[None])[0])
+    expected = count * np.float64(np.float32(1 if name == "add" else 0.1))
+    assert tape.grad(w) == pytest.approx(expected, rel=3e-6)
+    if name == "mul":
+        assert tape.grad(int(others[-1])) == np.float32(0.1)
+
+
 def test_lookup_reads_its_input_at_every_replay() -> None:
     tape = Tape()
     table = tape.variables([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])

@@ -18,6 +18,7 @@ from tapegpt.tape.handles.array import Array
 from tapegpt.tape.handles.base import (
     BINARY,
     MULTIPLY_ADD,
+    OF_A_CONSTANT,
     UNARY,
     Generation,
     H,
@@ -31,6 +32,7 @@ from tapegpt.tape.handles.scalar import Scalar
 __all__ = [
     "BINARY",
     "MULTIPLY_ADD",
+    "OF_A_CONSTANT",
     "UNARY",
     "Array",
     "Generation",

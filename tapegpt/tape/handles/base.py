@@ -20,6 +20,7 @@ UNARY = {formula.name: CODES[formula] for formula in FORMULAS if not formula.sec
 BINARY = {
     formula.name: CODES[formula] for formula in FORMULAS if formula.second and not formula.goes_on
 }
+OF_A_CONSTANT = {CODES[formula] for formula in FORMULAS if formula.second == "c"}
 (MULTIPLY_ADD,) = (CODES[formula] for formula in FORMULAS if formula.goes_on)
 
 H = TypeVar("H", "Scalar", "Array")  # what an operation takes is what it gives
