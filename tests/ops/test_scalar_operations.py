@@ -594,7 +594,7 @@ def test_scalars_and_arrays_on_one_tape() -> None:
     logits = tape.linear(rows, weights)
     loss = tape.cross_entropy(logits, target)
     # exp(c) loss + mean(x W^T)^2 + the element of x W^T in row 2, column 1
-    element = logits + 2 * tape.stride(4) + 1
+    element = logits.id + 2 * tape.stride(4) + 1
     root = tape.sum([tape.mul(tape.exp(scale), loss), tape.pow(tape.mean(logits), 2), element])
 
     y = x @ w.T
