@@ -1166,11 +1166,12 @@ class TapeMachine(RuleBasedStateMachine):
         if a is None or b is None:
             return
         x, y = self.known[a].value, self.known[b].value
-        if (x.shape if name == "average" else x.shape[1]) == (
-            y.shape if name == "average" else y.shape[1]
-        ):
+        if (x.shape == y.shape) if name == "average" else (x.shape[1] == y.shape[1]):
             self.record(name, [a, b])
-        else:
+        elif name == "linear" or any(
+            1 not in extents and len(set(extents)) > 1
+            for extents in zip(x.shape, y.shape, strict=True)
+        ):  # else it is broadcast, see catalogue.py
             refused(self.tape, lambda: self.record(name, [a, b]))
 
     @rule(pick=picks, value=small)
