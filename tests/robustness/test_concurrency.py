@@ -55,7 +55,7 @@ def test_the_second_run_into_a_folder_is_refused(busy, call, tmp_path, monkeypat
     assert busy.returncode == 143
     assert f"stopped after step {load(tmp_path / 'out').step} of" in err
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"best", *saved(tmp_path / "out")} and len(names) == 3
+    assert names == {"best", "run-history.json", *saved(tmp_path / "out")} and len(names) == 4
 
 
 @posix
