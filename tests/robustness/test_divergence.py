@@ -16,6 +16,7 @@ from ops.catalogue import NO_RESULT, RESULT_WIDTHS
 from tapegpt.cli import main
 from tapegpt.errors import DivergedError
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
+from tapegpt.kernels.layout import OPCODE
 from tapegpt.kernels.loops.muon import no_matrices
 from tapegpt.kernels.loops.optimizers import (
     ADAM,
@@ -59,7 +60,8 @@ CONFIG = TrainConfig(steps=4, batch_size=2, dtype="float64")
 
 def results(tape_arrays, i, direction):
     """Where what record i computes lies, or its gradient: of an array the first row."""
-    code, out, at, back = tape_arrays.records[i].tolist()
+    first, out, at, back = tape_arrays.records[i].tolist()
+    code = first & OPCODE
     if direction == BACKWARD and has_gradients(code):
         out = int(tape_arrays.operands[back + DOUT])
     width = math.prod(
@@ -118,8 +120,9 @@ def make(model, **settings):
 
 def chosen_records(tape_arrays, each):
     """Record numbers, `each` of every operation: from first to last."""
-    for code in np.unique(tape_arrays.records[:, 0]):
-        found = np.flatnonzero(tape_arrays.records[:, 0] == code)
+    codes = tape_arrays.records[:, 0] & OPCODE
+    for code in np.unique(codes):
+        found = np.flatnonzero(codes == code)
         if code not in NO_RESULT:
             for i in np.unique(np.linspace(0, len(found) - 1, each).astype(int)):
                 yield int(code), int(found[i])
