@@ -17,6 +17,11 @@ def run(name: str | None, as_json: bool) -> int:
     for known, settings in shown.items():
         print(known)
         for setting, value in settings.items():
-            shown_value = f"{value:g}" if isinstance(value, float) else value
-            print(f"    {flag(setting)} {shown_value}")
+            print(f"    {_spelled(setting, value)}")
     return 0
+
+
+def _spelled(setting: str, value: object) -> str:
+    if isinstance(value, bool):
+        return flag(setting) if value else flag(f"no_{setting}")
+    return f"{flag(setting)} {value:g}" if isinstance(value, float) else f"{flag(setting)} {value}"

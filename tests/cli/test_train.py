@@ -90,7 +90,8 @@ def test_progress_is_a_bar_on_a_terminal(tapegpt):
     assert process.returncode == 0
     assert len(out.splitlines()) == 20
     text = shown.decode()
-    assert re.search(r"100% 2000/2000, loss \d\.\d{4} \d+ steps/s, \S+ tokens/s, 0 s left", text)
+    assert re.search(r"\r +\d+% \d+/2000", text)  # and empty again at the end
+    assert re.search(r"\rtapegpt: loss \d\.\d{4}; 2000 steps in \d+\.\d s: \d+ steps/s", text)
     assert "step 1/" not in text
 
 

@@ -126,6 +126,8 @@ def random_flags(generator):
         "--weighting": WEIGHTINGS,
     }.items():
         flags += [name, generator.choice(values)]
+    if optimizer == "muon":  # which wants whole matrices
+        flags[flags.index("--granularity") + 1] = "vector"
     if model == "gpt":
         flags += ["--look-back", generator.randrange(4), "--ensemble", generator.randint(1, 2)]
         if "vector" in flags:
