@@ -126,7 +126,7 @@ def test_the_second_signal_stops_in_the_middle_of_a_step(tmp_path, threads):
     step += ["--block-size", 19]  # no document is cut, so nothing is said of that
     Cli(tmp_path)(*step[:4], 1, "--batch-size", 16)  # compiles
     process = Cli(tmp_path).start(*step, "--out", "long")
-    while "documents" not in process.stderr.readline():
+    while "parameters" not in process.stderr.readline():
         pass
     for _ in range(2):
         time.sleep(0.5)
