@@ -5,7 +5,7 @@ from functools import reduce
 from typing import Any
 
 from tapegpt.kernels.layout import BATCH
-from tapegpt.kernels.ops.array import matmul, reductions, shaping
+from tapegpt.kernels.ops.array import array_product, reductions, shaping
 from tapegpt.kernels.ops.elementwise import MEAN, UnaryArgs
 from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH, WIDE
 from tapegpt.tape.guards import all_or_nothing
@@ -25,9 +25,9 @@ class Shaping(Leaves):
         if left.width != right.rows:
             raise TapeError(f"matmul: {self.shape(x)} and {self.shape(y)} do not match")
         room = PANEL_DEPTH * WIDE * self.lanes
-        arguments = matmul.Args(left.rows, left.width, right.width, x, y, room=room)
+        arguments = array_product.Args(left.rows, left.width, right.width, x, y, room=room)
         return self._record_array(
-            matmul.MATMUL, Shape(left.rows, right.width, right.stride), arguments
+            array_product.MATMUL, Shape(left.rows, right.width, right.stride), arguments
         )
 
     @all_or_nothing
