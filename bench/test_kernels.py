@@ -19,7 +19,7 @@ from tapegpt.kernels.loops.muon import no_matrices
 from tapegpt.kernels.loops.optimizers import ADAM, Optimizer, adam
 from tapegpt.settings import ModelConfig
 from tapegpt.tape import Tape
-from tapegpt.tape.storage import aligned_zeros
+from tapegpt.tape.alignment import aligned_zeros
 
 VOCAB_SIZE = 27
 SECONDS = 0.02  # of replays in one round

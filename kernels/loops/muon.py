@@ -44,9 +44,8 @@ class Muon(NamedTuple):
     """The matrices of a model, and what else their update takes."""
 
     matrices: NDArray[np.int64]  # flat: four numbers a matrix, see FIRST
-    others: NDArray[
-        np.int64
-    ]  # flat: begin and end of every stretch of other weights, whole vectors
+    # Flat: begin and end of every stretch of other weights, whole vectors.
+    others: NDArray[np.int64]
     other_rate: float  # of those, by the rate of the matrices
     rooms: NDArray[np.floating]  # (threads * room,)
     room: int

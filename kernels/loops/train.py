@@ -32,9 +32,8 @@ def loss_and_gradient(program, batch):
 class Training(NamedTuple):
     """What every step of a training has in common, but for what the optimizer knows."""
 
-    tokens: NDArray[
-        np.integer
-    ]  # document d with its delimiters: tokens[offsets[d] : offsets[d + 1]]
+    # Document d with its delimiters: tokens[offsets[d] : offsets[d + 1]].
+    tokens: NDArray[np.integer]
     offsets: NDArray[np.integer]  # (documents + 1,)
     batch_size: int  # documents in a step, and in a sweep at most
     documents_per_sweep: int

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tapegpt.kernels.layout import OPCODE, OPCODE_BITS
-from tapegpt.kernels.op import ArrayOp, kinds
+from tapegpt.kernels.op import ArrayOp, kinds, place
+from tapegpt.kernels.ops.scalar import reduce
 from tapegpt.kernels.ops.scalar.formulas import Formula
 from tapegpt.kernels.registry import OPERATIONS
 
@@ -43,8 +44,8 @@ def records(tape: Tape) -> Iterator[Recorded]:
             yield Recorded(operation.name, out, read, given)
         else:
             count = operands[at]
-            listed = operation.name in ("sum", "max", "softmax")
-            nodes = tuple(operands[at + 1 : at + 1 + count]) if listed else ()
+            begin = at + place(reduce.Args, "nodes")
+            nodes = tuple(operands[begin : begin + count]) if operation.args is reduce.Args else ()
             yield Recorded(operation.name, out, nodes, {"length": count})
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tapegpt.functions.source import Graph
 from tapegpt.functions.steps import Step
 from tapegpt.kernels.layout import OPCODE, OPCODE_BITS
+from tapegpt.kernels.op import place
 from tapegpt.kernels.ops.scalar import reduce, strided
 from tapegpt.kernels.ops.scalar.formulas import Formula
 from tapegpt.kernels.registry import OPERATIONS, opcode
@@ -68,7 +69,8 @@ class _Reader:
         if code & OPCODE != opcode(reduce.SUM) or out != output:
             _refuse("with so many inputs the output must be a sum, as `tape.sum` records it")
         operands = self._arrays.operands
-        return operands[at + 1 : at + 1 + int(operands[at])]
+        begin, count = (at + place(reduce.Args, name) for name in ("nodes", "length"))
+        return operands[begin : begin + int(operands[count])]
 
     def _number(self, ids: Ids) -> int:
         """The node of one term's graph that stands for these."""

@@ -25,6 +25,7 @@ from tapegpt.tape.handles import (
     Scalar,
 )
 from tapegpt.tape.leaves import Leaves
+from tapegpt.tape.spacing import consecutive, evenly_spaced
 from tapegpt.tape.types import Ids, Input, TapeError
 
 OFTEN, USES = 4096, 64  # see _spread
@@ -36,8 +37,7 @@ DOT, DOT_RUN = opcode(dot.DOT), opcode(dot.DOT_RUN)
 
 HANDLES = (Handle, int, np.integer)  # what there may be in a list of nodes
 
-# Terms up to which a record of many dot products is worth it. In float32 it is no place for more:
-# each sum goes from the first term to the last.
+# Terms of a record of many dot products, at most: in float32 each sum goes from first to last.
 LONGEST_TOGETHER = 1024
 
 
@@ -123,7 +123,7 @@ class ScalarOperations(Leaves):
                 raise TapeError(
                     f"dot wants two lists of one length, not {len(left)} and {len(right)}"
                 )
-            if _consecutive(left) and _consecutive(right):
+            if consecutive(left) and consecutive(right):
                 out = self._listed(DOT_RUN, [len(left), left[0], right[0]])
             else:
                 out = self._listed(DOT, [len(left), *left, *right])
@@ -226,7 +226,7 @@ class ScalarOperations(Leaves):
             # As one row, if that is possible, or from the last element to the first.
             for count, step in product((left.size, left.shape[-1]), (1, -1)):
                 rows = [ids.reshape(-1, count)[:, ::step] for ids in (left, right)]
-                places = [_evenly_spaced(ids) for ids in rows]
+                places = [evenly_spaced(ids) for ids in rows]
                 if all(places):
                     arguments = strided.Args(
                         left.size, count, STRIDED[name], *places[0], *places[1]
@@ -281,7 +281,7 @@ class ScalarOperations(Leaves):
         """
         given = self._on_tape(self._ids(nodes)).ravel().tolist()
         k = self._count(k, "nodes")
-        if k > len(given) or not _consecutive(given):
+        if k > len(given) or not consecutive(given):
             raise TapeError(f"largest wants at least {k} nodes with consecutive ids")
         which = self._new_input(array("q", [0]) * k, 1, len(given), k)
         room = self._auxiliary(self.stride(len(given)))
@@ -398,18 +398,3 @@ class ScalarOperations(Leaves):
         if given.dtype.kind not in "iu":
             raise TapeError(f"not an array of node ids: {nodes!r:.60}")
         return given.astype(np.int64)
-
-
-def _consecutive(nodes: list[int]) -> bool:
-    first, count = nodes[0], len(nodes)
-    return nodes[-1] == first + count - 1 and nodes == [*range(first, first + count)]
-
-
-def _evenly_spaced(ids: Ids) -> tuple[int, ...]:
-    """(first, row, step) if ids[i, j] is first + i row + j step, with a step of 1 or 0, else ()."""
-    rows, columns = ids.shape
-    first = int(ids[0, 0])
-    row = int(ids[1, 0]) - first if rows > 1 else 0
-    step = int(columns > 1 and ids[0, 1] != first)
-    expected = first + row * np.arange(rows)[:, None] + step * np.arange(columns)
-    return (first, row, step) if (ids == expected).all() else ()

@@ -14,28 +14,14 @@ from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.layout import BATCH, BatchRange, stride
 from tapegpt.kernels.op import ArrayOp, ListOp, rooms_of, with_gradients
 from tapegpt.kernels.registry import CODES, new_table
+from tapegpt.tape.alignment import ALIGNMENT, aligned_copy, aligned_zeros
 from tapegpt.tape.guards import alone
 from tapegpt.tape.handles import Array, Generation, Handle, Node, Scalar, new
 from tapegpt.tape.types import Batch, Floats, Input, Mark, Shape, TapeError
 
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 NO_BATCH = BatchRange(0, 0, 0, 0)
 LOCK = ("_acquire", "_let_go", "_held")
 LARGEST_TAPE = 2**31  # nodes: ids are 32-bit
-
-
-def aligned_zeros(count: int, dtype: np.dtype[np.floating]) -> Floats:
-    """float[count], zero, its first element on a 64-byte boundary."""
-    raw = np.zeros(count + ALIGNMENT // dtype.itemsize, dtype)
-    start = -raw.ctypes.data % ALIGNMENT // dtype.itemsize
-    return raw[start : start + count]
-
-
-def aligned_copy(array: Floats) -> Floats:
-    """A copy of an array, float[count], on a 64-byte boundary."""
-    aligned = aligned_zeros(len(array), array.dtype)
-    aligned[:] = array
-    return aligned
 
 
 class Memory:

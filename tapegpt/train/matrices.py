@@ -12,7 +12,7 @@ from tapegpt.kernels.loops.muon import Muon, kernel_address, room_for
 from tapegpt.models.registry import MODELS, network_shapes, prefixes
 from tapegpt.recorders.counter import tables
 from tapegpt.settings import ModelConfig
-from tapegpt.tape.storage import ALIGNMENT, aligned_zeros
+from tapegpt.tape.alignment import ALIGNMENT, aligned_zeros
 
 Floats = NDArray[np.floating]
 

@@ -18,7 +18,7 @@ from tapegpt.kernels.loops.train import Training, train_steps
 from tapegpt.presets import default_learning_rate
 from tapegpt.recorders.counter import training_flops
 from tapegpt.settings import ModelConfig, TrainConfig
-from tapegpt.tape.storage import aligned_zeros
+from tapegpt.tape.alignment import aligned_zeros
 from tapegpt.train.data import training_data
 from tapegpt.train.divergence import diverged
 from tapegpt.train.evaluation import loss_per_token, other_weights

@@ -11,7 +11,7 @@ from tapegpt.errors import TapegptError
 from tapegpt.graph.compile import CompiledModel, Floats
 from tapegpt.kernels.loops.thread_group import NOBODY_COMES, ThreadGroup
 from tapegpt.kernels.program import Program
-from tapegpt.tape.storage import ALIGNMENT, aligned_zeros
+from tapegpt.tape.alignment import ALIGNMENT, aligned_zeros
 
 REPORTS = ALIGNMENT // np.dtype(np.float64).itemsize  # a cache line for each thread
 

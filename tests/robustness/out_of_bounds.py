@@ -60,7 +60,7 @@ from tapegpt.kernels.simd import (
     tile_zeros,
 )
 from tapegpt.tape import Tape
-from tapegpt.tape.storage import aligned_zeros
+from tapegpt.tape.alignment import aligned_zeros
 
 ONE_ROW = np.zeros(16, np.int64)  # offsets
 

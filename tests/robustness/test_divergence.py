@@ -29,7 +29,7 @@ from tapegpt.kernels.registry import kernels_of, load_kernels
 from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.setting import DTYPES, GRANULARITIES
 from tapegpt.settings import ModelConfig, TrainConfig
-from tapegpt.tape.storage import aligned_zeros
+from tapegpt.tape.alignment import aligned_zeros
 from tapegpt.train import trainer as trainer_module
 from tapegpt.train.trainer import Trainer
 from tapegpt.train.workers import Threads

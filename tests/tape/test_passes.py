@@ -23,7 +23,7 @@ from tapegpt.kernels.ops.product.matrix import IDENTITY, RELU
 from tapegpt.setting import DTYPES
 from tapegpt.settings import ModelConfig
 from tapegpt.tape import Tape
-from tapegpt.tape.storage import ALIGNMENT
+from tapegpt.tape.alignment import ALIGNMENT
 
 # Places in the argument list of a linear, and of gradients in the list for the reverse sweep.
 START, ACTIVATION, ACTIVATION_OF_X = (

@@ -14,7 +14,7 @@ from tapegpt.graph.compile import compiled_model
 from tapegpt.kernels.loops.optimizers import MUON, Optimizer, update
 from tapegpt.setting import DTYPES
 from tapegpt.settings import ModelConfig, TrainConfig
-from tapegpt.tape.storage import aligned_zeros
+from tapegpt.tape.alignment import aligned_zeros
 from tapegpt.train.matrices import bytes_beside, hidden_matrices, muon_of
 from tapegpt.train.trainer import Trainer
 

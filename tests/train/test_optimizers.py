@@ -23,7 +23,7 @@ from tapegpt.kernels.loops.optimizers import (
 )
 from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.setting import DTYPES
-from tapegpt.tape.storage import aligned_zeros
+from tapegpt.tape.alignment import aligned_zeros
 
 TOLERANCES = {"float32": 2e-5, "float64": 1e-13}
 MORE = 3  # parameters beyond the count, which stay as they are

@@ -32,7 +32,7 @@ from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.recorders.memory_estimate import bytes_needed
 from tapegpt.setting import DTYPES, GRANULARITIES, MODELS
 from tapegpt.settings import ModelConfig, TrainConfig
-from tapegpt.tape.storage import aligned_zeros
+from tapegpt.tape.alignment import aligned_zeros
 from tapegpt.train import workers
 from tapegpt.train.trainer import Trainer
 from tapegpt.train.workers import Threads

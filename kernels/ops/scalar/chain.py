@@ -56,12 +56,11 @@ def forward_lines(formula: Formula) -> str:
 
 
 def backward_lines(formula: Formula) -> str:
-    nothing = "values.dtype.type(0) if vanishes(dout) else " if formula.mixed else ""
     lines = []
     if formula.da:
-        lines += [f"da = {nothing}{in_place(formula.da)}", "grads[a] += da"]
+        lines += [f"da = {in_place(formula.da)}", "grads[a] += da"]
     if formula.db:
-        lines.append(f"grads[b] += {nothing}({in_place(formula.db)})")
+        lines.append(f"grads[b] += {in_place(formula.db)}")
     if formula.goes_on:
         lines.append("grads[out - (code >> OPCODE_BITS)] += dout")
     if formula.when and lines:
@@ -134,7 +133,7 @@ def make_chain(template, adjacent_template, lines_of, call):
         else:
             lines = call.format(name=operation.name)
         if isinstance(operation, Formula) and operation.adjacent:
-            if lines_of is backward_lines and not (operation.plain or operation.mixed):
+            if lines_of is backward_lines and not operation.plain:
                 lines = "if not vanishes(dout):\n" + textwrap.indent(lines, "    ")
             lines = textwrap.indent(lines, 8 * " ")
             opcode = "code & OPCODE" if operation.goes_on else "code"

@@ -74,8 +74,6 @@ class Formula:
     adjacent: bool = False
     # dout is added as it is: there is no use in looking whether it is worth passing on.
     plain: bool = False
-    # Whether dout is 0 changes from one record to the next: no branch on it.
-    mixed: bool = False
     # Also for vectors of nodes side by side, see strided.py.
     strided: bool = False
     several = False  # results
@@ -111,7 +109,7 @@ class Formula:
 FORMULAS = (
     Formula("add", "a + b", "dout", "dout", adjacent=True, plain=True, strided=True),
     Formula("mul", "a * b", "b * dout", "a * dout", adjacent=True, strided=True),
-    Formula("multiply_add", "s + a * b", "b * dout", "a * dout", adjacent=True, mixed=True),
+    Formula("multiply_add", "s + a * b", "b * dout", "a * dout", adjacent=True),
     Formula("sub", "a - b", "dout", "-dout", strided=True),
     Formula("div", "a / b", "dout / b", "-out * da", strided=True),
     Formula("scale", "a * c", "c * dout", strided=True),
