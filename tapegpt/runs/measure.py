@@ -12,11 +12,9 @@ from tapegpt.corpus.documents import Piece
 from tapegpt.corpus.windows import Part
 from tapegpt.errors import TapegptError
 from tapegpt.graph.compile import compiled_model
-from tapegpt.kernels.compile.indirect_call import FORWARD
-from tapegpt.kernels.loops.validation import held_out_loss
+from tapegpt.train.evaluation import total_loss
+from tapegpt.train.sweep_size import most_documents
 from tapegpt.train.workers import Threads
-
-ROWS_PER_SWEEP = 256  # what a sweep writes is still in the cache when it is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ def measure(run: Run, text: Sequence[str] | Part) -> Measured:
         lengths = np.diff(corpus.offsets) - 2
         pieces = iter([Piece(corpus, 0)])
         documents, cut = len(text), int((lengths - run.model.block_size).clip(min=0).sum())
-    together = max(1, ROWS_PER_SWEEP // run.model.block_size)
+    together = most_documents(run.model.block_size)
     model = replace(run.model, dropout=0.0)
     try:
         compiled = compiled_model(
@@ -56,20 +54,16 @@ def measure(run: Run, text: Sequence[str] | Part) -> Measured:
         raise TapegptError("the run does not fit into memory: use a larger machine") from error
     for name, weights in compiled.weights.items():
         weights[:] = run.weights[name]
-    compiled.load([FORWARD])
-    losses, threads = np.zeros((1, 2)), Threads(compiled, 1)
-    for piece in pieces:
-        threads.call(held_out_loss, *piece.corpus, piece.context, together, losses)
-    total, tokens = losses[0]
+    total, tokens = total_loss(compiled, Threads(compiled, 1), pieces)
     if tokens == 0:
         raise TapegptError("a text of one character has nothing to predict: choose a longer one")
-    characters = int(tokens) if isinstance(text, Part) else int(lengths.sum()) - cut
+    characters = tokens if isinstance(text, Part) else int(lengths.sum()) - cut
     return Measured(
         documents=documents,
         characters=characters,
         characters_cut=cut,
-        tokens=int(tokens),
-        nats_per_token=float(total / tokens),
-        nats_per_character=float(total / characters),
+        tokens=tokens,
+        nats_per_token=total / tokens,
+        nats_per_character=total / characters,
         perplexity=math.exp(min(total / tokens, 700)),
     )

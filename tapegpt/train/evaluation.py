@@ -8,22 +8,21 @@ from numpy.typing import NDArray
 
 from tapegpt.corpus.documents import Piece
 from tapegpt.graph.compile import CompiledModel
+from tapegpt.kernels.compile.indirect_call import FORWARD
 from tapegpt.kernels.loops.validation import held_out_loss
 from tapegpt.train.workers import Threads
 
 
-def loss_per_token(
-    compiled: CompiledModel,
-    threads: Threads,
-    pieces: Iterable[Piece],
-) -> float:
-    """The mean loss over the tokens that all pieces predict, in nats."""
-    compiled.load()
+def total_loss(
+    compiled: CompiledModel, threads: Threads, pieces: Iterable[Piece]
+) -> tuple[float, int]:
+    """The sum of the losses of all tokens that the pieces predict, in nats, and their number."""
+    compiled.load([FORWARD])
     losses = np.zeros((len(threads), 2))
     for corpus, context in pieces:
         threads.call(held_out_loss, *corpus, context, compiled.documents_per_sweep, losses)
     total, count = losses.sum(axis=0)
-    return float(total / count)
+    return float(total), int(count)
 
 
 @contextmanager

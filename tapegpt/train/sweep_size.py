@@ -13,9 +13,14 @@ from tapegpt.train.matrices import bytes_beside
 ROWS_PER_SWEEP = 256
 
 
+def most_documents(block_size: int) -> int:
+    """How many documents of so many positions are swept together where nothing else limits it."""
+    return max(1, ROWS_PER_SWEEP // block_size)
+
+
 def documents_per_sweep(model: ModelConfig, training: TrainConfig) -> int:
     """How many documents are swept together, at most."""
-    most = max(1, ROWS_PER_SWEEP // model.block_size)
+    most = most_documents(model.block_size)
     # An evaluation sweeps over as many as it can: four times as fast as one by one.
     evaluates = training.val_fraction + training.test_fraction > 0
     return most if evaluates else min(training.batch_size, most)

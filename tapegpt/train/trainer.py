@@ -21,7 +21,7 @@ from tapegpt.settings import ModelConfig, TrainConfig
 from tapegpt.tape.alignment import aligned_zeros
 from tapegpt.train.data import training_data
 from tapegpt.train.divergence import diverged
-from tapegpt.train.evaluation import loss_per_token, other_weights
+from tapegpt.train.evaluation import other_weights, total_loss
 from tapegpt.train.initialization import draw_weights
 from tapegpt.train.matrices import muon_of
 from tapegpt.train.optimizers import kernel_optimizer
@@ -176,7 +176,8 @@ class Trainer:
         weights: Mapping[str, NDArray[np.floating]] | None = None,
     ) -> float:
         with self.predicting(weights):
-            return loss_per_token(self.compiled, self._threads, pieces)
+            total, count = total_loss(self.compiled, self._threads, pieces)
+        return total / count
 
     @contextmanager
     def predicting(

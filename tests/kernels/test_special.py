@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from vectors import apply, whole_vectors
 
 from tapegpt.kernels.compile.jit import jit
-from tapegpt.kernels.simd import VECTOR_BYTES, lanes, load, store
+from tapegpt.kernels.simd import lanes, load, store
 from tapegpt.kernels.simd.special import (
     erf,
     power,
@@ -71,19 +72,6 @@ def choices(out, x, y):
         store(out[3], i, where_unequal(a, b, 1.0, a))
 
 
-def padded(x):
-    count = VECTOR_BYTES // x.itemsize
-    return np.resize(x, -(-len(x) // count) * count)
-
-
-def apply(kernel, x, *arguments):
-    """The kernel on every element, in whole vectors."""
-    given = padded(x)
-    out = np.empty_like(given)
-    kernel(out, given, *arguments)
-    return out[: len(x)]
-
-
 def numbers(dtype, low, high):
     rng = np.random.default_rng(0)
     tiny = np.exp2(rng.uniform(-40, 0, 2000)) * rng.choice([-1, 1], 2000)
@@ -122,7 +110,7 @@ def test_powers(dtype):
     x = np.exp2(np.linspace(-8, 8, 999)).astype(dtype)
     exact = x.astype(np.float64) ** 2.5
     assert worst(apply(powers_all, x, 2.5), exact) <= {"float32": 4e-6, "float64": 4e-15}[dtype]
-    given = padded(np.array([-1.5, 0.5, 3.0, -0.25], dtype))
+    given = whole_vectors(np.array([-1.5, 0.5, 3.0, -0.25], dtype))
     out = np.empty((5, len(given)), dtype)
     with np.errstate(invalid="ignore"):
         expected = [given**0, given, given**7, given**-2.0, np.sqrt(given)]
@@ -132,7 +120,10 @@ def test_powers(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_choices(dtype):
-    x, y = padded(np.array([1, 2, 3, np.nan], dtype)), padded(np.array([2, 2, 2, 2], dtype))
+    x, y = (
+        whole_vectors(np.array([1, 2, 3, np.nan], dtype)),
+        whole_vectors(np.array([2, 2, 2, 2], dtype)),
+    )
     out = np.empty((4, len(x)), dtype)
     choices(out, x, y)
     holds = [x < y, x <= y, x == y, x != y]

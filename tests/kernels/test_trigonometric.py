@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from vectors import apply
 
 from tapegpt.kernels.compile.jit import jit
-from tapegpt.kernels.simd import VECTOR_BYTES, lanes, load, store
+from tapegpt.kernels.simd import lanes, load, store
 from tapegpt.kernels.simd.trigonometric import cos, sin
 
 # Largest absolute errors, as the docstring of kernels/simd/trigonometric.py states them.
@@ -25,15 +26,6 @@ def cos_all(out, x):
 
 
 KERNELS = {"sin": (sin_all, np.sin), "cos": (cos_all, np.cos)}
-
-
-def apply(kernel, x):
-    """The kernel on every element, in whole vectors."""
-    count = VECTOR_BYTES // x.itemsize
-    padded = np.resize(x, -(-len(x) // count) * count)
-    out = np.empty_like(padded)
-    kernel(out, padded)
-    return out[: len(x)]
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from vectors import apply, needs_extended
 
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.simd import (
@@ -28,11 +29,6 @@ EXP2_BOUND = {"float32": 1.1e-7, "float64": 2e-16}
 QUICK_EXP2_BOUND = {"float32": 2.5e-7, "float64": 2e-16}
 LOG_BOUND = {"float32": 2.3e-7, "float64": 5e-16}
 
-needs_extended = pytest.mark.skipif(
-    np.finfo(np.longdouble).nmant <= np.finfo(np.float64).nmant,
-    reason="long double is no more precise than float64 here",
-)
-
 
 @jit
 def exp_all(out, x):
@@ -56,15 +52,6 @@ def quick_exp2_all(out, x):
 def log_all(out, x):
     for i in range(0, len(x), lanes(x)):
         store(out, i, log(load(x, i)))
-
-
-def apply(kernel, x):
-    """The kernel on every element, in whole vectors."""
-    count = VECTOR_BYTES // x.itemsize
-    padded = np.resize(x, -(-len(x) // count) * count)
-    out = np.empty_like(padded)
-    kernel(out, padded)
-    return out[: len(x)]
 
 
 def relative_error(result, exact):

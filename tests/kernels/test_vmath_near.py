@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from vectors import apply, needs_extended
 
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.simd import (
@@ -28,11 +29,6 @@ EXP_NEAR_BOUND = {"float32": 1.8e-7, "float64": 4e-16}
 EXP_NEAR_SLOPE = {"float32": (3e-9, 6e-8), "float64": (4e-17, 1.3e-16)}
 SOFTPLUS_BOUND = {"float32": 3e-7, "float64": 2.5e-15}
 
-needs_extended = pytest.mark.skipif(
-    np.finfo(np.longdouble).nmant <= np.finfo(np.float64).nmant,
-    reason="long double is no more precise than float64 here",
-)
-
 
 @jit
 def exp_near_all(out, x):
@@ -50,15 +46,6 @@ def exp_any_all(out, x):
 def softplus_all(out, x):
     for i in range(len(x)):
         out[i] = first_lane(softplus_near(one_lane(x, x[i])))
-
-
-def apply(kernel, x):
-    """The kernel on every element, in whole vectors."""
-    count = VECTOR_BYTES // x.itemsize
-    padded = np.resize(x, -(-len(x) // count) * count)
-    out = np.empty_like(padded)
-    kernel(out, padded)
-    return out[: len(x)]
 
 
 def near_numbers(dtype):
