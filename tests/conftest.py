@@ -2,12 +2,14 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tapegpt import cli
+from tapegpt.models.registry import MODELS
 
 settings.register_profile("tapegpt", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -21,6 +23,15 @@ def interruptible() -> None:
     """Have processes that tests start hear SIGINT, which a shell in the background ignores."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known_models() -> Iterator[None]:
+    """Forget the networks that the tests of one file import: messages list all that are known."""
+    before = dict(MODELS)
+    yield
+    MODELS.clear()
+    MODELS.update(before)
 
 
 @pytest.fixture(scope="session")
