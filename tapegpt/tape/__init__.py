@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
+from tapegpt.optim.methods import Optimizers
 from tapegpt.tape.arrays import ArrayOperations
 from tapegpt.tape.block import BlockOperations
 from tapegpt.tape.derivatives import Derivatives
@@ -38,7 +39,15 @@ if TYPE_CHECKING:
 __all__ = ["Array", "Batch", "Input", "Mark", "Scalar", "Tape", "TapeError"]
 
 
-class Tape(Derivatives, Pointwise, ScalarOperations, ArrayOperations, BlockOperations, Recurrence):
+class Tape(
+    Optimizers,
+    Derivatives,
+    Pointwise,
+    ScalarOperations,
+    ArrayOperations,
+    BlockOperations,
+    Recurrence,
+):
     """An append-only tape of float32 or float64 nodes.
 
     Raises TapeError, a ValueError, for every misuse; the tape is then as it was before the call.

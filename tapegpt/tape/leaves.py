@@ -57,29 +57,41 @@ class Leaves(Replay):
 
     @all_or_nothing
     def parameter(self, values: ArrayLike) -> Array:
-        """An array of trained numbers, (rows, width). Parameters come before anything else."""
-        self._only_parameters()
+        """An array of trained numbers, (rows, width), for the optimizers.
+
+        Those that come before anything else are the first `num_params` nodes of the tape. Later
+        ones stay where they were recorded, as the handles and records that name them do.
+        """
+        first = self._are_first
         node = self.array(values)
-        self.num_params = self._align()
+        if first:
+            self.num_params = self._align()
+        else:
+            self._late.append((node.id, self._size))
         return node
 
     @alone
     def scalar_parameters(self, values: ArrayLike) -> Ids:
-        """Trained numbers as scalar nodes, ids in the array's shape; before anything else."""
-        self._only_parameters()
+        """Trained numbers as scalar nodes, ids in the array's shape; as `parameter`."""
+        first = self._are_first
         nodes = self.variables(values)
-        self.num_params = self._size
+        if first:
+            self.num_params = self._size
+        elif nodes.size:
+            self._late.append((int(nodes.flat[0]), self._size))
         return nodes
 
     @alone
     def end_parameters(self) -> None:
         """Pad the parameters to whole vectors, as the optimizer's kernels want them."""
-        self._only_parameters()
+        if not self._are_first:
+            raise TapeError("end_parameters comes before anything but parameters")
         self.num_params = self._align()
 
-    def _only_parameters(self) -> None:
-        if self._size != self.num_params or self._records:
-            raise TapeError("parameters come first on a tape: reset it before recording more")
+    @property
+    def _are_first(self) -> bool:
+        """Whether parameters recorded now come before anything else."""
+        return self._size == self.num_params and not self._records
 
     @alone
     def array(self, values: ArrayLike) -> Array:

@@ -1,5 +1,6 @@
 """The two sweeps over what a tape has recorded, and the values and gradients they give."""
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import cache
@@ -17,7 +18,7 @@ from tapegpt.kernels.registry import kernels_of, load_kernels, new_table
 from tapegpt.tape.guards import alone
 from tapegpt.tape.handles import Array, Handle, Node, Scalar
 from tapegpt.tape.storage import Memory
-from tapegpt.tape.types import Floats, TapeError
+from tapegpt.tape.types import Floats, Ids, TapeError
 
 RECORD = np.dtype((np.uint32, 4))
 FEW = 256  # records
@@ -96,7 +97,11 @@ class Replay(Memory):
                 f"backward: a seed of the shape {given.shape} for a node of {self.shape(plain)}"
             )
         self._evaluate()
-        self.grads[self.num_params if accumulate else 0 : self._size] = 0
+        begin = 0
+        for first, end in self._parameters() if accumulate else ():
+            self.grads[begin:first] = 0
+            begin = end
+        self.grads[begin : self._size] = 0
         if plain in self._shapes:
             self._view(self.grads, plain)[:] += given
         else:
@@ -118,6 +123,17 @@ class Replay(Memory):
             self._record_rows().copy(),
             np.array(self._operands, np.int64),
             np.array(self._inputs, np.int64),
+        )
+
+    def _live_arrays(self) -> TapeArrays:
+        """The program where it lies. The tape cannot record while this is alive."""
+        return TapeArrays(
+            self.kernels,
+            self.values,
+            self.grads,
+            self._record_rows(),
+            _integers_of(self._operands),
+            _integers_of(self._inputs),
         )
 
     def _record_rows(self) -> NDArray[np.uint32]:
@@ -203,3 +219,7 @@ class Replay(Memory):
             copy.setflags(write=False)
             return copy
         return float(source.item(node))
+
+
+def _integers_of(numbers: "array[int]") -> Ids:
+    return np.frombuffer(numbers, np.int64) if numbers else np.zeros(0, np.int64)

@@ -34,7 +34,8 @@ class Memory:
         self.dtype: np.dtype[np.floating] = np.dtype(dtype)
         self._limit = float(np.finfo(self.dtype).max)
         self.lanes = VECTOR_BYTES // self.dtype.itemsize
-        self.num_params = 0  # nodes, with padding
+        self.num_params = 0  # nodes, with padding, of the parameters that came first
+        self._late: list[tuple[int, int]] = []  # begin and end of parameters recorded later
         self.values = aligned_zeros(capacity, self.dtype)
         self.grads = aligned_zeros(capacity, self.dtype)
         self.kernels = new_table()
@@ -141,7 +142,7 @@ class Memory:
 
     @alone
     def reset(self, mark: Mark | None = None) -> None:
-        """Forget everything recorded after a mark, or all but the parameters."""
+        """Forget everything recorded after a mark, or all but the parameters that came first."""
         if mark is None:
             mark = Mark(self.num_params, 0, 0, 0)
         elif not self._is_mark(mark):
@@ -179,6 +180,8 @@ class Memory:
         self._ready = [min(ready, mark.records) for ready in self._ready]
         while self._marks and _ends_after(self._marks[-1], mark):
             self._marks.pop()
+        while self._late and self._late[-1][0] >= mark.nodes:
+            self._late.pop()
         _cut_back(self._known_inputs, mark.inputs)
         _cut_back(self._shapes, mark.nodes)
         _cut_back(self.extents, mark.nodes)
@@ -188,6 +191,10 @@ class Memory:
             self._batch = None
         if self._recurrence is not None and self._recurrence >= mark.records:
             self._recurrence = None
+
+    def _parameters(self) -> list[tuple[int, int]]:
+        """Begin and end of every stretch of parameters, padding included."""
+        return [(0, self.num_params), *self._late]
 
     def _batch_range(self) -> BatchRange:
         if self._batch is None:

@@ -750,9 +750,7 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
     "array without rows": (lambda f: f.tape.array(np.ones((0, 3))), "not the shape (0, 3)"),
     "three dimensions": (lambda f: f.tape.array(np.ones((2, 2, 2))), "not the shape (2, 2, 2)"),
     "variables of text": (lambda f: f.tape.variables(["a"]), "not an array of numbers"),
-    "late parameter": (lambda f: f.tape.parameter([[1.0]]), "parameters come first"),
-    "late scalar parameters": (lambda f: f.tape.scalar_parameters([1.0]), "parameters come first"),
-    "late padding": (lambda f: f.tape.end_parameters(), "parameters come first"),
+    "late padding": (lambda f: f.tape.end_parameters(), "before anything but parameters"),
     # Lists of scalars
     "sum of nothing": (lambda f: f.tape.sum([]), "at least one"),
     "max of nothing": (lambda f: f.tape.max(iter([])), "at least one"),

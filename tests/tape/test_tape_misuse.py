@@ -83,6 +83,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "concatenate": ("some arrays", "count"),
     "jvp": ("either", "list", "numbers"),
     "check": ("scalar", "list"),
+    **dict.fromkeys(("sgd", "adam", "adamw", "muon"), ("list",)),
     "backward": ("scalar", "truth"),
     "dot": ("list", "list"),
     "dots": ("ids", "ids"),

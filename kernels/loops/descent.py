@@ -1,0 +1,65 @@
+"""Steps of an optimizer over any recorded tape, without Python between them."""
+
+import math
+from typing import NamedTuple
+
+from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
+from tapegpt.kernels.loops.optimizers import update
+
+# The columns of a list of stretches: the first node, its place among the packed, how many.
+NODE, PLACE, COUNT = 0, 1, 2
+
+
+class Descent(NamedTuple):
+    """What every step has in common, but for what the optimizer knows."""
+
+    root: int
+    end: int  # one past the last record that the root depends on
+    nodes: int  # on the tape
+    first: int  # steps done before
+    learning_rate: float
+
+
+@inlined
+def pack(array, packed, stretches):
+    """Copy what lies at the nodes of the stretches, (stretches, 3), to their places in `packed`."""
+    for s in range(len(stretches)):
+        node, place = stretches[s, NODE], stretches[s, PLACE]
+        for i in range(stretches[s, COUNT]):
+            packed[place + i] = array[node + i]
+
+
+@inlined
+def unpack(packed, array, stretches):
+    """The way back."""
+    for s in range(len(stretches)):
+        node, place = stretches[s, NODE], stretches[s, PLACE]
+        for i in range(stretches[s, COUNT]):
+            array[node + i] = packed[place + i]
+
+
+@jit
+def descend(tape_arrays, batch_range, group, stretches, optimizer, descent, losses):
+    """Do a step for every element of losses, (steps,): the loss before each is written there.
+
+    group: a thread on its own, whose values and grads, (packed,), are room for what lies at the
+    stretches, whole vectors. Returns the number of steps done: fewer than asked for where a loss or
+    an update is not finite. What lies on the tape is then as it was before that step.
+    """
+    values, grads = tape_arrays.values, tape_arrays.grads
+    pack(values, group.values, stretches)
+    for i in range(len(losses)):
+        forward_sweep(tape_arrays, 0, descent.end, batch_range)
+        losses[i] = values[descent.root]
+        if not math.isfinite(losses[i]):
+            return i
+        grads[: descent.nodes] = 0
+        grads[descent.root] = 1
+        reverse_sweep(tape_arrays, 0, descent.end, batch_range)
+        pack(grads, group.grads, stretches)
+        step = descent.first + i + 1
+        if not update(group, 0, len(group.values), optimizer, step, descent.learning_rate):
+            return i
+        unpack(group.values, values, stretches)
+    return len(losses)

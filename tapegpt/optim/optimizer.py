@@ -1,0 +1,140 @@
+"""Moving leaves of a tape against the gradient of a loss, many steps in one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+from tapegpt.errors import DivergedError
+from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
+from tapegpt.kernels.layout import BatchRange
+from tapegpt.kernels.loops.descent import Descent, descend
+from tapegpt.kernels.loops.optimizers import Optimizer as KernelOptimizer
+from tapegpt.kernels.loops.thread_group import ThreadGroup
+from tapegpt.optim.packing import Packing, packing_of
+from tapegpt.optim.update import Losses, Update, checked_rate
+from tapegpt.tape.alignment import aligned_zeros
+from tapegpt.tape.handles import Node
+from tapegpt.tape.types import Ids, TapeError
+
+if TYPE_CHECKING:
+    from tapegpt.tape import Tape
+
+SECONDS_PER_CALL = 0.2  # between looks at signals
+
+
+class Optimizer:
+    """An optimizer of some leaves of a tape: `tape.adam()` and its like make it.
+
+        tape = Tape()
+        w = tape.parameter([[0.0]])
+        loss = ((w - 3.0) ** 2).mean()
+        opt = tape.adam(lr=0.1)
+        losses = opt.step(loss, n=200)   # float64[200]
+
+    What it remembers of gradients goes on from call to call. `lr` may be set between them; `steps`
+    counts them.
+    """
+
+    def __init__(
+        self, tape: Tape, update: Update, lr: float, leaves: Sequence[Node] | Ids | None
+    ) -> None:
+        self.tape = tape
+        self.lr = checked_rate(lr)
+        self.steps = 0
+        self._update = update
+        self._leaves = leaves
+        self._packing: Packing | None = None  # until the first step
+        self._kernel: KernelOptimizer | None = None
+        self._group: ThreadGroup | None = None
+        self._generation = tape.generation
+        if leaves is not None:
+            self._pack()
+
+    def __repr__(self) -> str:
+        return f"Optimizer({self._update.name!r}, lr={self.lr:g}, {self.steps} steps)"
+
+    @overload
+    def step(self, loss: Node) -> float: ...
+    @overload
+    def step(self, loss: Node, n: int) -> Losses: ...
+    def step(self, loss: Node, n: int | None = None) -> float | Losses:
+        """Do a step, or n of them, in compiled code: forward, back, update.
+
+        loss: a scalar node. Returns its value before the step, or before each, float64[n]. The
+        gradients of the last step stay on the tape.
+
+        Raises DivergedError at the first loss or update that is not finite: the tape then has the
+        values of before that step, and the optimizer is of no more use. Raises TapeError where the
+        leaves were forgotten by a reset, or parameters were recorded after the first step.
+        """
+        tape = self.tape
+        tape._hold()
+        try:
+            root = tape._scalar(loss)
+            losses = np.zeros(1 if n is None else tape._count(n, "steps"))
+            learning_rate = checked_rate(self.lr)
+            self._prepare()
+            done, count, begin = 0, 1, time.perf_counter()
+            while done < len(losses):
+                self._descend(root, learning_rate, losses[done : done + count])
+                done += count
+                pace = (time.perf_counter() - begin) / done
+                count = max(1, min(4 * count, int(SECONDS_PER_CALL / pace)))
+            return float(losses[0]) if n is None else losses
+        finally:
+            tape._release()
+
+    def _prepare(self) -> None:
+        """Pack the parameters at the first step; see that what was packed is still there."""
+        tape, generation = self.tape, self._generation
+        if self._packing is None:
+            self._pack()
+        elif tape.generation is not generation:
+            if not tape._survives(self._packing.last, generation.number):
+                raise TapeError("the leaves of this optimizer were forgotten by a reset")
+        elif self._leaves is None and packing_of(tape, None).size != self._packing.size:
+            raise TapeError(
+                "parameters were recorded after the first step of this optimizer: make a new one"
+            )
+        self._generation = tape.generation
+
+    def _pack(self) -> None:
+        tape = self.tape
+        self._packing = packing = packing_of(tape, self._leaves)
+        self._kernel = self._update.kernel(tape, packing)
+        self._group = ThreadGroup(
+            values=aligned_zeros(packing.size, tape.dtype),
+            grads=aligned_zeros(packing.size, tape.dtype),
+            other_grads=np.zeros((0, packing.size), tape.dtype),
+            reports=np.zeros((1, 8)),
+            arrivals=np.zeros(1, np.int64),
+        )
+
+    def _descend(self, root: int, learning_rate: float, losses: Losses) -> None:
+        tape = self.tape
+        end = tape._records_until(root)
+        for direction in (FORWARD, BACKWARD):
+            tape._load(direction)
+        tape._evaluated = 0
+        descent = Descent(root, end, len(tape), self.steps, learning_rate)
+        batch_range = BatchRange(*map(int, tape._batch_range()))
+        done = descend(
+            tape._live_arrays(),
+            batch_range,
+            self._group,
+            self._packing.stretches if self._packing else None,
+            self._kernel,
+            descent,
+            losses,
+        )
+        self.steps += int(done)
+        if done < len(losses):
+            what = "the loss" if not np.isfinite(losses[done]) else "the update"
+            raise DivergedError(
+                f"step {self.steps + 1}: {what} is not finite (loss {losses[done]:.6g}, lr"
+                f" {learning_rate:g}); the tape has the values of before it"
+            )
