@@ -168,7 +168,7 @@ def recorded(case: Case):
     root = out if tape.shape(out) == () else tape.mean(tape.relu(out))
     tape.backward(root)  # of no rows: it only loads the kernels
 
-    tape_arrays, rows = tape.replay_arrays(), case.rows
+    tape_arrays, rows = tape._replay_arrays(), case.rows
     starts = slice(batch.starts, batch.starts + positions + 1)
     tape_arrays.inputs[starts] = documents * np.arange(positions + 1)
     for numbers in (batch.tokens, batch.targets):

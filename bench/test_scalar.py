@@ -25,7 +25,7 @@ def record_workload(dtype: str) -> tuple[Tape, list[int]]:
         nodes.append(tape.softplus(nodes[-10]))
         nodes.append(tape.sum(nodes[-30:-10:5]))
         nodes.append(tape.mul(nodes[-20], nodes[-10]))
-        nodes.extend(tape.softmax_of(nodes[-4:]))
+        nodes.extend(tape.softmax(nodes[-4:]))
     return tape, nodes
 
 
@@ -52,11 +52,11 @@ def test_workload(measure, root, dtype):
 
 
 BULK = {
-    "record": lambda tape, ids: tape.record("mul", ids[:, 0], ids[:, 1]),
-    "lookup": lambda tape, ids: tape.lookup(ids[:, 0], tape.input([1], below=2), 0, stride=1),
+    "record": lambda tape, ids: tape.elementwise("mul", ids[:, 0], ids[:, 1], separate=True),
+    "lookup": lambda tape, ids: tape.take(ids[:, 0], tape.input([1], below=2), 0, stride=1),
     "sums of four": lambda tape, ids: tape.sums(ids[:, :TERMS]),
     "dots of four": lambda tape, ids: tape.dots(ids[:, :TERMS], ids[:, TERMS:]),
-    "softmaxes of four": lambda tape, ids: tape.softmaxes(ids[:, :TERMS]),
+    "softmaxes of four": lambda tape, ids: tape.softmax(ids[:, :TERMS]),
 }
 
 
@@ -69,7 +69,7 @@ def test_bulk(measure, way):
         tape = Tape("float32", capacity=2**17)
         tape.variables(numbers)
         BULK[way](tape, ids)
-        tape.replay_arrays()
+        tape._replay_arrays()
 
     measure(
         run,

@@ -77,11 +77,14 @@ class Lstm(Network):
     def logits(self, net, config):
         x = net.embed_token("wte")
         given = {gate: net.linear(x, f"x_{gate}") for gate in "igfo"}
-        state = net.previous(2 * config.n_state)
-        h, c = net.apply(first, state), net.apply(last, state)
-        i, g, f, o = (net.linear(h, f"h_{gate}", plus=given[gate]) for gate in "igfo")
-        c = net.apply(new_cell, i, g, f, c)
-        state = net.carry(net.apply(joined, net.apply(shown, o, c), c))
+
+        def step(before):
+            h, c = net.apply(first, before), net.apply(last, before)
+            i, g, f, o = (net.linear(h, f"h_{gate}", residual=given[gate]) for gate in "igfo")
+            c = net.apply(new_cell, i, g, f, c)
+            return net.apply(joined, net.apply(shown, o, c), c)
+
+        state = net.scan(step, 2 * config.n_state)
         return net.linear(net.apply(first, state), "lm_head")
 
 

@@ -1,7 +1,7 @@
 """The k largest numbers of every row, and the product of these alone with a matrix.
 
     topk:             inputs[slot + r k : slot + (r + 1) k] = their columns, from left to right
-    gathered_linear:  out[r] = start[r] + sum over i, inputs[slot + r k : ], of x[r, i] W[i]
+    sparse_linear:  out[r] = start[r] + sum over i, inputs[slot + r k : ], of x[r, i] W[i]
 
 x: (R, n_in); W: (n_in, n_out); start, out: (R, n_out). Only the chosen rows of W are read.
 """
@@ -30,7 +30,7 @@ class TopkArgs(NamedTuple):
     slot: Slot
 
 
-class GatheredArgs(NamedTuple):
+class SparseArgs(NamedTuple):
     rows: Rows
     n_in: Size
     n_out: Size
@@ -42,7 +42,7 @@ class GatheredArgs(NamedTuple):
 
 
 topk_args, _ = readers(TopkArgs)
-gathered_args, gathered_grads = readers(GatheredArgs)
+sparse_args, sparse_grads = readers(SparseArgs)
 
 
 @inlined
@@ -116,8 +116,8 @@ def gathered_product(inputs, x, chosen, k, w, out, columns):
 
 
 @jit
-def gathered_linear_forward(values, operands, inputs, out, at, batch_range):
-    a = gathered_args(operands, at)
+def sparse_linear_forward(values, operands, inputs, out, at, batch_range):
+    a = sparse_args(operands, at)
     x_row, row = row_stride(values, a.n_in), row_stride(values, a.n_out)
     result = Result(values, out, row, a.start, IDENTITY)
     first, last = row_range(a.rows, batch_range)
@@ -135,9 +135,9 @@ def gathered_linear_forward(values, operands, inputs, out, at, batch_range):
 
 
 @jit
-def gathered_linear_backward(values, grads, operands, inputs, out, at, back, batch_range):
-    rows, n_in, n_out, x, w, k, slot, _ = gathered_args(operands, at)
-    g = gathered_grads(operands, back)
+def sparse_linear_backward(values, grads, operands, inputs, out, at, back, batch_range):
+    rows, n_in, n_out, x, w, k, slot, _ = sparse_args(operands, at)
+    g = sparse_grads(operands, back)
     x_row, row = row_stride(values, n_in), row_stride(values, n_out)
     first, last = row_range(rows, batch_range)
     for r in range(first, last):
@@ -159,11 +159,11 @@ def gathered_linear_backward(values, grads, operands, inputs, out, at, back, bat
 
 
 TOPK = ArrayOp("topk", TopkArgs, topk_forward, None, backward_reads=("x",), row_by_row=True)
-GATHERED_LINEAR = ArrayOp(
-    "gathered_linear",
-    GatheredArgs,
-    gathered_linear_forward,
-    gathered_linear_backward,
+SPARSE_LINEAR = ArrayOp(
+    "sparse_linear",
+    SparseArgs,
+    sparse_linear_forward,
+    sparse_linear_backward,
     backward_reads=("x",),
     adds_to="start",
     row_by_row=True,

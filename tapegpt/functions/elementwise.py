@@ -216,7 +216,7 @@ class Elementwise:
             node if hasattr(node, "id") else tape.node(tape.constant(float(node))) for node in made
         ]
         inputs, ids = tuple(node.id for node in nodes), tuple(node.id for node in outputs)
-        steps, constants = steps_between(tape.replay_arrays(), inputs, ids)
+        steps, constants = steps_between(tape._replay_arrays(), inputs, ids)
         numbers = {node: float(tape.value(node)) for node in constants}
         graph = Graph(inputs, ids, tuple(steps), numbers)
         clean = all(float(node.value) == 0 for node in outputs)

@@ -149,7 +149,7 @@ class Operation:
             width = tape._count(width, "columns")
         except (TypeError, ValueError) as error:
             raise TapeError(f"{self.name}: {made!r:.60} is no shape, (rows, columns)") from error
-        return Shape(rows, width, tape.stride(width))
+        return Shape(rows, width, tape._stride(width))
 
     def _made(self, backward: Callable[..., None]) -> ArrayOp:
         number = Annotated[int, Kind.NUMBER]

@@ -237,7 +237,7 @@ def row_function(
     kind = np.dtype(dtype or tape.dtype)
     if single and isinstance(inputs, np.ndarray) and len(given) > MOST_INPUTS:
         return sum_function(tape, given, wanted[0], kind, threads)
-    steps, constants = steps_between(tape.replay_arrays(), given, wanted)
+    steps, constants = steps_between(tape._replay_arrays(), given, wanted)
     numbers = {node: float(tape.value(node)) for node in constants}
     for node, number in numbers.items():
         if np.isnan(number):

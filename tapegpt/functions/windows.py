@@ -46,7 +46,7 @@ class _Reader:
 
     def __init__(self, tape: Tape, inputs: Ids) -> None:
         self._tape = tape
-        self._arrays = tape.replay_arrays()
+        self._arrays = tape._replay_arrays()
         self._outs = self._arrays.records[:, 1].astype(np.int64)
         self._first, self._size = int(inputs[0]), len(inputs)
         self._steps: list[Step] = []

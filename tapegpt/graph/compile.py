@@ -111,14 +111,14 @@ def _record_vector(
     mean_loss = _mean(tape, losses)
     loss_records = tape.mark().records - before_losses
 
-    tape_arrays = mark_overwritten(fuse_relu(tape.replay_arrays()), tape.num_params)
+    tape_arrays = mark_overwritten(fuse_relu(tape._replay_arrays()), tape.num_params)
     tape_arrays = share_gradients(tape_arrays, tape.num_params, tape.extents)
     tape_arrays = share_values(tape_arrays, tape.extents, keep=[logits.id])
     block = model.block_size
-    if width := joint_width(tape_arrays, tape.stride):
+    if width := joint_width(tape_arrays, tape._stride):
         joint = tape.array(np.zeros((documents * block, width)))
         tape_arrays = tape_arrays._replace(values=tape.values, grads=tape.grads)
-        tape_arrays = join_linears(tape_arrays, tape.extents, tape.stride, joint.id)
+        tape_arrays = join_linears(tape_arrays, tape.extents, tape._stride, joint.id)
     cleared = [*(loss.id for loss in losses), *range(losses[-1].id, mean_loss.id)]
     ends = np.full(block + 1, len(tape_arrays.records))
     ends[0] = 0
@@ -133,7 +133,7 @@ def _record_vector(
         common_roots=np.full(block + 1, together.id),
         tops=np.full(block + 1, len(tape)),
         logits=np.full(block, logits.id),
-        logits_row=tape.stride(vocab_size),
+        logits_row=tape._stride(vocab_size),
         weights=batch.weights,
         # Of the losses, and of what makes one of them; array operations overwrite theirs.
         clear=np.array([(node, node + 1) for node in cleared]),
@@ -147,7 +147,7 @@ def _record_vector(
         key=batch.key.slot,
         placed=np.zeros(block + 1, np.int64),
         documents=np.zeros(documents, np.int64),
-        likelihoods=np.zeros((documents + 1) * tape.stride(vocab_size), dtype),
+        likelihoods=np.zeros((documents + 1) * tape._stride(vocab_size), dtype),
     )
     return CompiledModel(
         program, documents, {name: tape._view(tape.values, w.id) for name, w in weights.items()}
@@ -160,7 +160,7 @@ def _record_unrolled(
     tape = Tape(dtype)
     shapes = parameter_shapes(model, vocab_size)
     weights = {name: tape.scalar_parameters(np.zeros(shape)) for name, shape in shapes.items()}
-    tape.end_parameters()
+    tape._end_parameters()
     batch = tape.batch(1, model.block_size, vocab_size, model.look_back)
     net = kind(tape, weights, batch)
     ends, logit_ends, roots, common_roots = [0], [], [NONE], [NONE]
@@ -181,7 +181,7 @@ def _record_unrolled(
         ends.append(tape.mark().records)
         tops.append(len(tape))
     program = Program(
-        tape_arrays=tape.replay_arrays(),
+        tape_arrays=tape._replay_arrays(),
         num_params=tape.num_params,
         vocab_size=vocab_size,
         unrolled=True,
@@ -204,7 +204,7 @@ def _record_unrolled(
         key=batch.key.slot,
         placed=np.zeros(model.block_size + 1, np.int64),
         documents=np.zeros(1, np.int64),
-        likelihoods=np.zeros(2 * tape.stride(vocab_size), dtype),
+        likelihoods=np.zeros(2 * tape._stride(vocab_size), dtype),
     )
     views = {
         name: program.tape_arrays.values[nodes[0, 0] : nodes[-1, -1] + 1].reshape(nodes.shape)
@@ -223,4 +223,4 @@ def _add(tape: Tape, total: tapes.Scalar | None, loss: tapes.Scalar) -> tapes.Sc
 
 def _weighted(tape: Tape, total: tapes.Scalar, batch: Batch) -> int:
     """A document's sum of losses times their weight: all of its rows have one, 1 / positions."""
-    return int(tape.record("scale", [total.id], [batch.weights])[0])
+    return int(tape.elementwise("scale", [total.id], [batch.weights])[0])

@@ -71,9 +71,9 @@ class Gpt(Model):
             if config.positions == "rotary":
                 q, k = (net.rotary(heads, config.n_head) for heads in (q, k))
             h = net.attention(q, k, v, config.n_head, layer=i)
-            x = net.linear(h, f"layer{i}.attn_wo", plus=x, dropout=config.dropout)
+            x = net.linear(h, f"layer{i}.attn_wo", residual=x, dropout=config.dropout)
             h = hidden_units(net, net.rmsnorm(x), f"layer{i}", config.activation)
-            x = net.linear(h, f"layer{i}.mlp_fc2", plus=x, dropout=config.dropout)
+            x = net.linear(h, f"layer{i}.mlp_fc2", residual=x, dropout=config.dropout)
         logits = net.linear(net.rmsnorm(x) if config.final_norm else x, "lm_head")
         return logits if config.softcap is None else net.softcap(logits, config.softcap)
 

@@ -1,5 +1,6 @@
 """The layers that a network is made of; the recorder of a granularity says what each records."""
 
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 X = TypeVar("X")
@@ -35,8 +36,8 @@ class LayerBuilder(Protocol[X]):
     def embed_position(self, table: str) -> X:
         """The position's row of a table."""
 
-    def linear(self, x: X, weights: str, plus: X | None = None, dropout: float = 0.0) -> X:
-        """plus + W x; of W x that share is left out at random in training."""
+    def linear(self, x: X, weights: str, residual: X | None = None, dropout: float = 0.0) -> X:
+        """residual + W x; of W x that share is left out at random in training."""
 
     def rmsnorm(self, x: X) -> X:
         """x / sqrt(mean(x^2) + 1e-5)"""
@@ -71,14 +72,11 @@ class LayerBuilder(Protocol[X]):
     def attention(self, q: X, k: X, v: X, n_head: int, layer: int) -> X:
         """Causal self-attention over this position and the earlier ones of the same layer."""
 
-    def previous(self, width: int) -> X:
-        """What `carry` was given at the position before; zeros at the first."""
+    def scan(self, step: Callable[[X], X], width: int) -> X:
+        """step(what it gave at the position before; zeros at the first): a state of this width."""
 
-    def carry(self, x: X) -> X:
-        """x, which the next position will find in `previous`."""
-
-    def sparse_linear(self, x: X, weights: str, k: int, plus: X) -> X:
-        """plus + the sum of x[i] W[i] over the k largest coordinates of x, of equals the first.
+    def sparse_linear(self, x: X, weights: str, k: int, residual: X) -> X:
+        """residual + the sum of x[i] W[i] over the k largest coordinates of x, of equals the first.
 
         W has a row for every coordinate.
         """

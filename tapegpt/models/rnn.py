@@ -34,13 +34,13 @@ class Rnn(Model):
 
     def logits(self, net: LayerBuilder[X], config: ModelConfig) -> X:
         x = net.linear(net.embed_position("wpe"), "pos_proj")
-        x = net.linear(net.embed_token("wte"), "token_proj", plus=x)
-        h = net.carry(net.relu(self.recur(net, net.previous(config.n_state), x, config)))
+        x = net.linear(net.embed_token("wte"), "token_proj", residual=x)
+        h = net.scan(lambda h: net.relu(self.recur(net, h, x, config)), config.n_state)
         return net.linear(h, "lm_head")
 
     def recur(self, net: LayerBuilder[X], h: X, x: X, config: ModelConfig) -> X:
         """What becomes of the state h and the input x, before the ReLU."""
-        return net.linear(h, "m", plus=x)
+        return net.linear(h, "m", residual=x)
 
 
 class SparseRnn(Rnn):
@@ -61,7 +61,7 @@ class SparseRnn(Rnn):
             )
 
     def recur(self, net: LayerBuilder[X], h: X, x: X, config: ModelConfig) -> X:
-        return net.add(h, net.sparse_linear(h, "m", config.n_att, plus=x))
+        return net.add(h, net.sparse_linear(h, "m", config.n_att, residual=x))
 
 
 MODELS = (Rnn(), SparseRnn())

@@ -58,10 +58,13 @@ def packing_of(tape: Tape, leaves: Sequence[Node] | Ids | None) -> Packing:
 
 
 def _bounds(tape: Tape, leaves: Sequence[Node] | Ids) -> Iterable[tuple[int, int]]:
-    listed = leaves.ravel().tolist() if isinstance(leaves, np.ndarray) else leaves
-    if not isinstance(listed, (list, tuple, range)):
+    if isinstance(leaves, np.ndarray):
+        ids = tape._leaves(tape._ids(leaves)).ravel()
+        yield from zip(ids.tolist(), (ids + 1).tolist(), strict=True)
+        return
+    if not isinstance(leaves, (list, tuple, range)):
         raise TapeError(f"an optimizer wants a list of leaves, not {leaves!r:.60}")
-    for leaf in listed:
+    for leaf in leaves:
         node = tape._leaf(leaf)
         yield node, node + tape.extents[node] if node in tape._shapes else node + 1
 

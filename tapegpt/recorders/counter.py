@@ -8,8 +8,11 @@ from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.layout import stride
 from tapegpt.kernels.ops import streaming_attention
 from tapegpt.models.registry import MODELS, network_shapes, prefixes
+from tapegpt.renamed import renamed_argument
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -59,10 +62,13 @@ class Counter:
     def embed_position(self, table: str) -> int:
         return self._layer(self._look_up(table))
 
-    def linear(self, x: int, weights: str, plus: int | None = None, dropout: float = 0.0) -> int:
+    @renamed_argument("plus", "residual")
+    def linear(
+        self, x: int, weights: str, residual: int | None = None, dropout: float = 0.0
+    ) -> int:
         outputs, inputs = self._shapes[weights]
         self.products += outputs * inputs
-        return self._layer(outputs, scalars=1 + (plus is not None), arrays=1 + (dropout > 0))
+        return self._layer(outputs, scalars=1 + (residual is not None), arrays=1 + (dropout > 0))
 
     def rmsnorm(self, x: int) -> int:
         return self._layer(x, scalars=3)
@@ -100,13 +106,11 @@ class Counter:
         self._heads.append((n_head, q // n_head))
         return self._layer(q, scalars=4)
 
-    def previous(self, width: int) -> int:
-        return self._layer(width)
+    def scan(self, step: Callable[[int], int], width: int) -> int:
+        return step(self._layer(width))
 
-    def carry(self, x: int) -> int:
-        return x
-
-    def sparse_linear(self, x: int, weights: str, k: int, plus: int) -> int:
+    @renamed_argument("plus", "residual")
+    def sparse_linear(self, x: int, weights: str, k: int, residual: int) -> int:
         outputs = self._look_up(weights)
         self.products += k * outputs
         return self._layer(outputs, scalars=2 + k)

@@ -5,6 +5,7 @@ like them. A product and the sum that it goes into are one node.
 The order in which each single sum is taken is microgpt's.
 """
 
+from collections.abc import Callable
 from functools import cache, reduce
 
 import numpy as np
@@ -14,6 +15,7 @@ from tapegpt import tape as tapes
 from tapegpt.kernels.ops.activation.gelu import CUBIC, LINEAR
 from tapegpt.models.layer_builder import OwnOperation
 from tapegpt.recorders import EPSILON
+from tapegpt.renamed import renamed_argument
 from tapegpt.tape import Batch, Input, Tape
 from tapegpt.tape.block import ROTARY_BASE
 
@@ -60,12 +62,15 @@ class Scalar:
         row: Row = self._weight(table)[self.position]
         return row
 
-    def linear(self, x: Row, weights: str, plus: Row | None = None, dropout: float = 0.0) -> Row:
+    @renamed_argument("plus", "residual")
+    def linear(
+        self, x: Row, weights: str, residual: Row | None = None, dropout: float = 0.0
+    ) -> Row:
         if dropout > 0:
             raise ValueError("dropout wants array nodes")  # which `configure` makes sure of
         w = self._weight(weights)
         result = self.dot(w, np.broadcast_to(x, w.shape))
-        return result if plus is None else self.add(result, plus)
+        return result if residual is None else self.add(result, residual)
 
     def rmsnorm(self, x: Row) -> Row:
         squares = self.dot(x[None], x[None])
@@ -136,19 +141,18 @@ class Scalar:
         count = len(keys)
         return self.dot(weights_all.reshape(-1, count), v_all.reshape(-1, count))
 
-    def previous(self, width: int) -> Row:
-        return self._tape.variables(np.zeros(width)) if self._carried is None else self._carried
+    def scan(self, step: Callable[[Row], Row], width: int) -> Row:
+        before = self._carried
+        self._carried = step(self._tape.variables(np.zeros(width)) if before is None else before)
+        return self._carried
 
-    def carry(self, x: Row) -> Row:
-        self._carried = x
-        return x
-
-    def sparse_linear(self, x: Row, weights: str, k: int, plus: Row) -> Row:
-        w, which = self._weight(weights), self._tape.largest(x, k)
-        chosen = np.concatenate([self._tape.lookup(x[:1], which, j, 1) for j in range(k)])
-        rows = np.stack([self._tape.lookup(w[0], which, j, w.shape[1]) for j in range(k)])
+    @renamed_argument("plus", "residual")
+    def sparse_linear(self, x: Row, weights: str, k: int, residual: Row) -> Row:
+        w, which = self._weight(weights), self._tape.topk(x, k)
+        chosen = np.concatenate([self._tape.take(x[:1], which, j, 1) for j in range(k)])
+        rows = np.stack([self._tape.take(w[0], which, j, w.shape[1]) for j in range(k)])
         products = self.dot(rows.T, np.broadcast_to(chosen, rows.T.shape))
-        return self.add(products, plus)
+        return self.add(products, residual)
 
     def average(self, rows: list[Row]) -> Row:
         """The mean of rows."""
@@ -164,12 +168,12 @@ class Scalar:
     def cross_entropy(self, logits: Row) -> tapes.Scalar:
         """The loss at this position."""
         probabilities = self.softmax(logits[None])[0]
-        target = self._tape.lookup(probabilities[:1], self._batch.targets, self.position, 1)
+        target = self._tape.take(probabilities[:1], self._batch.targets, self.position, 1)
         return self._tape.node(int(self.each("neg", self.each("log", target))[0]))
 
     def each(self, name: str, a: Row, b: Row | None = None) -> Row:
         """One operation on every node of a, and the same of b."""
-        return self._tape.record(name, a, b)
+        return self._tape.elementwise(name, a, b, separate=True)
 
     def dot(self, a: Row, b: Row) -> Row:
         """The sum of the products of every row of a with the same row of b, from left to right."""
@@ -199,7 +203,7 @@ class Scalar:
 
     def _lookup(self, table: str, which: Input) -> Row:
         rows = self._weight(table)
-        return self._tape.lookup(rows[0], which, self.position, rows.shape[1])
+        return self._tape.take(rows[0], which, self.position, rows.shape[1])
 
     def _share(self, half: Row) -> Row:
         """(1 + tanh(half)) / 2, which is 1 / (1 + e^(-2 half))"""
@@ -217,7 +221,7 @@ class Dot(Scalar):
     """As Scalar, with one record for a whole sum, and for nodes side by side."""
 
     def each(self, name: str, a: Row, b: Row | None = None) -> Row:
-        return self._tape.runs(name, a, b)
+        return self._tape.elementwise(name, a, b)
 
     def dot(self, a: Row, b: Row) -> Row:
         return self._tape.dots(a, b)

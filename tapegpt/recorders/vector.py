@@ -1,9 +1,11 @@
 """A network recorded as arrays, over all the rows of a batch."""
 
+from collections.abc import Callable
 from functools import reduce
 
 from tapegpt.models.layer_builder import OwnOperation
 from tapegpt.recorders import EPSILON
+from tapegpt.renamed import renamed_argument
 from tapegpt.tape import Array, Batch, Scalar, Tape
 
 
@@ -30,13 +32,14 @@ class Vector:
     def embed_position(self, table: str) -> Array:
         return self._tape.embed((self._weight(table), self._batch.positions))
 
+    @renamed_argument("plus", "residual")
     def linear(
-        self, x: Array, weights: str, plus: Array | None = None, dropout: float = 0.0
+        self, x: Array, weights: str, residual: Array | None = None, dropout: float = 0.0
     ) -> Array:
         if dropout == 0:
-            return self._tape.linear(x, self._weight(weights), plus)
+            return self._tape.linear(x, self._weight(weights), residual)
         y = self._tape.linear(x, self._weight(weights))
-        return self._tape.dropout(y, dropout, self._batch.key, plus)
+        return self._tape.dropout(y, dropout, self._batch.key, residual)
 
     def rmsnorm(self, x: Array) -> Array:
         return self._tape.rmsnorm(x, EPSILON)
@@ -75,14 +78,12 @@ class Vector:
     def attention(self, q: Array, k: Array, v: Array, n_head: int, layer: int) -> Array:
         return self._tape.attention(q, k, v, n_head)
 
-    def previous(self, width: int) -> Array:
-        return self._tape.previous(width)
+    def scan(self, step: Callable[[Array], Array], width: int) -> Array:
+        return self._tape.scan(step, width)
 
-    def carry(self, x: Array) -> Array:
-        return self._tape.carry(x)
-
-    def sparse_linear(self, x: Array, weights: str, k: int, plus: Array) -> Array:
-        return self._tape.gathered_linear(x, self._tape.topk(x, k), self._weight(weights), plus)
+    @renamed_argument("plus", "residual")
+    def sparse_linear(self, x: Array, weights: str, k: int, residual: Array) -> Array:
+        return self._tape.sparse_linear(x, self._tape.topk(x, k), self._weight(weights), residual)
 
     def average(self, rows: list[Array]) -> Array:
         """The mean of arrays."""

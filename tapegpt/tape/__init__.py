@@ -18,9 +18,11 @@ makes recording cheap. The memory layout is drawn in kernels/layout.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from tapegpt.optim.methods import Optimizers
+from tapegpt.renamed import OldNames
 from tapegpt.tape.arrays import ArrayOperations
 from tapegpt.tape.block import BlockOperations
 from tapegpt.tape.derivatives import Derivatives
@@ -47,11 +49,33 @@ class Tape(
     ArrayOperations,
     BlockOperations,
     Recurrence,
+    OldNames,
 ):
     """An append-only tape of float32 or float64 nodes.
 
     Raises TapeError, a ValueError, for every misuse; the tape is then as it was before the call.
     """
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            return self._renamed(name)
+
+    _old_names: ClassVar = {
+        "record": ("elementwise", lambda tape: partial(tape.elementwise, separate=True)),
+        "runs": ("elementwise", lambda tape: tape.elementwise),
+        "softmax_of": ("softmax", lambda tape: tape._softmax_of),
+        "softmaxes": ("softmax", lambda tape: tape._softmax_rows),
+        "lookup": ("take", lambda tape: tape._take_nodes),
+        "largest": ("topk", lambda tape: tape._topk_nodes),
+        "gathered_linear": ("sparse_linear", lambda tape: tape.sparse_linear),
+        "previous": ("scan", lambda tape: tape._previous),
+        "carry": ("scan", lambda tape: tape._carry),
+        "replay_arrays": ("internal", lambda tape: tape._replay_arrays),
+        "stride": ("internal", lambda tape: tape._stride),
+        "declared_batch": ("internal", lambda tape: tape._declared_batch),
+        "end_parameters": ("internal", lambda tape: tape._end_parameters),
+    }
 
     @overload
     def node(self, node: Scalar | int) -> Scalar: ...
@@ -106,7 +130,7 @@ class Tape(
         return row_function(self, inputs, outputs, dtype, threads)
 
     def __repr__(self) -> str:
-        count = len(self.replay_arrays().records)
+        count = len(self._replay_arrays().records)
         return f"Tape({self.dtype.name!r}, {len(self)} nodes, {count} records)"
 
     def records(self) -> Iterator[Recorded]:

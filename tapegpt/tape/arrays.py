@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from tapegpt.kernels.compile.cpu import MATRIX_UNIT
 from tapegpt.kernels.layout import BATCH, NONE
@@ -22,6 +23,8 @@ from tapegpt.kernels.ops import (
 from tapegpt.kernels.ops.product.amx import AMX_LEAST, amx_room
 from tapegpt.kernels.ops.product.lane_batching import LANE_COLUMNS
 from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH, WIDE
+from tapegpt.renamed import renamed_argument
+from tapegpt.tape.bulk import HANDLES
 from tapegpt.tape.guards import all_or_nothing, alone
 from tapegpt.tape.handles import Array, Node, Scalar
 from tapegpt.tape.shaping import Shaping
@@ -51,9 +54,10 @@ class ArrayOperations(Shaping):
         arguments = embedding.Args(count, width, len(found), pairs)
         return self._record_array(embedding.EMBED, self._shape(count, width), arguments)
 
+    @renamed_argument("plus", "residual")
     @all_or_nothing
-    def linear(self, x: Node, w: Node, plus: Node | None = None) -> Array:
-        """plus + x W^T for x (rows, n_in), W (n_out, n_in) and plus (rows, n_out)."""
+    def linear(self, x: Node, w: Node, residual: Node | None = None) -> Array:
+        """residual + x W^T for x (rows, n_in), W (n_out, n_in) and residual (rows, n_out)."""
         (x, shape), (w, weights) = self._given(x), self._given(w)
         rows, n_in = shape.rows, shape.width
         n_out = weights.rows
@@ -63,7 +67,7 @@ class ArrayOperations(Shaping):
             raise TapeError(
                 f"linear: x has {n_in} columns, W {weights.width}: they must be the same"
             )
-        start = self._plus("linear", plus, rows, n_out)
+        start = self._residual("linear", residual, rows, n_out)
         variant, room = 0, PANEL_DEPTH * WIDE * self.lanes
         capacity = self._capacity(rows)
         if MATRIX_UNIT and self.dtype == np.float32 and min(capacity, n_in, n_out) >= AMX_LEAST:
@@ -94,7 +98,7 @@ class ArrayOperations(Shaping):
             raise TapeError(f"attention: {shape.width} columns are not divisible by {n_head} heads")
         documents = 1
         if shape.rows == BATCH:
-            batch = self.declared_batch
+            batch = self._declared_batch
             starts, block, documents = batch.starts, batch.block, batch.documents
         else:
             starts, block = self.input(range(shape.rows + 1), shape.rows + 1).slot, shape.rows
@@ -164,7 +168,7 @@ class ArrayOperations(Shaping):
         if which.count != shape.rows:
             raise TapeError(f"cross_entropy: {shape.rows} rows, but {which.count} targets")
         if shape.rows == BATCH:
-            weights = self.declared_batch.weights
+            weights = self._declared_batch.weights
         else:
             weights = self._auxiliary(shape.rows + self.lanes)
             self.values[weights : weights + shape.rows] = 1 / shape.rows
@@ -182,11 +186,14 @@ class ArrayOperations(Shaping):
         return self._record_number(cross_entropy.CROSS_ENTROPY, arguments)
 
     @all_or_nothing
-    def topk(self, x: Node, k: int) -> Input:
+    def topk(self, x: Node | ArrayLike, k: int) -> Input:
         """In which columns of every row its k largest elements stand, from left to right.
 
-        Of equals the first count. Chosen anew whenever the record is replayed.
+        x: an array; or consecutive ids of scalar nodes, which are one row, for `take`. Of equals
+        the first count. Chosen anew whenever the record is replayed.
         """
+        if not isinstance(x, HANDLES):
+            return self._topk_nodes(x, k)  # type: ignore[attr-defined, no-any-return]
         (x, shape), k = self._given(x), self._count(k, "columns")
         if k > shape.width:
             raise TapeError(f"topk: x has {shape.width} columns, fewer than {k}")
@@ -197,9 +204,10 @@ class ArrayOperations(Shaping):
         self._append(topk.TOPK, room, arguments)
         return which
 
+    @renamed_argument("plus", "residual")
     @alone
-    def gathered_linear(self, x: Node, which: Input, w: Node, plus: Node | None = None) -> Array:
-        """plus + x W for x (rows, n_in), of which only the columns `which` count, W (n_in, n_out).
+    def sparse_linear(self, x: Node, which: Input, w: Node, residual: Node | None = None) -> Array:
+        """residual + x W for x (rows, n_in), whose columns `which` count alone, W (n_in, n_out).
 
         which: for each row as many columns of its own, as `topk` gives them; work and memory
         traffic grow with their number, not with n_in.
@@ -208,18 +216,19 @@ class ArrayOperations(Shaping):
         n_in, n_out = weights.rows, weights.width
         if n_in != shape.width:
             raise TapeError(
-                f"gathered_linear: x has {shape.width} columns, W {n_in} rows: they must agree"
+                f"sparse_linear: x has {shape.width} columns, W {n_in} rows: they must agree"
             )
         if self._known(which).count != shape.rows or which.below > n_in:
-            raise TapeError(f"gathered_linear: {which} does not choose from columns of x")
-        start = self._plus("gathered_linear", plus, shape.rows, n_out)
-        arguments = topk.GatheredArgs(shape.rows, n_in, n_out, x, w, which.width, which.slot, start)
+            raise TapeError(f"sparse_linear: {which} does not choose from columns of x")
+        start = self._residual("sparse_linear", residual, shape.rows, n_out)
+        arguments = topk.SparseArgs(shape.rows, n_in, n_out, x, w, which.width, which.slot, start)
         result = self._shape(shape.rows, n_out)
-        return self._record_array(topk.GATHERED_LINEAR, result, arguments)
+        return self._record_array(topk.SPARSE_LINEAR, result, arguments)
 
+    @renamed_argument("plus", "residual")
     @all_or_nothing
-    def dropout(self, x: Node, rate: float, key: Input, plus: Node | None = None) -> Array:
-        """plus + x with a random share of its elements left out and the rest made up for it.
+    def dropout(self, x: Node, rate: float, key: Input, residual: Node | None = None) -> Array:
+        """residual + x with a random share of its elements left out and the rest made up for it.
 
         rate: that share, from 0 up to but not 1, in steps of 2^-32. The key, one number, chooses
         what is left out, anew for each record; 0 leaves nothing out. (Srivastava et al. 2014)
@@ -229,7 +238,7 @@ class ArrayOperations(Shaping):
             raise TapeError(f"dropout leaves out a share from 0 up to but not 1, not {rate!r:.60}")
         if self._known(key).count * key.width != 1:
             raise TapeError(f"dropout wants a key of one number, not {key}")
-        start = self._plus("dropout", plus, shape.rows, shape.width)
+        start = self._residual("dropout", residual, shape.rows, shape.width)
         kept = max(1, dropout.CHANCES - round(dropout.CHANCES * rate))
         number = len(self._records) // 4
         arguments = dropout.Args(shape.rows, shape.width, x, kept, key.slot, number, start)
@@ -251,16 +260,16 @@ class ArrayOperations(Shaping):
             raise TapeError(f"{which} has more than one number a row")
         return which
 
-    def _plus(self, operation: str, plus: Node | None, rows: int, width: int) -> int:
+    def _residual(self, operation: str, residual: Node | None, rows: int, width: int) -> int:
         """What is added to a result of this shape, or NONE."""
-        if plus is None:
+        if residual is None:
             return NONE
-        node, shape = self._given(plus)
+        node, shape = self._given(residual)
         if (shape.rows, shape.width) != (rows, width):
             raise TapeError(
-                f"{operation}: plus must have the result's shape, not {self.shape(plus)}"
+                f"{operation}: residual must have the result's shape, not {self.shape(residual)}"
             )
         return node
 
     def _shape(self, rows: int, width: int) -> Shape:
-        return Shape(rows, width, self.stride(width))
+        return Shape(rows, width, self._stride(width))

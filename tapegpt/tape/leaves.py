@@ -82,7 +82,7 @@ class Leaves(Replay):
         return nodes
 
     @alone
-    def end_parameters(self) -> None:
+    def _end_parameters(self) -> None:
         """Pad the parameters to whole vectors, as the optimizer's kernels want them."""
         if not self._are_first:
             raise TapeError("end_parameters comes before anything but parameters")

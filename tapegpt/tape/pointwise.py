@@ -246,7 +246,7 @@ class Pointwise(Leaves):
         if len(rows) > 1 or len(widths) > 1:
             raise TapeError(f"{name}: the shapes {self.shape(a)} and {self.shape(b)} do not match")
         width = widths.pop()
-        return Shape(rows.pop(), width, self.stride(width))
+        return Shape(rows.pop(), width, self._stride(width))
 
     def _vectors(self, width: int) -> int:
         """Elements of as many whole vectors as hold a row."""

@@ -111,7 +111,7 @@ class Replay(Memory):
         self._sweep(BACKWARD, 0, self._records_until(plain))
 
     @alone
-    def replay_arrays(self) -> TapeArrays:
+    def _replay_arrays(self) -> TapeArrays:
         """A copy of the program, for replay on this tape's values and gradients.
 
         Its kernels are those that the tape itself has needed so far, see kernels/registry.py.

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, overload
+
+from numpy.typing import ArrayLike
 
 from tapegpt.kernels.layout import BATCH
 from tapegpt.kernels.ops.array import array_product, reductions, shaping
@@ -11,7 +13,7 @@ from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH, WIDE
 from tapegpt.tape.guards import all_or_nothing
 from tapegpt.tape.handles import Array, Node
 from tapegpt.tape.leaves import Leaves
-from tapegpt.tape.types import Input, Number, Shape, TapeError
+from tapegpt.tape.types import Ids, Input, Number, Shape, TapeError
 
 
 class Shaping(Leaves):
@@ -36,7 +38,7 @@ class Shaping(Leaves):
         x, shape = self._given(x)
         self._of_fixed_rows("transpose", x)
         arguments = shaping.TransposeArgs(shape.width, shape.rows, x)
-        result = Shape(shape.width, shape.rows, self.stride(shape.rows))
+        result = Shape(shape.width, shape.rows, self._stride(shape.rows))
         return self._record_array(shaping.TRANSPOSE, result, arguments)
 
     @all_or_nothing
@@ -58,7 +60,7 @@ class Shaping(Leaves):
         width = left.width if axis == 0 else left.width + right.width
         above = left.rows if axis == 0 else 0
         arguments = shaping.JoinArgs(rows, width, x, left.width, above, y, right.width)
-        return self._record_array(shaping.JOIN, Shape(rows, width, self.stride(width)), arguments)
+        return self._record_array(shaping.JOIN, Shape(rows, width, self._stride(width)), arguments)
 
     @all_or_nothing
     def _part(self, x: Node, part: Any) -> Array:
@@ -72,7 +74,7 @@ class Shaping(Leaves):
         column, width = _bounds("column", of_columns, shape.width)
         x_rows = 0 if shape.rows == BATCH else shape.rows
         arguments = shaping.PartArgs(rows, width, x, shape.width, x_rows, first, column)
-        return self._record_array(shaping.PART, Shape(rows, width, self.stride(width)), arguments)
+        return self._record_array(shaping.PART, Shape(rows, width, self._stride(width)), arguments)
 
     @all_or_nothing
     def _sum_array(self, x: Node, axis: int | None = None) -> Any:
@@ -108,9 +110,22 @@ class Shaping(Leaves):
         arguments = reductions.RowArgs(shape.rows, shape.width, x)
         return self._record_array(reductions.ROW_MAX, self._column(shape), arguments)
 
-    def take(self, x: Node, rows: Input | Iterable[int]) -> Array:
-        """Rows of x by their numbers, in that order, as often as they are named."""
-        return self.embed((x, rows))  # type: ignore[attr-defined, no-any-return]
+    @overload
+    def take(self, x: Array | int, rows: Input | Iterable[int]) -> Array: ...
+    @overload
+    def take(self, x: ArrayLike, rows: Input, index: int, stride: int) -> Ids: ...
+    def take(
+        self, x: Any, rows: Any, index: int | None = None, stride: int | None = None
+    ) -> Array | Ids:
+        """Rows of x by their numbers, in that order, as often as they are named.
+
+        Of scalar nodes: for every id in an array x, the node r `stride`s further on, where r is
+        element `index` of an input, read whenever the record is replayed. It gives the new ids, in
+        the shape of x. Consecutive ids take one record.
+        """
+        if index is None or stride is None:
+            return self.embed((x, rows))  # type: ignore[attr-defined, no-any-return]
+        return self._take_nodes(x, rows, index, stride)  # type: ignore[attr-defined, no-any-return]
 
     @all_or_nothing
     def log_softmax(self, x: Node) -> Array:
@@ -140,7 +155,7 @@ class Shaping(Leaves):
         return y if bias is None else y + bias
 
     def _column(self, shape: Shape) -> Shape:
-        return Shape(shape.rows, 1, self.stride(1))
+        return Shape(shape.rows, 1, self._stride(1))
 
     def _axis(self, operation: str, axis: int) -> int:
         if axis not in (0, 1, -1, -2) or isinstance(axis, bool):

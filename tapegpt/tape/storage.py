@@ -58,7 +58,7 @@ class Memory:
         self.extents: dict[int, int] = {}  # how many nodes an array, or room for a kernel, takes
         self._panel: int | None = None  # where matrix products pack what they read
         self._batch: Batch | None = None
-        self._recurrence: int | None = None  # the record of a `previous` that waits for its `carry`
+        self._recurrence: int | None = None  # the record of a scan that is not done
         self.generation = Generation(self, 0)
         # (generation that it ended, nodes kept) of each reset that kept less than all since.
         self._resets: list[tuple[int, int]] = []
@@ -119,7 +119,7 @@ class Memory:
         return True
 
     @property
-    def declared_batch(self) -> Batch:
+    def _declared_batch(self) -> Batch:
         """The batch that was declared."""
         if self._batch is None:
             raise TapeError("the tape has no batch: declare one with tape.batch")
@@ -134,7 +134,7 @@ class Memory:
     def mark(self) -> Mark:
         """Where the tape now ends, for `reset`."""
         if self._recurrence is not None:
-            raise TapeError("mark: carry the rows of the recurrence first")
+            raise TapeError("mark: a scan is not done")
         mark = self._end()
         if not self._marks or self._marks[-1] != mark:
             self._marks.append(mark)
@@ -291,9 +291,9 @@ class Memory:
         """Rows to make room for: a batch may have any number up to its capacity."""
         if rows != BATCH:
             return rows
-        return self.declared_batch.documents * self.declared_batch.block
+        return self._declared_batch.documents * self._declared_batch.block
 
-    def stride(self, width: int) -> int:
+    def _stride(self, width: int) -> int:
         """Nodes from one row of `width` numbers to the next."""
         return stride(self._count(width, "columns"), self.lanes)
 
@@ -322,7 +322,7 @@ class Memory:
         return node
 
     def _new_array(self, rows: int, width: int) -> int:
-        shape = Shape(rows, width, self.stride(width))
+        shape = Shape(rows, width, self._stride(width))
         node = self._auxiliary(self._capacity(rows) * shape.stride)
         self._shapes[node] = shape
         return node

@@ -103,9 +103,12 @@ class Lstm(Network):
     def logits(self, net, config):
         x = net.embed_token("wte")
         inputs = {name: net.linear(x, f"x_{name}") for name in "igfo"}
-        state = net.previous(2 * config.n_state)
-        h, c = net.apply(first_half, state), net.apply(second_half, state)
-        i, g, f, o = (net.linear(h, f"h_{name}", plus=inputs[name]) for name in "igfo")
-        c = net.apply(mix, i, g, f, c)
-        state = net.carry(net.apply(joined, net.apply(shown, o, c), c))
+
+        def step(before):
+            h, c = net.apply(first_half, before), net.apply(second_half, before)
+            i, g, f, o = (net.linear(h, f"h_{name}", residual=inputs[name]) for name in "igfo")
+            c = net.apply(mix, i, g, f, c)
+            return net.apply(joined, net.apply(shown, o, c), c)
+
+        state = net.scan(step, 2 * config.n_state)
         return net.linear(net.apply(first_half, state), "lm_head")

@@ -169,7 +169,7 @@ def test_functions_over_rows_and_columns():
 def test_a_batch_passes_its_rows():
     tape = Tape()
     table, b = tape.parameter(np.arange(12.0).reshape(4, 3)), tape.parameter(np.ones((1, 3)))
-    tape.end_parameters()
+    tape._end_parameters()
     batch = tape.batch(2, 2, 4)
     y = add_bias(tape, tape.embed((table, batch.tokens)), b)
     assert tape.shape(y) == tape.shape(tape.relu(y))

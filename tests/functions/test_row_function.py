@@ -27,7 +27,7 @@ def every_operation(tape, x, y, z):
     rest = tape.add(tape.log(z), tape.exp(tape.scale(x, 0.5)))
     listed = tape.sum([smooth, gate, rest, tape.constant(2.0), x])
     largest = tape.max([x, y, tape.constant(0.7), gate])
-    soft = list(tape.softmax_of([x, y, largest]))
+    soft = list(tape.softmax([x, y, largest]))
     product = tape.dot([soft[0], soft[2], gate], [steep, root, tape.detach(rest)])
     return [listed, tape.add(product, largest), tape.add(tape.mul(x, x), soft[1])]
 
@@ -206,9 +206,9 @@ def test_black_scholes():
 def test_many_at_once():
     tape = Tape()
     x = tape.variables(np.linspace(0.1, 0.8, 8))
-    squares = tape.runs("mul", x, x)
+    squares = tape.elementwise("mul", x, x)
     wide = tape.dots(np.stack([x, squares]), np.stack([squares, x]))
-    out = tape.sums(np.stack([squares, np.ravel(tape.softmaxes(x[None]))]))
+    out = tape.sums(np.stack([squares, np.ravel(tape.softmax(x[None]))]))
     columns = tape.variables(np.linspace(1, 2, 12)).reshape(4, 3)
     soft = tape.dots(np.broadcast_to(x[:4], (3, 4)), columns.T)
     total = tape.sum([*wide.tolist(), *out.tolist(), *soft.tolist()])

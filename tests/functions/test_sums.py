@@ -32,10 +32,10 @@ def recorded_together(tape, x):
     first, second = x[:-1], x[1:]
     constant = np.full(len(first), tape._any(tape.constant(100.0)))
     one = np.full(len(first), tape._any(tape.constant(1.0)))
-    inner = tape.runs("sub", second, tape.runs("mul", first, first))
-    left = tape.runs("sub", one, first)
-    scaled = tape.runs("scale", tape.runs("mul", inner, inner), constant)
-    return tape.sum(tape.runs("add", scaled, tape.runs("mul", left, left)).tolist())
+    inner = tape.elementwise("sub", second, tape.elementwise("mul", first, first))
+    left = tape.elementwise("sub", one, first)
+    scaled = tape.elementwise("scale", tape.elementwise("mul", inner, inner), constant)
+    return tape.sum(tape.elementwise("add", scaled, tape.elementwise("mul", left, left)).tolist())
 
 
 @pytest.mark.parametrize("record", [recorded_one_by_one, recorded_together])
@@ -95,7 +95,7 @@ def test_what_is_not_alike_is_refused():
 def test_a_sum_that_goes_on():
     tape = Tape()
     ids = tape.variables(np.zeros(COUNT))
-    squares = tape.runs("mul", ids[:-1], ids[:-1])
+    squares = tape.elementwise("mul", ids[:-1], ids[:-1])
     terms = tape.multiply_adds(squares, ids[:-1], ids[1:])
     f = tape.function(ids, tape.sum(terms.tolist()))
     x = np.linspace(-1, 1, COUNT)

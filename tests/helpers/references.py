@@ -8,8 +8,8 @@ def embed(tables, indices):
     return sum(table[list(rows)] for table, rows in zip(tables, indices, strict=True))
 
 
-def linear(x, w, plus=0.0):
-    return plus + x @ w.T
+def linear(x, w, residual=0.0):
+    return residual + x @ w.T
 
 
 def topk(x, k):
@@ -17,9 +17,9 @@ def topk(x, k):
     return np.sort(np.argsort(-x, axis=1, kind="stable")[:, :k])
 
 
-def gathered_linear(x, columns, w, plus=0.0):
+def sparse_linear(x, columns, w, residual=0.0):
     """Row r of x times W (inputs, outputs), of both only columns[r]."""
-    return plus + np.array([row[some] @ w[some] for row, some in zip(x, columns, strict=True)])
+    return residual + np.array([row[some] @ w[some] for row, some in zip(x, columns, strict=True)])
 
 
 def rmsnorm(x, epsilon=1e-5):
@@ -67,7 +67,7 @@ def attention(q, k, v, n_head):
     return out
 
 
-def dropout(x, rate, key, record, plus=0.0):
+def dropout(x, rate, key, record, residual=0.0):
     """2^32 equally likely numbers for every element; the lowest are left out."""
     kept = max(1, 2**32 - round(2**32 * rate))
     with np.errstate(over="ignore"):
@@ -85,7 +85,9 @@ def dropout(x, rate, key, record, plus=0.0):
         for k in range(4):
             bit = word >> (columns % 16 + 16 * k).astype("uint64") & np.uint64(1)
             drawn = drawn // 2 + 2**31 * (1 - bit.astype(int))
-    return plus + np.where((key == 0) | (drawn < kept), x, 0) * (1 if key == 0 else 2**32 / kept)
+    return residual + np.where((key == 0) | (drawn < kept), x, 0) * (
+        1 if key == 0 else 2**32 / kept
+    )
 
 
 ODD = np.uint64(0x9E3779B97F4A7C15)

@@ -54,7 +54,7 @@ RESULT_WIDTHS: dict[int, tuple[int, ...]] = {
     named("array_relu"): (1,),
     named("array_add"): (1,),
     named("array_scale"): (1,),
-    named("gathered_linear"): (2,),
+    named("sparse_linear"): (2,),
     named("dropout"): (1,),
     named("previous"): (1,),
     named("rotary"): (1,),
@@ -167,7 +167,7 @@ def with_number(name: str, reference: Callable[..., Any], kind: str = "any") -> 
 def runs(name: str, reference: Callable[..., Any], arrays: int = 2, kind: str = "any") -> Make:
     """One record for nodes side by side."""
     return of_scalars(
-        lambda tape, *ids: tape.runs(name, *ids), reference, arrays, kind, Draw.several
+        lambda tape, *ids: tape.elementwise(name, *ids), reference, arrays, kind, Draw.several
     )
 
 
@@ -186,7 +186,7 @@ def lookup(draw: Draw) -> Case:
     which = draw.whole(0, rows - 1)
     return Case(
         [(rows, width)],
-        lambda tape, ids: tape.lookup(ids[0], tape.input([which], rows), 0, width),
+        lambda tape, ids: tape.take(ids[0], tape.input([which], rows), 0, width),
         lambda x: x[which],
         scalars=True,
     )
@@ -198,8 +198,8 @@ def largest(draw: Draw) -> Case:
     k = draw.whole(1, min(count, 9))
 
     def record(tape: Tape, ids: Any) -> list[int]:
-        which = tape.largest(ids, k)
-        return [int(tape.lookup(ids[:1], which, j, 1)[0]) for j in range(k)]
+        which = tape.topk(ids, k)
+        return [int(tape.take(ids[:1], which, j, 1)[0]) for j in range(k)]
 
     return Case(
         [(count,)], record, lambda x: x[references.topk(x[None], k)[0]], scalars=True, kind="apart"
@@ -346,14 +346,14 @@ def scale(draw: Draw) -> Case:
     )
 
 
-def gathered_linear(draw: Draw) -> Case:
+def sparse_linear(draw: Draw) -> Case:
     rows, n_in, n_out = draw.few(), draw.size(), draw.size()
     k = draw.whole(1, n_in)
     shapes = [(rows, n_in), (n_in, n_out), (rows, n_out)]
     return Case(
         shapes[: draw.whole(2, 3)],
-        lambda tape, x, *more: tape.gathered_linear(x, tape.topk(x, k), *more),
-        lambda x, *more: references.gathered_linear(x, references.topk(x, k), *more),
+        lambda tape, x, *more: tape.sparse_linear(x, tape.topk(x, k), *more),
+        lambda x, *more: references.sparse_linear(x, references.topk(x, k), *more),
         kind="apart",
     )
 
@@ -386,8 +386,7 @@ def recurrence(draw: Draw) -> Case:
             for place, number in enumerate(numbers, slot):
                 tape._inputs[place] = int(number)
         x = tape.embed((table, batch.tokens))
-        h = tape.previous(width)
-        return tape.carry(tape.rmsnorm(tape.relu(tape.linear(h, w, plus=x))))
+        return tape.scan(lambda h: tape.rmsnorm(tape.relu(tape.linear(h, w, residual=x))), width)
 
     def reference(table: Floats, w: Floats) -> Floats:
         x, h, rows = table[tokens], np.zeros((len(lengths), width)), []
@@ -409,7 +408,7 @@ def shared(draw: Draw) -> Case:
     def record(tape: Tape, x: int, w: int, u: int) -> int:
         x = tape.scale(x, 1 / root)
         h = tape.linear(tape.rmsnorm(x), w)
-        h = tape.linear(tape.attention(h, x, h, n_head), w, plus=h)
+        h = tape.linear(tape.attention(h, x, h, n_head), w, residual=h)
         return tape.add(tape.softmax(tape.linear(h, u)), tape.scale(tape.linear(x, u), 0.5))
 
     def reference(x: Floats, w: Floats, u: Floats) -> Floats:
@@ -424,7 +423,7 @@ def shared(draw: Draw) -> Case:
 
 
 def softmax_of_scalars(tape: Tape, ids: Any) -> list[int]:
-    return list(tape.softmax_of(ids.tolist()))
+    return list(tape.softmax(ids.tolist()))
 
 
 def beside(name: str, reference: Callable[..., Any], kind: str = "any") -> Make:
@@ -594,9 +593,11 @@ SCALAR_OPERATIONS: dict[str, Make] = {
     **{name: each(name, reference, 1, kind) for name, (reference, kind) in OF_ONE.items()},
     **{name: each(name, reference, 2, kind) for name, (reference, kind) in OF_TWO.items()},
     **{name: compared(name, reference, True) for name, reference in COMPARISONS.items()},
-    "where_true": of_scalars(lambda t, c, a: t.record("where_true", c, a), lambda c, a: a, 2),
+    "where_true": of_scalars(lambda t, c, a: t.elementwise("where_true", c, a), lambda c, a: a, 2),
     "where_false": of_scalars(
-        lambda t, c, a: t.record("where_false", c, a), lambda c, a: np.zeros_like(a), 2
+        lambda t, c, a: t.elementwise("where_false", c, a),
+        lambda c, a: np.zeros_like(a),
+        2,
     ),
     "lookup": lookup,
     "largest": largest,
@@ -611,12 +612,12 @@ SCALAR_OPERATIONS: dict[str, Make] = {
     "dot of runs": of_scalars(
         lambda t, a, b: t.dot(a.tolist(), b.tolist()), np.dot, 2, length=Draw.size
     ),
-    "softmax_of": of_scalars(softmax_of_scalars, references.softmax, length=Draw.size),
+    "softmax of scalars": of_scalars(softmax_of_scalars, references.softmax, length=Draw.size),
     "sums": of_scalars(
         lambda t, a: t.sums(np.stack([a, a[::-1]])), lambda a: [a.sum()] * 2, length=Draw.size
     ),
-    "softmaxes": of_scalars(
-        lambda t, a: t.softmaxes(np.stack([a, a[::-1]])),
+    "softmax of rows of scalars": of_scalars(
+        lambda t, a: t.softmax(np.stack([a, a[::-1]])),
         lambda a: references.softmax(np.stack([a, a[::-1]])),
         length=Draw.size,
     ),
@@ -625,7 +626,7 @@ SCALAR_OPERATIONS: dict[str, Make] = {
     "runs of mul": runs("mul", np.multiply),
     "runs of div": runs("div", np.divide, kind="positive"),
     "runs of scale": of_scalars(
-        lambda t, a: t.runs("scale", a, np.full(len(a), t.constant(-0.75))),
+        lambda t, a: t.elementwise("scale", a, np.full(len(a), t.constant(-0.75))),
         lambda a: -0.75 * a,
         length=Draw.several,
     ),
@@ -650,7 +651,7 @@ ARRAY_OPERATIONS: dict[str, Make] = {
     "add to itself, array": of_arrays(lambda t, x: t.add(x, x), lambda x: x + x),
     "scale, array": scale,
     "mean": of_arrays(Tape.mean, np.mean),
-    "gathered_linear": gathered_linear,
+    "sparse_linear": sparse_linear,
     "rotary": rotary,
     "head_norm": head_norm,
     "relu_squared": of_arrays(Tape.relu_squared, lambda x: references.relu(x) ** 2),
@@ -748,13 +749,13 @@ class Recorded:
 
     def _ends(self) -> tuple[int, int]:
         """How many records there are, and arguments of them."""
-        tape_arrays = self.tape.replay_arrays()
+        tape_arrays = self.tape._replay_arrays()
         return len(tape_arrays.records), len(tape_arrays.operands)
 
     def elements(self, node: Array | int) -> NDArray[np.int64]:
         """The ids of an array's elements."""
         rows, width = self.tape.shape(node)
-        row_starts = self.tape.node(node).id + self.tape.stride(width) * np.arange(rows)
+        row_starts = self.tape.node(node).id + self.tape._stride(width) * np.arange(rows)
         return np.add.outer(row_starts, np.arange(width))
 
     @property
@@ -780,4 +781,4 @@ class Recorded:
     def records(self) -> NDArray[np.uint32]:
         """Those of the operation alone."""
         (begin, _), (end, _) = self.extent
-        return self.tape.replay_arrays().records[begin:end]
+        return self.tape._replay_arrays().records[begin:end]

@@ -61,7 +61,7 @@ def test_every_operation_has_a_case():
                 opcode = first & OPCODE
                 found.add(opcode)
                 places = RESULT_WIDTHS.get(opcode, ())
-                width = math.prod(int(here.tape.replay_arrays().operands[at + i]) for i in places)
+                width = math.prod(int(here.tape._replay_arrays().operands[at + i]) for i in places)
                 if name in SCALAR_OPERATIONS:
                     total += width * (opcode not in NO_RESULT)
                 elif opcode not in NO_RESULT:
@@ -140,7 +140,7 @@ def test_first_gradient_of_an_array_may_overwrite(name, seed):
     """As in a recorded model, where nothing clears gradients between steps."""
     here = recorded(name, seed)
     tape, expected = here.tape, here.gradients()
-    tape_arrays = mark_overwritten(tape.replay_arrays(), 0)
+    tape_arrays = mark_overwritten(tape._replay_arrays(), 0)
     tape_arrays.grads[:] = 0
     for opcode, _, at, back in tape_arrays.records.tolist():
         for bit, place in enumerate(differentiable(opcode)):
@@ -157,7 +157,7 @@ def test_first_gradient_of_an_array_may_overwrite(name, seed):
 def test_gradients_add_to_what_is_there(name, seed):
     here = recorded(name, seed)
     tape, expected = here.tape, here.gradients()
-    tape_arrays = tape.replay_arrays()
+    tape_arrays = tape._replay_arrays()
     tape_arrays.grads[:] = 0
     for places in here.places:
         tape_arrays.grads[places] = 3
@@ -277,7 +277,7 @@ def test_topk_takes_nan_for_the_largest(dtype):
     x = tape.array(row)
     which = tape.topk(x, 1)
     weights = tape.array(np.eye(4))
-    picked = tape.value(tape.gathered_linear(x, which, weights))
+    picked = tape.value(tape.sparse_linear(x, which, weights))
     assert np.isnan(picked[:, :]).any(axis=1).all()
 
 

@@ -39,7 +39,7 @@ class Packed:
         table = tape.array(np.zeros((1, width)))
         operands = [tape.embed((table, batch.tokens)) for _ in range(3)]
         out = tape.attention(*operands, n_head)
-        self.tape_arrays = tape.replay_arrays()
+        self.tape_arrays = tape._replay_arrays()
         self.record = len(self.tape_arrays.records) - 1
         kernels = kernels_of(self.tape_arrays.records[-1:])
         for direction in (FORWARD, BACKWARD):
@@ -48,10 +48,10 @@ class Packed:
         self.starts = np.cumsum([0, *alive])
         self.tape_arrays.inputs[batch.starts : batch.starts + self.block + 1] = self.starts
         # Node ids of every element of the documents' rows: (rows, width).
-        elements = np.add.outer(np.arange(self.starts[-1]) * tape.stride(width), np.arange(width))
+        elements = np.add.outer(np.arange(self.starts[-1]) * tape._stride(width), np.arange(width))
         self.operands = [node.id + elements for node in operands]
         self.out = out.id + elements
-        self.extent = slice(out.id, out.id + batch.documents * self.block * tape.stride(width))
+        self.extent = slice(out.id, out.id + batch.documents * self.block * tape._stride(width))
         self.clear()
 
     def clear(self):

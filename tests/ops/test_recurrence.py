@@ -1,5 +1,7 @@
 """Rows that go on from the position before, on a tape with a batch of ragged documents."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import references
@@ -43,7 +45,7 @@ class Ragged:
 
 def sparse_step(x, h, w, k):
     """What the nets do at a position, and a norm."""
-    fired = references.gathered_linear(h, references.topk(h, k), w)
+    fired = references.sparse_linear(h, references.topk(h, k), w)
     return references.relu(references.rmsnorm(x + h + fired))
 
 
@@ -74,9 +76,12 @@ def test_a_recurrence_against_numpy_and_differences(lengths, width, more, k_seed
     table, w, u = (tape.parameter(array) for array in arrays)
     ragged.pack()
     x = tape.embed((table, ragged.batch.tokens))
-    h = tape.previous(width)
-    fired = tape.gathered_linear(h, tape.topk(h, k), w, plus=x)
-    h = tape.carry(tape.relu(tape.rmsnorm(tape.add(fired, h))))
+
+    def step(h):
+        fired = tape.sparse_linear(h, tape.topk(h, k), w, residual=x)
+        return tape.relu(tape.rmsnorm(tape.add(fired, h)))
+
+    h = tape.scan(step, width)
     root = tape.mean(tape.linear(h, u))
     assert tape.value(root) == pytest.approx(projected_states(ragged, *arrays, k), rel=1e-10)
 
@@ -105,11 +110,15 @@ def dense_tape(peek=False):
     table, w, u = (tape.parameter(rng.normal(size=shape)) for shape in ((5, 3), (3, 3), (3, 3)))
     ragged.pack()
     x = tape.embed((table, ragged.batch.tokens))
-    for weights in (w, u):
-        h = tape.linear(tape.previous(3), weights, plus=x)
+
+    def step(weights, x, before):
+        h = tape.linear(before, weights, residual=x)
         if peek:
             tape.value(h)
-        x = tape.carry(tape.relu(h))
+        return tape.relu(h)
+
+    for weights in (w, u):
+        x = tape.scan(partial(step, weights, x), 3)
     root = tape.mean(x)
     tape.backward(root)
     return ragged, [table, w, u], x, root
@@ -173,29 +182,33 @@ def refused(tape, use, message):
     assert (tape._end(), tape._recurrence, bytes(tape._operands)) == before
 
 
-def test_what_is_carried_has_the_shape_of_previous(tape):
-    h = tape.previous(4)
-    narrow = tape.embed((tape.array(np.ones((5, 3))), tape.declared_batch.tokens))
-    refused(tape, lambda: tape.carry(narrow), r"shape \(4, 4\), x \(4, 3\)")
-    refused(tape, lambda: tape.carry(0), "previous has the shape")
-    tape.carry(tape.relu(h))
+def test_a_state_keeps_its_shape(tape):
+    narrow = tape.embed((tape.array(np.ones((5, 3))), tape._declared_batch.tokens))
+    refused(tape, lambda: tape.scan(lambda h: narrow, 4), r"of \(4, 4\) cannot become \(4, 3\)")
+    refused(tape, lambda: tape.scan(lambda h: 0, 4), "cannot become")
+    refused(tape, lambda: tape.scan(lambda h: None, 4), "None")
+    tape.scan(tape.relu, 4)
 
 
-def test_previous_and_carry_come_in_turn(tape):
-    refused(tape, lambda: tape.carry(0), "there is no recurrence")
-    h = tape.previous(4)
-    refused(tape, lambda: tape.previous(4), "the recurrence before first")
-    refused(tape, tape.mark, "carry the rows")
-    tape.carry(h)
-    refused(tape, lambda: tape.carry(h), "there is no recurrence")
+def test_one_scan_at_a_time(tape):
+    refused(tape, lambda: tape.scan(lambda h: tape.scan(tape.relu, 4), 4), "another scan")
+    refused(tape, lambda: tape.scan(lambda h: tape.mark(), 4), "a scan is not done")
+    tape.scan(tape.relu, 4)
     tape.reset(tape.mark())
-    tape.previous(4)
+    tape.scan(tape.relu, 4)
 
 
-def test_previous_wants_a_batch_and_columns(tape):
-    refused(tape, lambda: tape.previous(0), "0 is not a number of columns")
+def test_a_step_that_fails_leaves_the_tape_as_it_was(tape):
+    before = tape._end()
+    with pytest.raises(ZeroDivisionError):
+        tape.scan(lambda h: tape.relu(h) if 1 / 0 else h, 4)
+    assert (tape._end(), tape._recurrence) == (before, None)
+
+
+def test_a_scan_wants_a_batch_and_columns(tape):
+    refused(tape, lambda: tape.scan(tape.relu, 0), "0 is not a number of columns")
     empty = Tape()
-    refused(empty, lambda: empty.previous(3), "no batch")
+    refused(empty, lambda: empty.scan(empty.relu, 3), "no batch")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +218,7 @@ def test_previous_wants_a_batch_and_columns(tape):
         lambda tape, h: tape.attention(h, h, h, 2),
         lambda tape, h: tape.relu(0),
         lambda tape, h: tape.neg(tape.constant(1.0)),
-        lambda tape, h: tape.cross_entropy(h, tape.declared_batch.targets),
+        lambda tape, h: tape.cross_entropy(h, tape._declared_batch.targets),
         lambda tape, h: tape.max([tape.constant(1.0)]),
     ],
     ids=["mean", "attention", "fixed rows", "scalar", "loss", "max"],
@@ -215,8 +228,10 @@ def test_what_does_not_keep_to_its_rows_is_refused(use):
     tape = ragged.tape
     tape.parameter(np.ones((4, 4)))
     ragged.pack()
-    h = tape.previous(4)
-    use(tape, h)
-    refused(tape, lambda: tape.carry(h), "every operation is one on batch arrays")
-    tape.reset()
+
+    def step(h):
+        use(tape, h)
+        return h
+
+    refused(tape, lambda: tape.scan(step, 4), "every operation is one on batch arrays")
     assert tape._recurrence is None

@@ -165,7 +165,7 @@ def test_softmax(count: int, dtype: str, far: bool) -> None:
     tape = Tape(dtype)
     nodes = rng.permutation(tape.variables(rng.normal(size=30) * (300 if far else 3)))[:count]
     x = np.array([tape.value(node) for node in nodes])
-    out = tape.softmax_of(nodes)
+    out = tape.softmax(nodes)
     assert list(out) == list(range(len(tape) - count, len(tape)))
     tolerance = 1e-6 if dtype == "float32" else 1e-14
     y = softmax(x)
@@ -185,7 +185,7 @@ def test_softmax_along_a_random_direction(values: list[float], seed: int) -> Non
     leaves = tape.variables(values)
     rng = np.random.default_rng(seed)
     # Some nodes twice.
-    out = tape.softmax_of([*leaves, leaves[0], leaves[-1]])
+    out = tape.softmax([*leaves, leaves[0], leaves[-1]])
     root = tape.dot(out, tape.variables(rng.normal(size=len(out))))
     direction = rng.normal(size=len(leaves))
     expected = np.dot(gradients(tape, root, list(leaves)), direction)
@@ -204,9 +204,9 @@ def test_softmax_along_a_random_direction(values: list[float], seed: int) -> Non
 def test_softmaxes_of_many_rows(count: int) -> None:
     tape = Tape()
     nodes = tape.variables(np.random.default_rng(0).normal(size=(5, count)))
-    together = tape.softmaxes(nodes)
+    together = tape.softmax(nodes)
     assert together.shape == (5, count)
-    one_by_one = np.array([tape.softmax_of(row) for row in nodes])
+    one_by_one = np.array([tape.softmax(row) for row in nodes])
     value = np.vectorize(tape.value)
     np.testing.assert_array_equal(value(together), value(one_by_one))
 
@@ -216,14 +216,14 @@ def test_softmax_at_the_edges(count: int) -> None:
     tape = Tape()
     zeros = [tape.var(0.0)] * (count - 2)
     big, nan, minus = tape.var(1e300), tape.var(math.nan), tape.var(-math.inf)
-    assert tape.value(tape.softmax_of([*zeros, big, minus])[count - 2]) == 1
-    assert tape.value(tape.softmax_of([*zeros, minus, minus])[0]) == near(1 / (count - 2), 1e-15)
-    out = tape.softmax_of([*zeros, nan, minus])
+    assert tape.value(tape.softmax([*zeros, big, minus])[count - 2]) == 1
+    assert tape.value(tape.softmax([*zeros, minus, minus])[0]) == near(1 / (count - 2), 1e-15)
+    out = tape.softmax([*zeros, nan, minus])
     assert all(math.isnan(tape.value(node)) for node in out)
     # The root does not depend on it.
     assert gradients(tape, tape.exp(zeros[0]), [zeros[0], nan]) == [1, 0]
     # Nor does what follows the results on the tape.
-    out = tape.softmax_of([*zeros, minus, minus])
+    out = tape.softmax([*zeros, minus, minus])
     last = tape.add(zeros[0], zeros[0])
     assert gradients(tape, last, [zeros[0], minus]) == [2, 0]
     assert gradients(tape, out[0], [minus]) == [0]
@@ -242,7 +242,7 @@ def test_subnormal_gradients_are_passed_on(name: str, dtype: str) -> None:
         "mul": lambda: tape.mul(a, b),
         "sum": lambda: tape.sum([a, b]),
         "dot": lambda: tape.dot([b], [a]),
-        "softmax": lambda: tape.softmax_of([a, b])[0],
+        "softmax": lambda: tape.softmax([a, b])[0],
     }.get(name, lambda: getattr(tape, name)(a))
     root = tape.scale(record(), tiny / 16)
     expected = slopes.get(name, 1.0) * 2.0**-14
@@ -259,7 +259,7 @@ def test_max_with_nan_is_nan(place: int, dtype: str) -> None:
     largest = tape.max(nodes)
     assert math.isnan(tape.value(largest))
     assert gradients(tape, largest, nodes) == [float(i == place) for i in range(6)]
-    assert all(math.isnan(tape.value(node)) for node in tape.softmax_of(nodes))
+    assert all(math.isnan(tape.value(node)) for node in tape.softmax(nodes))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -308,7 +308,7 @@ def test_float32_gradient_of_a_node_used_a_million_times(name: str) -> None:
     record = {
         "sum": lambda: tape.scale(tape.sum(many), 0.1),
         "dot": lambda: tape.dot(many, factors),
-        "runs": lambda: tape.sum(tape.runs("mul", many, factors)),
+        "runs": lambda: tape.sum(tape.elementwise("mul", many, factors)),
     }
     expected = count * np.float64(np.float32(0.1))
     assert gradients(tape, record[name](), [node]) == [pytest.approx(expected, rel=3e-7)]
@@ -376,7 +376,11 @@ def test_record_does_many_at_once(name: str) -> None:
     x, y = rng.uniform(0.5, 2, (2, 3, 4))
     tape = Tape()
     a, b = tape.variables(x), tape.variables(y)
-    out = tape.record(name, a) if name in UNARY else tape.record(name, a, b)
+    out = (
+        tape.elementwise(name, a, separate=True)
+        if name in UNARY
+        else tape.elementwise(name, a, b, separate=True)
+    )
     assert out.shape == (3, 4)
     function = {**UNARY, **BINARY, **WITH_NUMBER}[name]
     arguments = [x] if name in UNARY else [x, y]
@@ -395,7 +399,7 @@ def test_record_may_use_its_own_results() -> None:
     a = tape.var(1.0)
     # Powers of two: every new node is the last one plus itself.
     chain = np.arange(a.id, a.id + 10)
-    last = tape.record("add", chain, chain)[-1]
+    last = tape.elementwise("add", chain, chain, separate=True)[-1]
     assert tape.value(last) == 2.0**10
     assert gradients(tape, last, [a]) == [2.0**10]
 
@@ -405,8 +409,8 @@ def test_float32_gradients_of_a_node_used_very_often_keep_their_digits(name: str
     count, tape = 300_000, Tape("float32")
     w, factor = tape.var(0.1), tape.constant(0.1)
     others = tape.variables(np.full(count, 0.1))
-    out = tape.record(name, np.full(count, w.id), np.full(count, factor.id) if name == "scale" else
-                      others)  # fmt: skip
+    second = np.full(count, factor.id) if name == "scale" else others
+    out = tape.elementwise(name, np.full(count, w.id), second, separate=True)
     tape.backward(tape.sums(out[None])[0])
     expected = count * np.float64(np.float32(1 if name == "add" else 0.1))
     assert tape.grad(w) == pytest.approx(expected, rel=3e-6)
@@ -418,7 +422,7 @@ def test_lookup_reads_its_input_at_every_replay() -> None:
     tape = Tape()
     table = tape.variables([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     rows = tape.input([2, 0], below=3)
-    found = np.concatenate([tape.lookup(table[0], rows, i, stride=2) for i in range(2)])
+    found = np.concatenate([tape.take(table[0], rows, i, stride=2) for i in range(2)])
     out = tape.sum([*found, found[0]])
     assert [tape.value(node) for node in found] == [5, 6, 1, 2]
     assert gradients(tape, out, list(table.ravel())) == [1, 1, 0, 0, 2, 1]
@@ -431,7 +435,7 @@ def test_lookup_reads_its_input_at_every_replay() -> None:
 def test_lookup_keeps_the_shape_of_the_ids() -> None:
     tape = Tape()
     table = tape.variables(np.arange(24.0).reshape(2, 3, 4))
-    found = tape.lookup(table[0], tape.input([1], below=2), 0, stride=12)
+    found = tape.take(table[0], tape.input([1], below=2), 0, stride=12)
     assert found.shape == (3, 4)
     np.testing.assert_array_equal(
         np.vectorize(tape.value)(found), np.arange(12.0, 24).reshape(3, 4)
@@ -594,7 +598,7 @@ def test_scalars_and_arrays_on_one_tape() -> None:
     logits = tape.linear(rows, weights)
     loss = tape.cross_entropy(logits, target)
     # exp(c) loss + mean(x W^T)^2 + the element of x W^T in row 2, column 1
-    element = logits.id + 2 * tape.stride(4) + 1
+    element = logits.id + 2 * tape._stride(4) + 1
     root = tape.sum([tape.mul(tape.exp(scale), loss), tape.pow(tape.mean(logits), 2), element])
 
     y = x @ w.T

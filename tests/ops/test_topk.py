@@ -16,7 +16,7 @@ few_examples = settings(max_examples=min(50, settings().max_examples))
 def chosen(tape, which, rows):
     """The numbers of an input that records write, (rows, numbers of a row)."""
     tape.forward()
-    numbers = tape.replay_arrays().inputs[which.slot : which.slot + rows * which.width]
+    numbers = tape._replay_arrays().inputs[which.slot : which.slot + rows * which.width]
     return numbers.reshape(rows, which.width)
 
 
@@ -56,10 +56,10 @@ def test_largest_of_scalars_chooses_the_same(case):
     tape = Tape()
     nodes = tape.variables(x)
     for row, numbers in zip(nodes, x, strict=True):
-        which = tape.largest(row, k)
+        which = tape.topk(row, k)
         expected = references.topk(numbers[None], k)
         np.testing.assert_array_equal(chosen(tape, which, 1), expected)
-        found = [tape.value(int(tape.lookup(row[:1], which, j, 1)[0])) for j in range(k)]
+        found = [tape.value(int(tape.take(row[:1], which, j, 1)[0])) for j in range(k)]
         np.testing.assert_array_equal(found, numbers[expected[0]])
 
 
@@ -82,7 +82,7 @@ def test_a_choice_touches_no_neighbours(dtype):
         x = tape.array(np.ones((2, width)))
         tape.topk(x, 1)
         near = tape.variables(np.arange(40.0))
-        tape.largest(near[:width], 1)
+        tape.topk(near[:width], 1)
         after = tape.variables(np.arange(40.0))
         tape.forward()
         for nodes in (near, after):
@@ -94,7 +94,7 @@ def test_the_choice_follows_the_values():
     x = tape.array([[1.0, 2.0, 3.0]])
     w = tape.array([[1.0], [10.0], [100.0]])
     which = tape.topk(x, 1)
-    out = tape.gathered_linear(x, which, w)
+    out = tape.sparse_linear(x, which, w)
     assert tape.value(out) == 300
     tape.set_value(x, [[7.0, 6.0, 5.0]])
     tape.forward()

@@ -57,7 +57,7 @@ def test_numpy_gets_values_never_ids() -> None:
 def test_lists_and_arrays_of_handles_are_ids_in_bulk() -> None:
     tape = Tape()
     a, b = tape.var(2.0), tape.var(3.0)
-    ids = tape.record("mul", [a, b], [b.id, a])
+    ids = tape.elementwise("mul", [a, b], [b.id, a], separate=True)
     assert [tape.value(int(i)) for i in ids] == [6, 6]
     assert tape.value(int(tape.sums(np.array([[a, b]]))[0])) == 5
 
@@ -100,8 +100,7 @@ def test_a_changed_leaf_of_a_recurrence() -> None:
         tape._inputs[place] = number
     late = tape.parameter if False else tape.array([[1.0, 0.0], [0.0, 1.0]])
     x = tape.embed((table, batch.tokens))
-    h = tape.previous(2)
-    y = tape.carry(tape.linear(h, late, plus=x))
+    y = tape.scan(lambda h: tape.linear(h, late, residual=x), 2)
     assert tape.value(y).tolist() == [[1, 2], [2, 4]]
     tape.set_value(late, 2 * np.eye(2))
     assert tape.value(y).tolist() == [[1, 2], [3, 6]]
@@ -140,5 +139,5 @@ def test_operators_of_two_threads() -> None:
     assert [node.value for node in last] == [2001.0 * k for k in range(4)]
     last[3].backward()
     assert start[3].grad == 2001
-    outs = tape.replay_arrays().records[:, 1]
+    outs = tape._replay_arrays().records[:, 1]
     assert (np.diff(outs.astype(int)) > 0).all()

@@ -73,7 +73,7 @@ def perceptron(dtype="float64", extra=None):
     x = tape.array(np.random.default_rng(1).normal(size=(5, 7)))
     hidden = tape.linear(x, w)
     active = tape.relu(hidden)
-    out = tape.linear(active, u, plus=x)
+    out = tape.linear(active, u, residual=x)
     if extra is not None:
         out = tape.add(out, extra(tape, x, hidden, active, u))
     root = tape.mean(out)
@@ -100,9 +100,9 @@ def replayed(tape, x, root, tape_arrays):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_relu_between_linears_becomes_part_of_them(dtype):
     tape, x, root = perceptron(dtype)
-    tape_arrays = mark_overwritten(tape.replay_arrays(), tape.num_params)
+    tape_arrays = mark_overwritten(tape._replay_arrays(), tape.num_params)
     before = as_bytes(tape_arrays)
-    fused = mark_overwritten(fuse_relu(tape.replay_arrays()), tape.num_params)
+    fused = mark_overwritten(fuse_relu(tape._replay_arrays()), tape.num_params)
     assert opcodes(fused) == [
         opcode for opcode in opcodes(tape_arrays) if opcode != named("array_relu")
     ]
@@ -130,7 +130,7 @@ OTHER_USES = {
 @pytest.mark.parametrize("extra", OTHER_USES.values(), ids=OTHER_USES)
 def test_a_relu_stays_where_somebody_else_listens(extra):
     tape, *_ = perceptron(extra=extra)
-    tape_arrays = tape.replay_arrays()
+    tape_arrays = tape._replay_arrays()
     assert as_bytes(fuse_relu(tape_arrays)) == as_bytes(tape_arrays)
 
 
@@ -139,7 +139,7 @@ def test_a_relu_stays_where_no_linear_follows_or_precedes():
     w, u = parameters(tape, (7, 7), (7, 7))
     x = tape.array(np.ones((5, 7)))
     tape.mean(tape.add(tape.relu(tape.linear(x, w)), tape.linear(tape.relu(x), u)))
-    tape_arrays = tape.replay_arrays()
+    tape_arrays = tape._replay_arrays()
     assert as_bytes(fuse_relu(tape_arrays)) == as_bytes(tape_arrays)
 
 
@@ -170,11 +170,11 @@ def test_the_last_to_use_an_array_overwrites_its_gradient():
     tape = Tape()
     (w,) = parameters(tape, (3, 3))
     x = tape.array(np.ones((2, 3)))
-    h = tape.linear(x, w, plus=x)
+    h = tape.linear(x, w, residual=x)
     a = tape.scale(h, 2.0)
     b = tape.add(a, h)
     tape.mean(tape.attention(b, h, a, 3))
-    tape_arrays = tape.replay_arrays()
+    tape_arrays = tape._replay_arrays()
     before = as_bytes(tape_arrays)
     marked = mark_overwritten(tape_arrays, tape.num_params)
     assert as_bytes(tape_arrays) == before
@@ -194,7 +194,7 @@ def test_gradients_of_parameters_are_always_added_to():
     tape = Tape()
     (w,) = parameters(tape, (3, 3))
     tape.mean(tape.add(tape.relu(w), w))
-    marked = mark_overwritten(tape.replay_arrays(), tape.num_params)
+    marked = mark_overwritten(tape._replay_arrays(), tape.num_params)
     assert fresh(marked) == {
         named("array_relu"): 0,
         named("array_add"): 0b01,
@@ -293,7 +293,7 @@ def test_q_k_and_v_of_one_product_are_those_of_three(changes, monkeypatch):
     )
     assert attentions[0] == attentions[1] == model.n_layer * model.ensemble
     # Where vectors are narrow, matrices of odd sizes have gaps between them.
-    numbers = model.n_embd * Tape("float64").stride(model.n_embd)
+    numbers = model.n_embd * Tape("float64")._stride(model.n_embd)
     one_matrix = numbers * 8 % ALIGNMENT == 0
     assert one_matrix or model.n_embd != MODEL.n_embd or Tape("float64").lanes < 4
     assert linears[0] - linears[1] == (2 * attentions[0] if one_matrix else 0)
@@ -307,11 +307,11 @@ def attention_of(tape_arrays):
     return next(code for code in opcodes(tape_arrays) if code in all_named("attention"))
 
 
-def three_linears(tape, x, weights, plus=None):
+def three_linears(tape, x, weights, residual=None):
     """A tape's arrays with the attention of three products."""
-    q, k, v = (tape.linear(x[i], weights[i], plus) for i in range(3))
+    q, k, v = (tape.linear(x[i], weights[i], residual) for i in range(3))
     tape.attention(q, k, v, 2)
-    return tape.replay_arrays()
+    return tape._replay_arrays()
 
 
 def test_what_is_not_one_product_stays_three():
@@ -322,7 +322,7 @@ def test_what_is_not_one_product_stays_three():
     added = tape.array(np.ones((2, 4)))
     mark = tape.mark()
     assert joint_width(three_linears(tape, [x] * 3, [a, b, c]), tape.stride) == 12
-    for xs, weights, plus in (
+    for xs, weights, residual in (
         ([x, y, x], [a, b, c], None),
         ([x, x, x], [a, c, b], None),
         ([x, x, x], [a, b, apart], None),
@@ -330,8 +330,8 @@ def test_what_is_not_one_product_stays_three():
         ([x, x, x], [a, b, c], added),
     ):
         tape.reset(mark)
-        tape_arrays = three_linears(tape, xs, weights, plus)
-        if plus is not None:  # the first alone
+        tape_arrays = three_linears(tape, xs, weights, residual)
+        if residual is not None:  # the first alone
             for at in tape_arrays.records[tape_arrays.records[:, 0] == named("linear")][1:, 2]:
                 tape_arrays.operands[at + START] = NONE
         assert joint_width(tape_arrays, tape.stride) == 0
@@ -390,7 +390,7 @@ def test_places_of_values_that_are_needed_again_are_not_shared():
         last = tape.softmax(tape.relu(tape.rmsnorm(tape.scale(tape.linear(last, w), 2.0))))
     root = tape.mean(tape.add(tape.scale(last, 3.0), last))
     tape.backward(root)
-    tape_arrays = mark_overwritten(tape.replay_arrays(), tape.num_params)
+    tape_arrays = mark_overwritten(tape._replay_arrays(), tape.num_params)
     tape_arrays = share_gradients(tape_arrays, tape.num_params, tape.extents)
     before = as_bytes(tape_arrays)
     shared = share_values(tape_arrays, tape.extents, keep=[kept.id])

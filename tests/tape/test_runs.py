@@ -41,14 +41,14 @@ def differentiate(tape: Tape, out: Ids) -> Values:
 
 
 def both(name: str, places: Callable[[Ids], list[Ids]], dtype: str = "float64") -> None:
-    """`runs` takes one record and gives what `record` does."""
+    """Together they take one record and give what separate ones do."""
     results = []
-    for method in ("record", "runs"):
+    for separate in (True, False):
         tape, nodes = filled(dtype)
         operands = places(nodes)[: 1 if name in ONE_OPERAND else 2]
         before = records(tape)
-        out = getattr(tape, method)(name, *operands)
-        assert records(tape) - before == (1 if method == "runs" else out.size)
+        out = tape.elementwise(name, *operands, separate=separate)
+        assert records(tape) - before == (out.size if separate else 1)
         assert out.shape == operands[0].shape
         values = np.vectorize(tape.value)(out)
         results.append((values, differentiate(tape, out)))
@@ -106,14 +106,14 @@ def test_operands_that_overlap() -> None:
 def test_exp_far_out(dtype: str) -> None:
     tape = Tape(dtype)
     x = [0.0, 1000.0, -1000.0, np.inf, -np.inf, np.nan, 88.5, -100.0]
-    out = tape.runs("exp", tape.variables(x))
+    out = tape.elementwise("exp", tape.variables(x))
     with np.errstate(over="ignore", under="ignore"):
         expected = np.exp(np.array(x, dtype))
     np.testing.assert_allclose(np.vectorize(tape.value)(out), expected, rtol=1e-6)
 
 
 OUTSIDE: dict[str, tuple[str, Callable[[Ids], list[Ids]]]] = {
-    "not an operation of runs": ("tanh", lambda nodes: [nodes[:9]]),
+    "not an operation of one record": ("tanh", lambda nodes: [nodes[:9]]),
     "scattered": ("add", lambda nodes: [nodes[[1, 2, 4]], nodes[:3]]),
     "every other one": ("mul", lambda nodes: [nodes[:3], nodes[:6:2]]),
     "one of two backwards": ("mul", lambda nodes: [nodes[:6], nodes[5::-1]]),
@@ -126,11 +126,11 @@ OUTSIDE: dict[str, tuple[str, Callable[[Ids], list[Ids]]]] = {
 def test_what_does_not_lie_in_runs_is_recorded_one_by_one(case: str) -> None:
     name, places = OUTSIDE[case]
     tapes = []
-    for method in ("record", "runs"):
+    for separate in (True, False):
         tape, nodes = filled()
-        getattr(tape, method)(name, *places(nodes))
+        tape.elementwise(name, *places(nodes), separate=separate)
         tapes.append(tape)
-    expected, found = (tape.replay_arrays().records.tolist() for tape in tapes)
+    expected, found = (tape._replay_arrays().records.tolist() for tape in tapes)
     assert found == expected
 
 
@@ -149,14 +149,14 @@ def test_runs_may_use_their_own_results() -> None:
     a = tape.var(1.0)
     # Powers of two: every new node is the last one plus itself.
     chain = np.arange(a.id, a.id + 10)
-    assert tape.value(tape.runs("add", chain, chain)[-1]) == 2.0**10
+    assert tape.value(tape.elementwise("add", chain, chain)[-1]) == 2.0**10
 
 
 def test_nothing_to_do() -> None:
     tape, _ = filled()
     empty = np.zeros((0, 3), np.int64)
-    assert tape.runs("add", empty, empty).shape == (0, 3)
-    assert tape.lookup(empty, tape.input([0], below=1), 0, 1).shape == (0, 3)
+    assert tape.elementwise("add", empty, empty).shape == (0, 3)
+    assert tape.take(empty, tape.input([0], below=1), 0, 1).shape == (0, 3)
 
 
 def test_steep_results_that_the_root_does_not_need_pass_nothing_on() -> None:
@@ -164,9 +164,9 @@ def test_steep_results_that_the_root_does_not_need_pass_nothing_on() -> None:
     a = tape.variables([1.0, 0.0, 2.0])
     infinite = tape.variables([1.0, np.inf, 2.0])
     for out in (
-        tape.runs("div", infinite, a),
-        tape.runs("mul", infinite, infinite),
-        tape.runs("exp", tape.variables([1.0, 1000.0, 2.0])),
+        tape.elementwise("div", infinite, a),
+        tape.elementwise("mul", infinite, infinite),
+        tape.elementwise("exp", tape.variables([1.0, 1000.0, 2.0])),
     ):
         tape.backward(tape.add(out[0], out[2]))
         assert np.isfinite(tape.grads).all()
@@ -305,10 +305,10 @@ def test_gradient_along_a_random_direction() -> None:
     start = rng.normal(size=(11, 9))
     leaves = tape.variables(start)
     hidden = tape.dots(leaves[:9], np.broadcast_to(leaves[9], (9, 9)))
-    hidden = tape.runs("exp", tape.runs("sub", hidden, np.full(9, hidden[4])))
-    hidden = tape.softmaxes(tape.runs("div", hidden, leaves[10]).reshape(3, 3)).ravel()
+    hidden = tape.elementwise("exp", tape.elementwise("sub", hidden, np.full(9, hidden[4])))
+    hidden = tape.softmax(tape.elementwise("div", hidden, leaves[10]).reshape(3, 3)).ravel()
     hidden = tape.dots(leaves[:9].T, np.broadcast_to(hidden, (9, 9)))
-    root = tape.sum(tape.runs("mul", hidden, hidden))
+    root = tape.sum(tape.elementwise("mul", hidden, hidden))
     tape.backward(root)
     direction = rng.normal(size=start.shape)
     expected = (np.vectorize(tape.grad)(leaves) * direction).sum()
@@ -328,7 +328,7 @@ def test_lookup_of_a_row_takes_one_record() -> None:
     table = nodes.reshape(6, 10)
     rows = tape.input([4], below=6)
     before = records(tape)
-    found = tape.lookup(table[0], rows, 0, stride=10)
+    found = tape.take(table[0], rows, 0, stride=10)
     assert records(tape) - before == 1
     assert found.shape == (10,)
     for row in (4, 1):
@@ -346,11 +346,11 @@ def test_results_cannot_be_set(which: int) -> None:
     tape, nodes = filled()
     table, rows = nodes.reshape(40, 10), tape.input([1], below=4)
     for out in (
-        tape.runs("add", nodes[:20], nodes[20:40]),
+        tape.elementwise("add", nodes[:20], nodes[20:40]),
         tape.dots(table, np.broadcast_to(nodes[:10], (40, 10))),
         tape.dots(table.T, np.broadcast_to(nodes[:40], (10, 40))),
-        tape.softmaxes(nodes[:7][None])[0],
-        tape.lookup(nodes[:5], rows, 0, stride=10),
+        tape.softmax(nodes[:7][None])[0],
+        tape.take(nodes[:5], rows, 0, stride=10),
     ):
         with pytest.raises(ValueError, match="is the result of an operation"):
             tape.set_value(out[which], 1.0)

@@ -64,9 +64,9 @@ def test_an_input_changes_all_that_depends_on_it() -> None:
     tape = Tape()
     table = tape.variables([1.0, 2.0])
     which = tape.input([0], below=2)
-    before = tape.lookup(table[:1], which, 0, 1)
+    before = tape.take(table[:1], which, 0, 1)
     tape.set_input(which, [1])
-    after = tape.lookup(table[:1], which, 0, 1)
+    after = tape.take(table[:1], which, 0, 1)
     assert [tape.value(node) for node in (*before, *after)] == [2, 2]
 
 
@@ -517,7 +517,7 @@ def test_a_handle_and_an_array_of_numpy() -> None:
 
 def state(tape: Tape) -> list[object]:
     """All that can be seen of a tape."""
-    tape_arrays = tape.replay_arrays()
+    tape_arrays = tape._replay_arrays()
     end = len(tape)
     return [
         end,
@@ -614,36 +614,40 @@ ID_USES: dict[str, Callable[[Fixture, Any], object]] = {
     "pow": lambda f, i: f.tape.pow(i, 2.0),
     "sum": lambda f, i: f.tape.sum([f.a, i]),
     "max": lambda f, i: f.tape.max([i, f.a]),
-    "softmax_of": lambda f, i: f.tape.softmax_of([f.a, i]),
+    "softmax of scalars": lambda f, i: f.tape.softmax([f.a, i]),
     "dot, left": lambda f, i: f.tape.dot([i], [f.a]),
     "dot, right": lambda f, i: f.tape.dot([f.a], [i]),
     "add arrays": lambda f, i: f.tape.add(f.x, i),
     "linear, x": lambda f, i: f.tape.linear(i, f.w),
     "linear, w": lambda f, i: f.tape.linear(f.x, i),
-    "linear, plus": lambda f, i: f.tape.linear(f.x, f.w, i),
+    "linear, residual": lambda f, i: f.tape.linear(f.x, f.w, i),
     "topk": lambda f, i: f.tape.topk(i, 1),
-    "gathered_linear, x": lambda f, i: f.tape.gathered_linear(i, f.rows, f.w),
-    "gathered_linear, w": lambda f, i: f.tape.gathered_linear(f.wide, f.rows, i),
-    "gathered_linear, plus": lambda f, i: f.tape.gathered_linear(f.wide, f.rows, f.w, i),
+    "sparse_linear, x": lambda f, i: f.tape.sparse_linear(i, f.rows, f.w),
+    "sparse_linear, w": lambda f, i: f.tape.sparse_linear(f.wide, f.rows, i),
+    "sparse_linear, residual": lambda f, i: f.tape.sparse_linear(f.wide, f.rows, f.w, i),
     "rmsnorm": lambda f, i: f.tape.rmsnorm(i),
     "attention, q": lambda f, i: f.tape.attention(i, f.x, f.x, 1),
     "attention, v": lambda f, i: f.tape.attention(f.x, f.x, i, 1),
     "cross_entropy": lambda f, i: f.tape.cross_entropy(i, [0, 1]),
     "embed": lambda f, i: f.tape.embed((f.w, [0, 1]), (i, [0, 1])),
 }
-OF_LISTS = [ID_USES["softmax"], ID_USES["mean"]]
-OPTIONAL = [ID_USES["linear, plus"], ID_USES["gathered_linear, plus"]]
+OF_LISTS = [ID_USES["softmax"], ID_USES["mean"], ID_USES["topk"]]
+OPTIONAL = [ID_USES["linear, residual"], ID_USES["sparse_linear, residual"]]
 BULK_USES: dict[str, Callable[[Fixture, Any], object]] = {
-    "record, left": lambda f, i: f.tape.record("add", [i], [f.a]),
-    "record, right": lambda f, i: f.tape.record("add", [f.a], [i]),
-    "record, one": lambda f, i: f.tape.record("exp", [i, f.a]),
-    "lookup": lambda f, i: f.tape.lookup([i], f.rows, 0, 1),
-    "runs, left": lambda f, i: f.tape.runs("add", [i, f.b], [f.a, f.a]),
-    "runs, right": lambda f, i: f.tape.runs("add", [f.a, f.a], [i, f.b]),
-    "runs, one": lambda f, i: f.tape.runs("exp", [i, f.a]),
-    "largest": lambda f, i: f.tape.largest([i], 1),
+    "elementwise, separate, left": lambda f, i: f.tape.elementwise(
+        "add", [i], [f.a], separate=True
+    ),
+    "elementwise, separate, right": lambda f, i: f.tape.elementwise(
+        "add", [f.a], [i], separate=True
+    ),
+    "separate, one": lambda f, i: f.tape.elementwise("exp", [i, f.a], separate=True),
+    "take": lambda f, i: f.tape.take([i], f.rows, 0, 1),
+    "elementwise, left": lambda f, i: f.tape.elementwise("add", [i, f.b], [f.a, f.a]),
+    "elementwise, right": lambda f, i: f.tape.elementwise("add", [f.a, f.a], [i, f.b]),
+    "elementwise, one": lambda f, i: f.tape.elementwise("exp", [i, f.a]),
+    "topk of scalars": lambda f, i: f.tape.topk([i], 1),
     "sums": lambda f, i: f.tape.sums([[f.a, i]]),
-    "softmaxes": lambda f, i: f.tape.softmaxes([[f.a, i]]),
+    "softmax of rows": lambda f, i: f.tape.softmax(np.array([[f.a, i]])),
     "dots, left": lambda f, i: f.tape.dots([[i]], [[f.a]]),
     "dots, right": lambda f, i: f.tape.dots([[f.a]], [[i]]),
 }
@@ -662,7 +666,7 @@ def test_ids_that_are_not_on_the_tape(use: Callable[[Fixture, Any], object]) -> 
 def test_what_is_not_an_id(use: Callable[[Fixture, Any], object]) -> None:
     f = make_fixture()
     for node in [1.0, "1", None, True, [0], (), np.array([0]), 1j, object()]:
-        of_a_list = use in OF_LISTS and isinstance(node, (list, tuple))
+        of_a_list = use in OF_LISTS and isinstance(node, (list, tuple, np.ndarray))
         if not of_a_list and (node is not None or use not in OPTIONAL):
             refused(f.tape, partial(use, f, node), repr(node))
 
@@ -690,10 +694,10 @@ def test_operators_on_two_tapes() -> None:
 
 
 ARRAYS_FOR_SCALARS = [
-    *("backward", "sum", "max", "softmax_of", "dot, left", "dot, right"),
+    *("backward", "sum", "max", "softmax of scalars", "dot, left", "dot, right"),
 ]
 SCALARS_FOR_ARRAYS = [
-    *("view", "softmax", "mean", "linear, x", "linear, w", "linear, plus"),
+    *("view", "softmax", "mean", "linear, x", "linear, w", "linear, residual"),
     *("rmsnorm", "attention, q", "attention, v", "cross_entropy", "embed"),
 ]
 
@@ -750,33 +754,34 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
     "array without rows": (lambda f: f.tape.array(np.ones((0, 3))), "not the shape (0, 3)"),
     "three dimensions": (lambda f: f.tape.array(np.ones((2, 2, 2))), "not the shape (2, 2, 2)"),
     "variables of text": (lambda f: f.tape.variables(["a"]), "not an array of numbers"),
-    "late padding": (lambda f: f.tape.end_parameters(), "before anything but parameters"),
+    "late padding": (lambda f: f.tape._end_parameters(), "before anything but parameters"),
     # Lists of scalars
     "sum of nothing": (lambda f: f.tape.sum([]), "at least one"),
     "max of nothing": (lambda f: f.tape.max(iter([])), "at least one"),
-    "softmax of nothing": (lambda f: f.tape.softmax_of([]), "at least one"),
-    "softmax of one id": (lambda f: f.tape.softmax_of(f.a), "is not a list of nodes"),
+    "softmax of nothing": (lambda f: f.tape.softmax([]), "at least one"),
+    "softmax of one id": (lambda f: f.tape.softmax(f.a), "an array is wanted"),
     "dot of nothing": (lambda f: f.tape.dot([], []), "at least one"),
     "sum of one id": (lambda f: f.tape.sum(f.a), "is not a list of nodes"),
     "sum of rows": (lambda f: f.tape.sum(np.array([[0, 1]])), "is not a node id"),
     "dot of two lengths": (lambda f: f.tape.dot([f.a], [f.a, f.b]), "not 1 and 2"),
     # Many at once
-    "record of an unknown name": (lambda f: f.tape.record("cosh", [f.a]), "'cosh' is not"),
-    "record with one operand": (lambda f: f.tape.record("add", [f.a]), "'add' is not"),
-    "record with two operands": (lambda f: f.tape.record("exp", [f.a], [f.a]), "'exp' is not"),
-    "record of two shapes": (
-        lambda f: f.tape.record("add", [f.a], [[f.a]]),
+    "bulk of an unknown name": (lambda f: f.tape.elementwise("cosh", [f.a]), "'cosh' is not"),
+    "bulk with one operand": (lambda f: f.tape.elementwise("add", [f.a]), "'add' is not"),
+    "bulk with two": (lambda f: f.tape.elementwise("exp", [f.a], [f.a]), "'exp' is not"),
+    "bulk of two shapes": (
+        lambda f: f.tape.elementwise("add", [f.a], [[f.a]]),
         "shapes (1,) and (1, 1)",
     ),
-    "record of nothing": (lambda f: f.tape.record("exp", []), "not an array of node ids: []"),
-    "record of ragged rows": (lambda f: f.tape.record("exp", [[0], [0, 0]]), "[[0], [0, 0]]"),
-    "record of itself": (
-        lambda f: f.tape.record("exp", [f.a, len(f.tape) + 1]),
+    "bulk of nothing": (lambda f: f.tape.elementwise("exp", []), "of node ids: []"),
+    "bulk of ragged rows": (lambda f: f.tape.elementwise("exp", [[0], [0, 0]]), "[[0], [0, 0]]"),
+    "bulk of itself": (
+        lambda f: f.tape.elementwise("exp", [f.a, len(f.tape) + 1]),
         "is not on the tape",
     ),
-    "runs of an unknown name": (lambda f: f.tape.runs("cosh", [f.a]), "'cosh' is not"),
-    "runs of two shapes": (lambda f: f.tape.runs("add", [0], [[0]]), "shapes (1,) and (1, 1)"),
-    "softmaxes of one row": (lambda f: f.tape.softmaxes([0, 1]), "not the shape (2,)"),
+    "softmax of three dimensions": (
+        lambda f: f.tape.softmax(np.zeros((1, 1, 1), int)),
+        "not the shape (1, 1, 1)",
+    ),
     "sums of one row": (lambda f: f.tape.sums([0, 1]), "not the shape (2,)"),
     "sums of nothing": (lambda f: f.tape.sums(np.zeros((0, 2), int)), "not the shape (0, 2)"),
     "dots of two shapes": (lambda f: f.tape.dots([[0]], [[0, 1]]), "shapes (1, 1) and (1, 2)"),
@@ -796,17 +801,17 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
         lambda f: f.tape.set_input(replace(f.rows, count=50), [0] * 50),
         "is not an input of this tape",
     ),
-    "set a batch's": (lambda f: f.tape.set_input(f.tape.declared_batch.tokens, []), "to a batch"),
-    "lookup in another tape's": (lambda f: f.tape.lookup([0], f.others, 0, 1), "not an input of"),
-    "lookup past the input": (lambda f: f.tape.lookup([0], f.rows, 2, 1), "2 is not between 0"),
-    "lookup before the input": (lambda f: f.tape.lookup([0], f.rows, -1, 1), "-1 is not between"),
-    "lookup of a fraction": (lambda f: f.tape.lookup([0], f.rows, 0.5, 1), "[0.5]"),
-    "lookup past the tape": (
-        lambda f: f.tape.lookup([0], f.rows, 0, len(f.tape)),
-        "lookup reaches node",
+    "set a batch's": (lambda f: f.tape.set_input(f.tape._declared_batch.tokens, []), "to a batch"),
+    "take in another tape's": (lambda f: f.tape.take([0], f.others, 0, 1), "not an input of"),
+    "take past the input": (lambda f: f.tape.take([0], f.rows, 2, 1), "2 is not between 0"),
+    "take before the input": (lambda f: f.tape.take([0], f.rows, -1, 1), "-1 is not between"),
+    "take of a fraction": (lambda f: f.tape.take([0], f.rows, 0.5, 1), "[0.5]"),
+    "take past the tape": (
+        lambda f: f.tape.take([0], f.rows, 0, len(f.tape)),
+        "take reaches node",
     ),
-    "lookup backwards": (lambda f: f.tape.lookup([5], f.rows, 0, -1), "-1 is not a number"),
-    "lookup of text": (lambda f: f.tape.lookup(["a"], f.rows, 0, 1), "not an array of node ids"),
+    "take backwards": (lambda f: f.tape.take([5], f.rows, 0, -1), "-1 is not a number"),
+    "take of text": (lambda f: f.tape.take(["a"], f.rows, 0, 1), "not an array of node ids"),
     # Array operations
     "embed nothing": (lambda f: f.tape.embed(), "at least one table"),
     "embed a table alone": (lambda f: f.tape.embed(f.w), "(table, row numbers)"),
@@ -826,32 +831,32 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
     "linear plus a batch": (lambda f: f.tape.linear(f.x, f.w, f.batch_rows), "the result's shape"),
     "topk of none": (lambda f: f.tape.topk(f.x, 0), "0 is not a number of columns"),
     "topk of too many": (lambda f: f.tape.topk(f.x, 4), "x has 3 columns, fewer than 4"),
-    "largest of too few": (lambda f: f.tape.largest([f.a], 2), "wants at least 2 nodes"),
-    "largest of scattered": (lambda f: f.tape.largest([f.b, f.a], 1), "consecutive ids"),
-    "largest of nothing": (lambda f: f.tape.largest([], 1), "not an array of node ids"),
-    "gathered_linear of other columns": (
-        lambda f: f.tape.gathered_linear(f.x, f.rows, f.w),
+    "topk of scalars of too few": (lambda f: f.tape.topk([f.a], 2), "wants at least 2 nodes"),
+    "topk of scalars of scattered": (lambda f: f.tape.topk([f.b, f.a], 1), "consecutive ids"),
+    "topk of scalars of nothing": (lambda f: f.tape.topk([], 1), "not an array of node ids"),
+    "sparse_linear of other columns": (
+        lambda f: f.tape.sparse_linear(f.x, f.rows, f.w),
         "x has 3 columns, W 4 rows",
     ),
-    "gathered_linear by a batch": (
-        lambda f: f.tape.gathered_linear(f.x, f.rows, f.batch_rows),
+    "sparse_linear by a batch": (
+        lambda f: f.tape.sparse_linear(f.x, f.rows, f.batch_rows),
         "x has 3 columns, W -1 rows",
     ),
-    "gathered_linear of a batch": (
-        lambda f: f.tape.gathered_linear(f.batch_rows, f.two_a_row, f.square),
+    "sparse_linear of a batch": (
+        lambda f: f.tape.sparse_linear(f.batch_rows, f.two_a_row, f.square),
         "does not choose from columns of x",
     ),
-    "gathered_linear past the columns": (
-        lambda f: f.tape.gathered_linear(f.x, f.rows, f.square),
+    "sparse_linear past the columns": (
+        lambda f: f.tape.sparse_linear(f.x, f.rows, f.square),
         "does not choose from columns of x",
     ),
-    "gathered_linear by another tape's": (
-        lambda f: f.tape.gathered_linear(f.x, f.others, f.square),
+    "sparse_linear by another tape's": (
+        lambda f: f.tape.sparse_linear(f.x, f.others, f.square),
         "is not an input of",
     ),
-    "gathered_linear plus another shape": (
-        lambda f: f.tape.gathered_linear(f.wide, f.rows, f.w, f.wide),
-        "gathered_linear: plus must have the result's shape, not (2, 4)",
+    "sparse_linear plus another shape": (
+        lambda f: f.tape.sparse_linear(f.wide, f.rows, f.w, f.wide),
+        "sparse_linear: residual must have the result's shape, not (2, 4)",
     ),
     "embed by several a row": (
         lambda f: f.tape.embed((f.w, f.two_a_row)),
@@ -874,7 +879,7 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
     ),
     "too few targets": (lambda f: f.tape.cross_entropy(f.x, [0]), "2 rows, but 1 targets"),
     "a batch's targets": (
-        lambda f: f.tape.cross_entropy(f.wide, f.tape.declared_batch.targets),
+        lambda f: f.tape.cross_entropy(f.wide, f.tape._declared_batch.targets),
         "2 rows, but",
     ),
     "target out of range": (lambda f: f.tape.cross_entropy(f.x, [0, 3]), "3 is not between 0"),
@@ -916,7 +921,7 @@ def test_other_capacities(capacity: Any) -> None:
 def test_other_batches(sizes: Any) -> None:
     tape = Tape()
     refused(tape, lambda: tape.batch(*sizes), "is not a number of")
-    refused(tape, lambda: tape.declared_batch, "no batch")
+    refused(tape, lambda: tape._declared_batch, "no batch")
 
 
 def test_an_input_from_before_a_reset() -> None:
@@ -932,20 +937,20 @@ GROWING: dict[str, Callable[[Fixture], object]] = {
     "scale": lambda f: f.tape.scale(f.a, 2.0),
     "pow": lambda f: f.tape.pow(f.a, 2.0),
     "sum": lambda f: f.tape.sum([f.a, f.b]),
-    "record": lambda f: f.tape.record("exp", [f.a] * 40),
-    "runs": lambda f: f.tape.runs("exp", [f.a] * 40),
+    "elementwise, separate": lambda f: f.tape.elementwise("exp", [f.a] * 40, separate=True),
+    "elementwise": lambda f: f.tape.elementwise("exp", [f.a] * 40),
     "sums": lambda f: f.tape.sums([[f.a, f.b]] * 40),
-    "softmax_of": lambda f: f.tape.softmax_of([f.a, f.b] * 20),
-    "softmaxes": lambda f: f.tape.softmaxes([[f.a, f.b]] * 20),
+    "softmax of scalars": lambda f: f.tape.softmax([f.a, f.b] * 20),
+    "softmax of rows": lambda f: f.tape.softmax(np.array([[f.a, f.b]] * 20)),
     "dots": lambda f: f.tape.dots([[f.a], [f.b]] * 20, [[f.a]] * 40),
-    "lookup": lambda f: f.tape.lookup([f.a, f.a], f.rows, 0, 1),
+    "take": lambda f: f.tape.take([f.a, f.a], f.rows, 0, 1),
     "variables": lambda f: f.tape.variables(np.ones(40)),
     "array": lambda f: f.tape.array(np.ones((2, 2))),
     "scale an array": lambda f: f.tape.scale(f.x, 2.0),
     "linear": lambda f: f.tape.linear(f.w, f.x),
     "topk": lambda f: f.tape.topk(f.x, 1),
-    "largest": lambda f: f.tape.largest([f.a], 1),
-    "gathered_linear": lambda f: f.tape.gathered_linear(f.x, f.two_a_row, f.square),
+    "topk of scalars": lambda f: f.tape.topk([f.a], 1),
+    "sparse_linear": lambda f: f.tape.sparse_linear(f.x, f.two_a_row, f.square),
     "rmsnorm": lambda f: f.tape.rmsnorm(f.x),
     "attention": lambda f: f.tape.attention(f.x, f.x, f.x, 1),
     "cross_entropy": lambda f: f.tape.cross_entropy(f.x, [0, 1]),
@@ -1027,18 +1032,22 @@ OPERATIONS = {
         lambda *x: np.tanh(sum(a * a for a in x)),
         lambda g, out, *x: [g * (1 - out**2) * 2 * a for a in x],
     ),
-    "largest": Operation(
+    "topk of scalars": Operation(
         lambda tape, ids: tape.max(ids),
         lambda *x: max(x),
         lambda g, out, *x: [g * (i == x.index(out)) for i in range(len(x))],
     ),
     "share": Operation(
-        lambda tape, ids: tape.softmax_of(ids)[1],
+        lambda tape, ids: tape.softmax(ids)[1],
         lambda *x: softmax(np.array([x]))[0, 1],
         lambda g, out, *x: list(g * out * (np.eye(len(x))[1] - softmax(np.array([x]))[0])),
     ),
     "bulk": Operation(
-        lambda tape, ids: int(tape.record("exp", tape.record("neg", [[i] for i in ids]))[-1, 0]),
+        lambda tape, ids: int(
+            tape.elementwise(
+                "exp", tape.elementwise("neg", [[i] for i in ids], separate=True), separate=True
+            )[-1, 0]
+        ),
         lambda *x: np.exp(-x[-1]),
         lambda g, out, *x: [0.0] * (len(x) - 1) + [-g * out],
     ),
@@ -1088,7 +1097,7 @@ OF_SCALARS = [
     "difference",
     "sum",
     "squares",
-    "largest",
+    "topk of scalars",
     "share",
     "bulk",
     "relu",
@@ -1293,6 +1302,6 @@ def test_values_read_while_recording_look_for_kernels_once(monkeypatch: pytest.M
     assert len(asked) == 2
     tape.reset()
     assert tape.value(tape.exp(tape.var(0.0))) == 1
-    tape.record("mul", np.zeros(1000, int), np.zeros(1000, int))
+    tape.elementwise("mul", np.zeros(1000, int), np.zeros(1000, int), separate=True)
     tape.forward()
     assert len(asked) == 4  # those of exp and mul

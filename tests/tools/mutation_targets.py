@@ -74,7 +74,7 @@ TESTS = {
         "test_tape.py",
     ],
     "thread_group": ["test_threads.py"],
-    "topk": ["test_topk.py", "test_array_operations.py test_gradients.py -k gathered"],
+    "topk": ["test_topk.py", "test_array_operations.py test_gradients.py -k sparse"],
     "validation": ["test_validation.py test_text_training.py", "test_threads.py"],
     "simd/lanewise": SIMD,
     "simd/memory": SIMD,
