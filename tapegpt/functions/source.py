@@ -252,7 +252,7 @@ def _formula_passed(
         expression = vector_expression(part, names)
         if formula.when:
             expression = chosen_where(formula.when, names, expression)
-        elif _is_steep(part):
+        elif is_steep(part):
             expression = f"simd.where_nonzero(g{out}, {expression})"
         if expression and place == 0:
             yield f"da{out} = {expression}"
@@ -261,7 +261,7 @@ def _formula_passed(
             yield from gradients.add(node, expression)
 
 
-def _is_steep(expression: str) -> bool:
+def is_steep(expression: str) -> bool:
     """Whether it may be infinite beside a gradient of 0, which passes 0 on, as on the tape."""
     return any(sign in expression for sign in ("/", "**", "log"))
 

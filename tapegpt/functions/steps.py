@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tapegpt.kernels.layout import OPCODE, OPCODE_BITS
+from tapegpt.kernels.op import ArrayOp, place
 from tapegpt.kernels.ops.scalar import dot, lookup, reduce, strided
 from tapegpt.kernels.ops.scalar.formulas import Formula
 from tapegpt.kernels.program import TapeArrays
@@ -19,12 +20,12 @@ MOST_STEPS = 20_000
 
 
 class Step(NamedTuple):
-    """One operation: a formula, or the name of one with any number of operands.
+    """One operation: a formula, or the name of one with any number of operands; or one on arrays.
 
     sum: a + b + ...; dot: pairs, a0, b0, a1, b1, ...; max; softmax, with as many results.
     """
 
-    operation: Formula | str
+    operation: Formula | ArrayOp | str
     results: tuple[int, ...]
     operands: tuple[int, ...]
 
@@ -33,16 +34,21 @@ Reader = Callable[[np.ndarray, int, int], Iterator[Step]]
 
 
 def steps_between(
-    arrays: TapeArrays, inputs: Sequence[int], outputs: Sequence[int]
+    arrays: TapeArrays,
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    most: int | None = MOST_STEPS,
 ) -> tuple[list[Step], list[int]]:
     """The steps that compute outputs from inputs, in order, and the nodes that are constants.
 
     A result that does not depend on the inputs is a constant too. Raises `TapeError` where there
-    are too many steps to compile.
+    are more steps than `most`, too many to compile.
     """
     dependent, wanted = set(inputs), set(outputs)
     made: list[Step] = []
-    for step in _steps(arrays):
+    for step in every_step(arrays):
+        if isinstance(step.operation, ArrayOp):
+            continue
         # What is computed of an input itself does not count: it is given.
         if dependent.intersection(step.operands) and not dependent.issuperset(step.results):
             dependent.update(step.results)
@@ -52,28 +58,41 @@ def steps_between(
         if wanted.intersection(step.results):
             wanted.update(step.operands)
             live.append(step)
-    if len(live) > MOST_STEPS:
+    if most is not None and len(live) > most:
         raise TapeError(
-            f"function: {len(live)} operations lie between, at most {MOST_STEPS} can be compiled:"
+            f"function: {len(live)} operations lie between, at most {most} can be compiled:"
             " record what is done to one row, and map that"
         )
     return live[::-1], sorted(wanted - dependent)
 
 
-def _steps(arrays: TapeArrays) -> Iterator[Step]:
+def every_step(arrays: TapeArrays) -> Iterator[Step]:
+    """The steps of all records, in order; of operations on arrays the first node of the result."""
+    operands, inputs = arrays.operands, arrays.inputs
     for code, out, a, b in arrays.records.tolist():
-        operation = OPERATIONS[code & OPCODE]
-        if isinstance(operation, Formula):
-            operands = (a, b) if operation.second else (a,)
-            if operation.goes_on:
-                operands = (*operands, out - (code >> OPCODE_BITS))
-            yield Step(operation, (out,), operands)
-        elif operation is lookup.LOOKUP:
-            count, base, slot, stride = _listed(arrays.operands, a, 4)
-            found = base + int(arrays.inputs[slot]) * stride
-            yield from (Step("sum", (out + i,), (found + i,)) for i in range(count))
-        elif operation in READERS:
-            yield from READERS[operation](arrays.operands, out, a)
+        yield from steps_of(operands, inputs, code, out, a, b)
+
+
+def steps_of(
+    operands: np.ndarray, inputs: np.ndarray, code: int, out: int, a: int, b: int
+) -> Iterator[Step]:
+    """The steps of one record."""
+    operation = OPERATIONS[code & OPCODE]
+    if isinstance(operation, Formula):
+        nodes = (a, b) if operation.second else (a,)
+        if operation.goes_on:
+            nodes = (*nodes, out - (code >> OPCODE_BITS))
+        yield Step(operation, (out,), nodes)
+    elif operation is lookup.LOOKUP:
+        count, base, slot, stride = _listed(operands, a, 4)
+        found = base + int(inputs[slot]) * stride
+        yield from (Step("sum", (out + i,), (found + i,)) for i in range(count))
+    elif operation in READERS:
+        yield from READERS[operation](operands, out, a)
+    elif isinstance(operation, ArrayOp):
+        places = (a + place(operation.args, name) for name in operation.differentiable)
+        given = (int(operands[at]) for at in places)
+        yield Step(operation, (out,), tuple(node for node in given if node >= 0))
 
 
 def _sum(operands: np.ndarray, out: int, at: int) -> Iterator[Step]:
