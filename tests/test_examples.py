@@ -70,8 +70,26 @@ def test_microgpt_side_by_side():
     assert worst < 1e-12
 
 
+def test_micrograd_value():
+    losses, found = main_of("micrograd_value")(300)
+    assert losses[-1] < 1e-4
+    assert found == pytest.approx([1.5, -1.0, 0.5], abs=0.02)
+
+
+def test_values_in_every_place():
+    """Operators with numbers on both sides, against a gradient by hand."""
+    value = main_of("micrograd_value").__globals__["Value"]
+    a, b = value(-4.0), value(2.0)
+    c = 2 * a + a * b + 3 - b / 4 + (1 - b) ** 2 - (-a).relu() + 6 / b
+    c += 1
+    c.backward()
+    assert c.data == -8 - 8 + 3 - 0.5 + 1 - 4 + 3 + 1
+    assert (a.grad, b.grad) == (2 + 2 + 1, -4 - 0.25 + 2 - 1.5)
+
+
 def test_all_examples_are_tested():
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     assert names == {name[len("test_") :] for name in globals() if name.startswith("test_")} - {
-        "all_examples_are_tested"
+        "all_examples_are_tested",
+        "values_in_every_place",
     }
