@@ -11,7 +11,7 @@ from numba import typeof, types
 from numpy.typing import ArrayLike, NDArray
 
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
-from tapegpt.kernels.interpreter import PREVIOUS, live_forward_sweep, live_reverse_sweep
+from tapegpt.kernels.interpreter import CARRY, PREVIOUS, live_forward_sweep, live_reverse_sweep
 from tapegpt.kernels.layout import OPCODE
 from tapegpt.kernels.program import TapeArrays
 from tapegpt.kernels.registry import kernels_of, load_kernels, new_table
@@ -107,8 +107,7 @@ class Replay(Memory):
         else:
             self.grads[plain] += given
         self._load(BACKWARD)
-        # Nothing after the root's record can reach it.
-        self._sweep(BACKWARD, 0, self._records_until(plain))
+        self._sweep(BACKWARD, 0, self._last_to_reach(plain))
 
     @alone
     def _replay_arrays(self) -> TapeArrays:
@@ -147,6 +146,16 @@ class Replay(Memory):
         if not records or records[-3] <= node:
             return len(records) // 4
         return bisect_right(range(len(records) // 4), node, key=lambda i: records[4 * i + 1])
+
+    def _last_to_reach(self, node: int) -> int:
+        """How many records can pass a node's gradient on: up to its own, or to its scan's end."""
+        end = self._records_until(node)
+        if PREVIOUS in self._loaded[FORWARD]:
+            codes = self._record_rows()[end:, 0] & OPCODE
+            marks = np.flatnonzero((codes == PREVIOUS) | (codes == CARRY))
+            if marks.size and codes[marks[0]] == CARRY:
+                return end + int(marks[0]) + 1
+        return end
 
     def _compute_anew(self, leaf: int) -> None:
         """Take for computed only what cannot depend on a leaf: what was recorded before it."""

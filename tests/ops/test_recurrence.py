@@ -102,6 +102,28 @@ def test_a_recurrence_against_numpy_and_differences(lengths, width, more, k_seed
     assert abs((after - before) / (2 * step) - sum(terms)) <= 1e-5 * scale
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_gradient_of_a_state_itself(inside):
+    """Seeded at every row: as of the mean of its squares, which is recorded after the scan."""
+    ragged = Ragged([4, 2, 1])
+    tape, rng, seen = ragged.tape, np.random.default_rng(0), []
+    table, w = (tape.parameter(rng.normal(size=shape)) for shape in ((5, 3), (3, 3)))
+    ragged.pack()
+    x = tape.embed((table, ragged.batch.tokens))
+
+    def step(before):
+        seen.append(tape.linear(before, w, residual=x))
+        return tape.tanh(seen[0])
+
+    state = tape.scan(step, 3)
+    root = seen[0] if inside else state
+    found = tape.grad(root, [table, w], seed=2 * root.value / root.value.size)
+    total = tape.mean(root * root)
+    for one, other in zip(found, tape.grad(total, [table, w]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10)
+    assert tape.check(total, [table, w]) < 1e-6
+
+
 def dense_tape(peek=False):
     """Two recurrences, one after the other; peek: look at values where one is not closed yet."""
     rng = np.random.default_rng(0)
