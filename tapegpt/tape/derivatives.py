@@ -40,7 +40,7 @@ class Derivatives(Leaves):
         """
         if wrt is None:
             return super().grad(node)
-        nodes = [self._any(other) for other in wrt]
+        nodes = [self._any(other) for other in _listed(wrt)]
         self._hold()
         try:
             self.backward(node, seed=seed)
@@ -55,10 +55,14 @@ class Derivatives(Leaves):
         few elements. wrt: leaves or results; tangents: numbers and arrays of their shapes.
         """
         plain = self._any(node)
-        given = [np.asarray(tangent, float) for tangent in tangents]
-        if len(given) != len(wrt):
-            raise TapeError(f"jvp: {len(wrt)} nodes, but {len(given)} tangents")
-        for other, tangent in zip(wrt, given, strict=True):
+        try:
+            given = [np.asarray(tangent, float) for tangent in tangents]
+        except (TypeError, ValueError):
+            raise TapeError(f"jvp: not a list of numbers or arrays: {tangents!r:.60}") from None
+        nodes = _listed(wrt)
+        if len(given) != len(nodes):
+            raise TapeError(f"jvp: {len(nodes)} nodes, but {len(given)} tangents")
+        for other, tangent in zip(nodes, given, strict=True):
             shape = self.shape(other)
             if tangent.shape != shape:
                 raise TapeError(f"jvp: a tangent of the shape {tangent.shape}, not {shape}")
@@ -103,10 +107,9 @@ class Derivatives(Leaves):
             self._release()
 
     def _scalar_nodes(self, nodes: Sequence[Node] | Ids) -> list[int]:
-        listed = nodes.ravel().tolist() if isinstance(nodes, np.ndarray) else nodes
-        if not isinstance(listed, (list, tuple, range)) or not listed:
-            raise TapeError(f"a list of scalar nodes is wanted, not {nodes!r:.60}")
-        given = [self._scalar(node) for node in listed]
+        given = [self._scalar(node) for node in _listed(nodes)]
+        if not given:
+            raise TapeError("a list of scalar nodes is wanted, not an empty one")
         arrays = list(self._shapes)
         for node in given:
             before = bisect_right(arrays, node) - 1
@@ -156,8 +159,8 @@ class Derivatives(Leaves):
         kind = self.dtype.name
         limit = TOLERANCE[kind] if tolerance is None else tolerance
         rng, worst = np.random.default_rng(seed), 0.0
-        for leaf, gradient in zip(wrt, self.grad(root, wrt), strict=True):
-            before: Any = self.value(leaf)  # type: ignore[call-overload]
+        for leaf, gradient in zip(_listed(wrt), self.grad(root, wrt), strict=True):
+            before: Any = self.value(leaf)
             direction = rng.choice([-1.0, 1.0], np.shape(before))
             step = STEP[kind] * max(1.0, float(np.max(np.abs(before))))
             values = []
@@ -177,3 +180,11 @@ class Derivatives(Leaves):
                     f" {found:.6g}, but differences give {slope:.6g}"
                 )
         return worst
+
+
+def _listed(nodes: Any) -> Sequence[Any]:
+    """A list of nodes, or what stands in an array of ids."""
+    listed = nodes.ravel().tolist() if isinstance(nodes, np.ndarray) else nodes
+    if not isinstance(listed, (list, tuple, range)):
+        raise TapeError(f"a list of nodes is wanted, not {nodes!r:.60}")
+    return listed

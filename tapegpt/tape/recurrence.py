@@ -25,6 +25,8 @@ class Recurrence(Leaves):
         is the state. It records operations on batch arrays alone, row by row: no attention, and
         none that gives a single number. (Named as `jax.lax.scan`.)
         """
+        if not callable(step):
+            raise TapeError(f"scan wants a function of the state before, not {step!r:.60}")
         return self._carry(step(self._previous(width)))
 
     @all_or_nothing

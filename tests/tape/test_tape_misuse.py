@@ -300,6 +300,8 @@ class Hostile(RuleBasedStateMachine):
     def everything(self) -> tuple[Any, ...]:
         # Not the values, or what records choose: they may be computed at any time.
         tape, end = self.tape, len(self.tape)
+        tape._hold()  # records that wait are appended
+        tape._release()
         parts = tape.grads[:end], tape._records, tape._operands
         return end, tape.num_params, len(tape._inputs), *(part.tobytes() for part in parts)
 
