@@ -60,6 +60,14 @@ class Program(NamedTuple):
     capacity: int
     key: int
 
+    # Of a network with a table of counts, else nothing: slots of the token of a row and of those
+    # before it, the nearest first, as `earlier`, and of the fold that is left out. A text has so
+    # many tokens before each of its windows.
+    history: int
+    orders: int  # tokens of a row
+    folds: int
+    before: int
+
     placed: NDArray[np.int64]  # (block + 1,): scratch for packing
     # Scratch for sampling: which text each document of a sweep is, how likely its tokens are, and
     # running totals of one row.

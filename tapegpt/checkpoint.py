@@ -24,7 +24,7 @@ from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -36,6 +36,7 @@ from tapegpt.errors import TapegptError, UsageError
 from tapegpt.models.registry import parameter_shapes, parameter_totals
 from tapegpt.runs.digest import DIGEST, FIRST, check_digest, with_digest
 from tapegpt.runs.history import HISTORY, History, read_history, render
+from tapegpt.runs.tensors import pieces_of, some_rows
 from tapegpt.setting import LARGEST_STEPS
 from tapegpt.settings import ModelConfig, TrainConfig, from_dict
 from tapegpt.system.atomic_files import delete, read, write
@@ -43,14 +44,14 @@ from tapegpt.train.optimizers import OPTIMIZERS
 
 FORMAT = 2
 AVERAGE = "average"  # of the weights, where the training wants one
+COUNTED = "counted"  # what the network's counts are of
+MOST_COUNTED = 1 << 30
 
 MANIFEST = "run.json"
 MANIFEST_LIMIT = 8 << 20  # bytes: a vocabulary of all of Unicode needs half of it
 # Of what settings, states and brackets need 700; of characters, there is one of each.
 PUNCTUATION_LIMIT = 2000  # commas and opening brackets of a manifest
 HEADER_LEAST, HEADER_LIMIT = 50, 256  # bytes of safetensors header for each tensor
-HEADER_ALIGNMENT = 8  # bytes
-PIECE = 1 << 20  # bytes of a tensor that are copied at a time when it is saved
 OURS = r"(tensors-[0-9a-f]{16}\.safetensors|run\.json|run-history\.json)(\.new)?"  # of saves
 DAMAGE = (ValueError, LookupError, RecursionError, SafetensorError, UsageError)
 
@@ -76,6 +77,9 @@ class Run:
     documents: int  # or characters of a text
     corpus_digest: str
     history: History | None = None  # which `load` leaves where it is: see load_history
+    # Tokens that a network with --counting has counts of, (tokens,), see `table_of`; of the
+    # smallest type. None where there are no counts, or where `load_manifest` leaves them.
+    counted: Array | None = None
     tensors: Mapping[str, Array] = field(default_factory=dict)  # as parameter_shapes names them
     optimizer: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)  # {"adam.m": {…}, …}
 
@@ -110,16 +114,20 @@ def save(run: Run, folder: Path) -> None:
         tensors = dict(run.tensors)
         for slot, arrays in run.optimizer.items():
             tensors |= {f"{slot}/{name}": array for name, array in arrays.items()}
+        if run.model.counting:
+            nothing = np.zeros(0, _counted_type(run))
+            tensors[COUNTED] = nothing if run.counted is None else run.counted
         _check_tensors(tensors, run)
         digest = hashlib.sha256()
-        for piece in _pieces(tensors):
+        for piece in pieces_of(tensors):
             digest.update(piece)
         target = _tensors_name(digest.hexdigest())
-        text = _render(run, digest.hexdigest())
+        count = len(tensors[COUNTED]) if run.model.counting else 0
+        text = _render(run, digest.hexdigest(), count)
         _parse(text)  # what could not be read again is not written
     except DAMAGE as error:
         raise RunError(f"cannot save the run: {error}") from error
-    contents = {target: _pieces(tensors)}
+    contents = {target: pieces_of(tensors)}
     if run.history is not None:
         contents[HISTORY] = iter([render(run.history)])
     contents[MANIFEST] = iter([text])  # the last: it never names what is not there
@@ -158,7 +166,7 @@ def load_manifest(folder: Path) -> Run:
     """The run in `folder` without its arrays; `RunError` as for `load`."""
     path = folder / MANIFEST
     with _refusing(path):
-        return _parse(read(path, MANIFEST_LIMIT))[0]
+        return _parse(read(path, MANIFEST_LIMIT)).run
 
 
 def load_history(folder: Path) -> History | None:
@@ -187,19 +195,23 @@ def looks_like_a_run(folder: Path) -> bool:
 
 def _load(folder: Path, text: bytes) -> Run:
     with _refusing(folder / MANIFEST):
-        run, digest = _parse(text)
+        run, digest, counted = _parse(text)
     # A Path would intern the name, see atomic_files.py.
     path = os.path.join(folder, _tensors_name(digest))
     names, numbers = parameter_totals(run.model, run.vocab_size)
     arrays = 1 + len(state_names(run.training))
+    tensors_in_file = arrays * names + (run.model.counting > 0)
     data = 8 + arrays * numbers * np.dtype(run.training.dtype).itemsize
+    data += counted * _counted_type(run).itemsize
     with _refusing(path):
         # Before weights are named one by one, the file's size bears out how many there are.
-        least, most = (data + header * arrays * names for header in (HEADER_LEAST, HEADER_LIMIT))
+        least, most = (data + header * tensors_in_file for header in (HEADER_LEAST, HEADER_LIMIT))
         blob = read(path, most, least)
         if hashlib.sha256(blob).hexdigest() != digest:
             raise ValueError("its bytes do not match their digest")
         tensors = safetensors.numpy.load(blob)
+        if run.model.counting and len(tensors[COUNTED]) != counted:
+            raise ValueError(f"tensor {COUNTED!r} has not as many tokens as {MANIFEST} says")
         _check_tensors(tensors, run)
         shapes = _shapes(run)
     weights = [name for name in shapes if "/" not in name]
@@ -207,10 +219,20 @@ def _load(folder: Path, text: bytes) -> Run:
         slot: {name: tensors[f"{slot}/{name}"] for name in weights}
         for slot in state_names(run.training)
     }
-    return replace(run, tensors={name: tensors[name] for name in weights}, optimizer=optimizer)
+    return replace(
+        run,
+        tensors={name: tensors[name] for name in weights},
+        optimizer=optimizer,
+        counted=tensors.get(COUNTED),
+    )
 
 
-def _render(run: Run, digest: str, named: Container[str] | None = None) -> bytes:
+def _counted_type(run: Run) -> np.dtype[Any]:
+    """The smallest type of tokens."""
+    return np.dtype(np.min_scalar_type(run.vocab_size - 1))
+
+
+def _render(run: Run, digest: str, counted: int, named: Container[str] | None = None) -> bytes:
     """The text of run.json, one setting a line; `digest` is that of the tensors' file.
 
     named: the settings of the model and of the training that it names, if not all of them.
@@ -234,6 +256,8 @@ def _render(run: Run, digest: str, named: Container[str] | None = None) -> bytes
         "corpus_digest": run.corpus_digest,
         "tensors_digest": digest,
     }
+    if run.model.counting:
+        settings["counted"] = counted
     lines = (
         f'"{name}": {json.dumps(value, ensure_ascii=False, allow_nan=False)}'
         for name, value in settings.items()
@@ -241,7 +265,13 @@ def _render(run: Run, digest: str, named: Container[str] | None = None) -> bytes
     return with_digest((",\n".join(lines) + "}\n").encode())
 
 
-def _parse(text: bytes) -> tuple[Run, str]:
+class _Parsed(NamedTuple):
+    run: Run
+    digest: str  # of the tensors' file
+    counted: int  # tokens
+
+
+def _parse(text: bytes) -> _Parsed:
     """The inverse of `_render`, without the arrays; one of `DAMAGE` for any other text."""
     check_digest(text)
     if sum(map(text.count, (b",", b"[", b"{"))) > PUNCTUATION_LIMIT:
@@ -258,6 +288,7 @@ def _parse(text: bytes) -> tuple[Run, str]:
     characters, step, documents = data["characters"], data["step"], data["documents"]
     elapsed, best_loss, stale = data["elapsed"], data["best_loss"], data["stale"]
     corpus_digest, digest = data["corpus_digest"], data["tensors_digest"]
+    counted = data.get("counted", 0)
     for name, valid in {
         "characters": type(characters) is str and 0 < len(characters) == len(set(characters)),
         "step": type(step) is int and 0 <= step <= LARGEST_STEPS,
@@ -268,6 +299,7 @@ def _parse(text: bytes) -> tuple[Run, str]:
         "documents": type(documents) is int and 0 < documents < 1 << 53,
         "corpus_digest": type(corpus_digest) is str and re.fullmatch(DIGEST, corpus_digest),
         "tensors_digest": type(digest) is str and re.fullmatch(DIGEST, digest),
+        "counted": type(counted) is int and 0 <= counted <= MOST_COUNTED,
     }.items():
         if not valid:
             raise ValueError(f"its {name} cannot be right")
@@ -288,34 +320,10 @@ def _parse(text: bytes) -> tuple[Run, str]:
     # An older version may not have known all settings.
     named = {*data["model"], *data["training"]}
     if (
-        _render(run, digest, named) != text
+        _render(run, digest, counted, named) != text
     ):  # a key too many or twice, true for 1, 1 for 1.0, spaces, …
         raise ValueError("it is not written as tapegpt writes it")
-    return run, digest
-
-
-def _pieces(tensors: Mapping[str, Array]) -> Iterator[bytes | memoryview]:
-    """The tensors' file as safetensors writes it, some rows at a time: it is never in memory whole.
-
-    tensors: (rows, columns) each, all of one dtype.
-    """
-    layout, end = {}, 0
-    for name, array in sorted(tensors.items()):
-        kind, begin, end = f"F{8 * array.itemsize}", end, end + array.nbytes
-        layout[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (begin, end)}
-    header = json.dumps(layout, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % HEADER_ALIGNMENT)
-    yield len(header).to_bytes(8, "little") + header
-    for _, array in sorted(tensors.items()):
-        for rows in _some_rows(array):
-            yield np.ascontiguousarray(rows).data.cast("B")
-
-
-def _some_rows(array: Array) -> Iterator[Array]:
-    """All rows of a matrix, so many at a time that they are about `PIECE` bytes."""
-    count = max(1, PIECE // max(1, array[:1].nbytes))
-    for first in range(0, len(array), count):
-        yield array[first : first + count]
+    return _Parsed(run, digest, counted)
 
 
 def _shapes(run: Run) -> dict[str, tuple[int, int]]:
@@ -327,6 +335,14 @@ def _shapes(run: Run) -> dict[str, tuple[int, int]]:
 
 def _check_tensors(tensors: Mapping[str, Array], run: Run) -> None:
     shapes, dtype = _shapes(run), run.training.dtype
+    if run.model.counting and (counted := tensors.get(COUNTED)) is not None:
+        if counted.dtype != _counted_type(run) or counted.ndim != 1:
+            raise ValueError(f"tensor {COUNTED!r} is {counted.dtype} {counted.shape}, no tokens")
+        if counted.size > 0 and counted.max() >= run.vocab_size:
+            raise ValueError(f"tensor {COUNTED!r} holds what is no token")
+        tensors = {name: array for name, array in tensors.items() if name != COUNTED}
+    elif run.model.counting:
+        raise ValueError(f"tensor {COUNTED!r} is missing")
     for name in sorted(tensors.keys() ^ shapes.keys()):
         raise ValueError(f"tensor {name!r} is {'unknown' if name in tensors else 'missing'}")
     for name, array in tensors.items():
@@ -334,7 +350,7 @@ def _check_tensors(tensors: Mapping[str, Array], run: Run) -> None:
             raise ValueError(
                 f"tensor {name!r} is {array.dtype} {array.shape}, not {dtype} {shapes[name]}"
             )
-        if not all(np.isfinite(rows).all() for rows in _some_rows(array)):
+        if not all(np.isfinite(rows).all() for rows in some_rows(array)):
             raise ValueError(f"tensor {name!r} holds a value that is not finite")
 
 

@@ -39,6 +39,7 @@ from tapegpt.setting import (
 from tapegpt.train import optimizers
 
 DEFAULT_STEPS = 1000
+MOST_ORDERS = 16  # of counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,15 @@ class ModelConfig:
         None, ABOVE_ZERO, "model", "keep logits between this and its negative, by tanh"
     )
 
+    counting: int = setting(
+        0,
+        Whole(0, MOST_ORDERS),
+        "model",
+        "have the network know how likely each character is by counts of what followed the last"
+        " one, two, ..., up to so many (Kneser-Ney): as inputs, and through a gate to its output",
+        VECTOR,
+    )
+
     def __post_init__(self) -> None:
         check_all(self)
         if self.look_back >= self.block_size:
@@ -110,7 +120,7 @@ class ModelConfig:
 # What a network may have beside its sizes: never without effect.
 EXTRAS = (
     *("look_back", "ensemble", "dropout", "positions", "activation"),
-    *("qk_norm", "final_norm", "zero_init", "softcap"),
+    *("qk_norm", "final_norm", "zero_init", "softcap", "counting"),
 )
 DEFAULTS = {field.name: field.default for field in fields(ModelConfig)}
 

@@ -12,19 +12,22 @@ def following(d, documents):
 
 
 @jit
-def pack_batch(program, tokens, offsets, first, count, document_share, token_share):
+def pack_batch(program, tokens, offsets, folds, first, count, document_share, token_share):
     """Lay out documents first to first + count - 1 (around the end of the corpus), position-major.
 
     tokens[offsets[d] : offsets[d + 1]] is document d with its delimiters; only the first `block`
     positions are used. Rows are sorted so that all documents' position 0 come first, then
     position 1, and so on; documents in order of falling length, so that those still alive at a
     position are a prefix of those before. Each token of a document that has n of them weighs
-    document_share / n + token_share in the loss. Returns the range of the whole batch.
+    document_share / n + token_share in the loss. folds: of every token, which counts leave out, or
+    nothing. Returns the range of the whole batch.
     """
     block, documents = len(program.ends) - 1, len(offsets) - 1
     look_back, capacity = program.look_back, program.capacity
     values, inputs = as_pointer(program.tape_arrays.values), as_pointer(program.tape_arrays.inputs)
+    has_folds = len(folds) > 0
     tokens, offsets, placed = as_pointer(tokens), as_pointer(offsets), as_pointer(program.placed)
+    folds = as_pointer(folds)
     starts = program.starts
 
     # inputs[starts + n] counts the documents of n positions; then, summed from the long end, the
@@ -63,5 +66,10 @@ def pack_batch(program, tokens, offsets, first, count, document_share, token_sha
             for k in range(look_back):
                 earlier = tokens[begin + max(0, p - 1 - k)]
                 inputs[program.earlier + k * capacity + row] = earlier
+            if program.orders > 0:
+                inputs[program.folds + row] = folds[begin + p + 1] if has_folds else 0
+                for k in range(program.orders):
+                    last = tokens[begin + max(-program.before, p - k)]
+                    inputs[program.history + k * capacity + row] = last
         d = following(d, documents)
     return BatchRange(0, longest, 0, inputs[starts + longest])

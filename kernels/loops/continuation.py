@@ -17,21 +17,28 @@ from tapegpt.kernels.loops.sample import next_token, weigh
 
 @jit
 def read_window(program, window, first, filled):
-    """Replay positions first to filled - 1 of all windows, (texts, block), after those before.
+    """Replay positions first to filled - 1 of all windows after those before.
 
-    Returns where the logits of the last position begin: text i's are i logits_row after that.
+    window: see `continue_texts`. Returns where the logits of the last position begin: text i's are
+    i logits_row after that.
     """
     inputs, texts = program.tape_arrays.inputs, len(window)
+    before = max(0, program.orders - 1)
     for p in range(first, filled):
         row = p if program.unrolled else (p - first) * texts
         inputs[program.starts + p] = row
         inputs[program.starts + p + 1] = row + texts
         for i in range(texts):
-            inputs[program.tokens + row + i] = window[i, p]
+            inputs[program.tokens + row + i] = window[i, before + p]
             inputs[program.positions + row + i] = p
             for k in range(program.look_back):
                 slot = program.earlier + k * program.capacity + row + i
-                inputs[slot] = window[i, max(0, p - 1 - k)]
+                inputs[slot] = window[i, before + max(0, p - 1 - k)]
+            if program.orders > 0:
+                inputs[program.folds + row + i] = 0
+            for k in range(program.orders):
+                slot = program.history + k * program.capacity + row + i
+                inputs[slot] = window[i, before + p - k]
     first_row = first if program.unrolled else 0
     batch = BatchRange(first, filled, first_row, first_row + (filled - first) * texts)
     begin = program.ends[first if program.unrolled else 0]
@@ -44,11 +51,13 @@ def read_window(program, window, first, filled):
 def continue_texts(program, window, state, inverse_temperature, top_k, top_p, uniforms, drawn):
     """Draw one token after the other for each text.
 
-    window: int64 (texts, block), of which state[0] tokens are there, one at least. Of these the
-    program knows state[1]. Both are changed: the next call goes on. uniforms: float64 (texts,
-    tokens) in [0, 1); drawn: int64, the same, filled.
+    window: int64 (texts, before + block), of which state[0] tokens are there, one at least, after
+    those that counts alone know: one less than a context has. Of these the program knows state[1].
+    Both are changed: the next call goes on. uniforms: float64 (texts, tokens) in [0, 1); drawn:
+    int64, the same, filled.
     """
-    texts, block = window.shape
+    before = max(0, program.orders - 1)
+    texts, block = len(window), window.shape[1] - before
     values, weights = program.tape_arrays.values, program.likelihoods
     vocab_size = program.vocab_size
     width, kept = padded(weights, vocab_size), (block + 2) // 3
@@ -63,8 +72,8 @@ def continue_texts(program, window, state, inverse_temperature, top_k, top_p, un
         state[0], state[1] = filled + 1, filled
         if filled == block:
             for i in range(texts):
-                for p in range(kept - 1):
+                for p in range(before + kept - 1):
                     window[i, p] = window[i, block - kept + 1 + p]
             state[0], state[1] = kept, 0
         for i in range(texts):
-            window[i, state[0] - 1] = drawn[i, n]
+            window[i, before + state[0] - 1] = drawn[i, n]

@@ -196,6 +196,11 @@ def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_tu
                 for k in range(program.look_back):
                     earlier = token_before(program, samples, documents[i], p - 1 - k)
                     inputs[program.earlier + k * program.capacity + row + i] = earlier
+                if program.orders > 0:
+                    inputs[program.folds + row + i] = 0
+                for k in range(program.orders):
+                    last = token_before(program, samples, documents[i], p - k)
+                    inputs[program.history + k * program.capacity + row + i] = last
             forward_sweep(program.tape_arrays, begin, end, BatchRange(p, p + 1, row, row + alive))
             if p < len(prompt):
                 for i in range(alive):

@@ -35,6 +35,7 @@ class Training(NamedTuple):
     # Document d with its delimiters: tokens[offsets[d] : offsets[d + 1]].
     tokens: NDArray[np.integer]
     offsets: NDArray[np.integer]  # (documents + 1,)
+    folds: NDArray[np.int8]  # of every token, see pack_batch
     batch_size: int  # documents in a step, and in a sweep at most
     documents_per_sweep: int
     document_share: float  # what a document and a token weigh in the loss
@@ -66,6 +67,7 @@ def train_steps(program, group, thread, training, optimizer, schedule, first, lo
                 program,
                 training.tokens,
                 training.offsets,
+                training.folds,
                 document,
                 count,
                 training.document_share,

@@ -7,7 +7,9 @@ from tapegpt.kernels.loops.thread_group import broadcast_parameters, partition
 
 
 @jit
-def held_out_loss(program, group, thread, tokens, offsets, context, documents_per_sweep, losses):
+def held_out_loss(
+    program, group, thread, tokens, offsets, folds, context, documents_per_sweep, losses
+):
     """Add a thread's part of the loss of held-out documents, in nats, to its row of losses.
 
     A row is the sum over the tokens that the documents have within the block, and their number. The
@@ -19,7 +21,7 @@ def held_out_loss(program, group, thread, tokens, offsets, context, documents_pe
     broadcast_parameters(program, group, thread)
     for first in range(begin, end, documents_per_sweep):
         together = min(documents_per_sweep, end - first)
-        batch = pack_batch(program, tokens, offsets, first, together, 0.0, 1.0)
+        batch = pack_batch(program, tokens, offsets, folds, first, together, 0.0, 1.0)
         read = inputs[program.starts + context]  # rows of the positions before come first
         if not program.unrolled:
             for r in range(read):

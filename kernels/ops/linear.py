@@ -3,7 +3,8 @@
 x: (R, n_in); W: (n_out, n_in), a row of weights per output, as in microgpt and PyTorch;
 start, out: (R, n_out).
 
-dx = dout W, where x, if it is the result of a ReLU, is positive; dW = dout^T x; dstart = dout
+dx = dout W, where x, if it is the result of a ReLU, is positive, or none; dW = dout^T x;
+dstart = dout
 
 An activation's gradient is the business of the record that uses its result, see graph/fusion.py.
 """
@@ -60,13 +61,14 @@ def make_linear(multiply):
         first, last = row_range(a.rows, batch_range)
         x, dx, dout = a.x + first * x_row, g.dx + first * x_row, g.dout + first * out_row
         mask = x if a.activation_of_x == RELU else IDENTITY
-        multiply(
-            Left(grads, dout, out_row, ADJACENT),
-            Right(values, a.w, x_row, False),
-            Result(grads, dx, x_row, NONE if g.overwrite_dx else dx, mask),
-            Shape(last - first, a.n_out, a.n_in),
-            a.room,
-        )
+        if g.dx != NONE:
+            multiply(
+                Left(grads, dout, out_row, ADJACENT),
+                Right(values, a.w, x_row, False),
+                Result(grads, dx, x_row, NONE if g.overwrite_dx else dx, mask),
+                Shape(last - first, a.n_out, a.n_in),
+                a.room,
+            )
         multiply(
             Left(grads, dout, ADJACENT, out_row),
             Right(values, x, x_row, False),

@@ -20,16 +20,17 @@ def run(folder: Path, data: Sequence[Path] | None, last: bool, as_json: bool) ->
     if data is not None:
         name = " ".join(map(str, data))
         corpus = read(data, saved.training, saved.corpus_digest)
-        parts = {name: whole(corpus, saved.model.block_size)}
+        parts, trained_on = {name: whole(corpus, saved.model.block_size)}, None
     else:
         corpus = corpus_of(saved, history_of(folder))
         named = parts_of(corpus, saved.training, saved.model.block_size)._asdict()
         parts = {name.replace("_", " "): part for name, part in named.items() if part}
+        trained_on = "training"
 
     require_compiler()
     from tapegpt.runs.measure import measure
 
-    measured = {name: measure(saved, part) for name, part in parts.items()}
+    measured = {name: measure(saved, part, name == trained_on) for name, part in parts.items()}
     if as_json:
         shown = [{"text": name, **asdict(result)} for name, result in measured.items()]
         print(json.dumps({"run": str(folder), "step": saved.step, "measured": shown}, indent=2))

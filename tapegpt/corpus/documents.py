@@ -135,11 +135,15 @@ def shuffled(documents: Sequence[str], rng: random.Random) -> list[str]:
     return copy
 
 
+NO_FOLDS = np.zeros(0, np.int8)
+
+
 class TokenizedCorpus(NamedTuple):
     """Documents end to end: document i is `tokens[offsets[i]:offsets[i + 1]]`, BOS at both ends."""
 
     tokens: NDArray[np.int32]  # [total]
     offsets: NDArray[np.int64]  # [documents + 1]
+    folds: NDArray[np.int8] = NO_FOLDS  # of every token, from 1 on, see CountTable; 0 for none
 
 
 class Piece(NamedTuple):

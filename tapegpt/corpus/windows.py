@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.corpus.documents import Piece, TokenizedCorpus
+from tapegpt.corpus.documents import NO_FOLDS, Piece, TokenizedCorpus
 from tapegpt.corpus.stream import TokenStream
+from tapegpt.counting.texts import folds_in_text
 
 TOKENS_PER_PIECE = 1 << 20  # of an evaluation, read at a time
 TRAINING, EVALUATION = 0, 1  # what windows are drawn for
@@ -24,6 +25,10 @@ class Part:
     begin: int
     end: int
     block: int
+    # For counts: tokens before each window, and those of the text that are counted, if windows are
+    # to be asked about without them.
+    before: int = 0
+    counted: range = range(0)
 
     def __len__(self) -> int:
         return self.end - self.begin
@@ -59,13 +64,31 @@ class Part:
             yield Piece(self._window(int(begin), self.end), context)
 
     def _window(self, begin: int, end: int) -> TokenizedCorpus:
-        tokens = self.stream.windows(np.array([begin]), end - begin)
-        return TokenizedCorpus(tokens[0], np.array([0, tokens.size]))
+        return self._of_length(np.array([begin]), end - begin)
 
     def _windows(self, begins: NDArray[np.int64]) -> TokenizedCorpus:
-        tokens = self.stream.windows(begins, self.block + 1)
-        offsets = np.arange(len(begins) + 1) * (self.block + 1)
-        return TokenizedCorpus(tokens.ravel(), offsets)
+        return self._of_length(begins, self.block + 1)
+
+    def _of_length(self, begins: NDArray[np.int64], length: int) -> TokenizedCorpus:
+        """Windows end to end, each after the tokens before it: they begin where offsets say."""
+        first, row = begins - self.before, self.before + length
+        if first.min(initial=0) < 0:
+            tokens = np.stack([self._from(int(place), row) for place in first])
+        else:
+            tokens = self.stream.windows(first, row)
+        offsets = self.before + np.arange(len(begins) + 1) * row
+        offsets[-1] = tokens.size  # the others end with a whole block
+        folds = NO_FOLDS
+        if self.counted:
+            folds = folds_in_text(first[:, None] + np.arange(row), self.counted)
+        return TokenizedCorpus(tokens.ravel(), offsets, folds.ravel())
+
+    def _from(self, place: int, length: int) -> NDArray[np.int32]:
+        """So many tokens from a place on, which may lie before the text."""
+        missing = max(0, -place)
+        tokens = self.stream.windows(np.array([max(0, place)]), length - missing)[0]
+        beginning = np.full(missing, self.stream.tokenizer.vocab_size, np.int32)
+        return np.concatenate([beginning, tokens])
 
 
 ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio

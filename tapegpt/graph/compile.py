@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt import tape as tapes
+from tapegpt.counting.table import CountTable
 from tapegpt.graph.fusion import fuse_relu, join_linears, joint_width
 from tapegpt.graph.memory_plan import mark_overwritten, share_gradients, share_values
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
@@ -30,6 +31,7 @@ class CompiledModel:
     program: Program
     documents_per_sweep: int
     weights: dict[str, Floats]  # views into program.values, (outputs, inputs)
+    table: CountTable | None = None  # whose addresses the program knows
     _loaded: set[int] = field(default_factory=set, init=False)  # directions
 
     @property
@@ -84,25 +86,29 @@ def compiled_model(
     granularity: str,
     dtype: str,
     documents_per_sweep: int,
+    table: CountTable | None = None,
 ) -> CompiledModel:
     """Record and compile a model for batches of documents; its parameters are zero at first.
 
-    scalar and dot take one document at a time, whatever documents_per_sweep says.
+    scalar and dot take one document at a time, whatever documents_per_sweep says. table: the counts
+    of a model that has some; without one they know nothing.
     """
     if granularity == "vector":
-        return _record_vector(model, vocab_size, dtype, documents_per_sweep)
+        if model.counting and table is None:
+            table = CountTable([], vocab_size, model.counting, vocab_size)
+        return _record_vector(model, vocab_size, dtype, documents_per_sweep, table)
     kind = {"scalar": Scalar, "dot": Dot}[granularity]
     return _record_unrolled(kind, model, vocab_size, dtype)
 
 
 def _record_vector(
-    model: ModelConfig, vocab_size: int, dtype: str, documents: int
+    model: ModelConfig, vocab_size: int, dtype: str, documents: int, table: CountTable | None
 ) -> CompiledModel:
     tape = Tape(dtype)
     shapes = parameter_shapes(model, vocab_size)
     weights = {name: tape.parameter(np.zeros(shape)) for name, shape in shapes.items()}
-    batch = tape.batch(documents, model.block_size, vocab_size, model.look_back)
-    net = Vector(tape, weights, batch)
+    batch = tape.batch(documents, model.block_size, vocab_size, model.look_back, table)
+    net = Vector(tape, weights, batch, table)
     each = networks(net, model)
     logits = each[0] if model.ensemble == 1 else net.average(each)
     before_losses = tape.mark().records
@@ -145,13 +151,16 @@ def _record_vector(
         look_back=len(batch.earlier),
         capacity=batch.documents * batch.block,
         key=batch.key.slot,
+        history=batch.history[0].slot if batch.history else NONE,
+        orders=len(batch.history),
+        folds=NONE if batch.folds is None else batch.folds.slot,
+        before=0 if table is None else table.tokens_before,
         placed=np.zeros(block + 1, np.int64),
         documents=np.zeros(documents, np.int64),
         likelihoods=np.zeros((documents + 1) * tape._stride(vocab_size), dtype),
     )
-    return CompiledModel(
-        program, documents, {name: tape._view(tape.values, w.id) for name, w in weights.items()}
-    )
+    views = {name: tape._view(tape.values, w.id) for name, w in weights.items()}
+    return CompiledModel(program, documents, views, table)
 
 
 def _record_unrolled(
@@ -202,6 +211,10 @@ def _record_unrolled(
         look_back=len(batch.earlier),
         capacity=batch.documents * batch.block,
         key=batch.key.slot,
+        history=NONE,
+        orders=0,
+        folds=NONE,
+        before=0,
         placed=np.zeros(model.block_size + 1, np.int64),
         documents=np.zeros(1, np.int64),
         likelihoods=np.zeros(2 * tape._stride(vocab_size), dtype),

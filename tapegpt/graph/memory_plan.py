@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from tapegpt.graph.records import array_records
+from tapegpt.kernels.layout import NONE
 from tapegpt.kernels.ops.recurrence import PREVIOUS
 from tapegpt.kernels.program import TapeArrays
 from tapegpt.kernels.registry import opcode
@@ -69,14 +70,17 @@ class BufferPool:
 def share_gradients(tape: TapeArrays, num_params: int, extents: Mapping[int, int]) -> TapeArrays:
     """Let gradients with lifetimes apart share buffers.
 
-    The gradient of an array lives from the last record that uses it back to the one that makes it.
+    The gradient of an array lives from the last record that uses it back to the one that makes it;
+    where that passes none on there is none, which only a linear and what reads it alone allow.
     To be done after mark_overwritten: what lies in a buffer when an array's turn comes is
     another's.
     """
     if _recurs(tape):
         return tape
     operands, pool = tape.operands.copy(), BufferPool(extents)
-    for record in reversed(array_records(tape)):
+    records = array_records(tape)
+    fixed = {record.out for record in records if record.operation.backward is None}
+    for record in reversed(records):
         if record.out in pool:
             operands[record.dout_place] = pool[record.out]
             if record.operation.adds_to:
@@ -84,7 +88,9 @@ def share_gradients(tape: TapeArrays, num_params: int, extents: Mapping[int, int
                 if added_to >= num_params:
                     pool.transfer(record.out, added_to)
         for array, place in record.gradient_places():
-            if array >= num_params:
+            if array in fixed:
+                operands[place] = NONE
+            elif array >= num_params:
                 operands[place] = pool.acquire(array)
         pool.release((record.out, *record.arrays(record.operation.gradient_rooms)))
     return tape._replace(operands=operands)

@@ -22,7 +22,7 @@ class Gpt(Model):
     name = "gpt"
     settings = (
         *("n_layer", "n_head", "look_back", "ensemble", "dropout", "positions", "activation"),
-        *("qk_norm", "final_norm", "zero_init", "softcap"),
+        *("qk_norm", "final_norm", "zero_init", "softcap", "counting"),
     )
 
     def check(self, config: ModelConfig) -> None:
@@ -52,15 +52,20 @@ class Gpt(Model):
             if swiglu:
                 shapes[f"layer{i}.mlp_gate"] = (hidden, width)
             shapes[f"layer{i}.mlp_fc2"] = (width, hidden)
-        return shapes | {table: (vocab_size, width) for table in earlier_tables(config)}
+        shapes |= {table: (vocab_size, width) for table in earlier_tables(config)}
+        return shapes | counting_shapes(config, vocab_size)
 
     def zeros(self, config: ModelConfig) -> list[str]:
         added = [f"layer{i}.{m}" for i in range(config.n_layer) for m in ("attn_wo", "mlp_fc2")]
-        return ["lm_head", *added] if config.zero_init else []
+        zero = ["lm_head", *added] if config.zero_init else []
+        return [*zero, *counting_shapes(config, 1)]
 
     def logits(self, net: LayerBuilder[X], config: ModelConfig) -> X:
         positions = "wpe" if config.positions == "learned" else None
-        x = net.rmsnorm(net.embed("wte", positions, *earlier_tables(config)))
+        x = net.embed("wte", positions, *earlier_tables(config))
+        if config.counting:
+            x = net.counted_input(x, "count_in")
+        x = net.rmsnorm(x)
         for i in range(config.n_layer):
             h = net.rmsnorm(x)
             q = net.linear(h, f"layer{i}.attn_wq")
@@ -74,8 +79,13 @@ class Gpt(Model):
             x = net.linear(h, f"layer{i}.attn_wo", residual=x, dropout=config.dropout)
             h = hidden_units(net, net.rmsnorm(x), f"layer{i}", config.activation)
             x = net.linear(h, f"layer{i}.mlp_fc2", residual=x, dropout=config.dropout)
-        logits = net.linear(net.rmsnorm(x) if config.final_norm else x, "lm_head")
-        return logits if config.softcap is None else net.softcap(logits, config.softcap)
+        x = net.rmsnorm(x) if config.final_norm else x
+        logits = net.linear(x, "lm_head")
+        if config.softcap is not None:
+            logits = net.softcap(logits, config.softcap)
+        if config.counting:
+            logits = net.counted_gate(logits, x, "count_gate", "count_bias")
+        return logits
 
 
 def hidden_units(net: LayerBuilder[X], x: X, layer: str, activation: str) -> X:
@@ -84,6 +94,17 @@ def hidden_units(net: LayerBuilder[X], x: X, layer: str, activation: str) -> X:
     if activation == "swiglu":
         return net.swiglu(h, net.linear(x, f"{layer}.mlp_gate"))
     return {"relu": net.relu, "relu2": net.relu_squared, "gelu": net.gelu}[activation](h)
+
+
+def counting_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
+    """The weights of what counting knows, which are 0 at first."""
+    if not config.counting:
+        return {}
+    return {
+        "count_in": (config.n_embd, config.counting * (vocab_size + 2)),
+        "count_gate": (config.counting, config.n_embd),
+        "count_bias": (1, config.counting),
+    }
 
 
 def earlier_tables(config: ModelConfig) -> list[str]:

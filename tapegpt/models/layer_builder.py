@@ -63,6 +63,12 @@ class LayerBuilder(Protocol[X]):
     def softcap(self, x: X, cap: float) -> X:
         """cap tanh(x / cap)"""
 
+    def counted_input(self, x: X, weights: str) -> X:
+        """x + W f, where f is what counts say of the next token, see ops/counting/features.py."""
+
+    def counted_gate(self, logits: X, x: X, gate: str, bias: str) -> X:
+        """logits + log p_K + the sum over orders of (W x + bias)_k log p_k, those of the counts."""
+
     def add(self, x: X, y: X) -> X:
         """x + y"""
 

@@ -31,6 +31,7 @@ class Counter:
     def __init__(self, shapes: Shapes) -> None:
         self.prefix = ""
         self.tables: set[str] = set()  # the weights whose rows are looked up
+        self.outer: set[str] = set()  # those between arrays and what counts say
         self.products = 0  # of a weight and a number, at every position
         self.attended = 0  # columns of all attentions together
         self._of_positions = 0  # nodes of tables for each position of a block
@@ -95,6 +96,17 @@ class Counter:
     def softcap(self, x: int, cap: float) -> int:
         return self._layer(x, scalars=3)
 
+    def counted_input(self, x: int, weights: str) -> int:
+        self.outer.add(weights)
+        self._layer(self._shapes[weights][1])  # what counts say
+        return self.linear(x, weights)
+
+    def counted_gate(self, logits: int, x: int, gate: str, bias: str) -> int:
+        self.outer |= {gate, bias}
+        pieces = self.linear(x, gate)
+        self.products += pieces * logits
+        return self._layer(logits)
+
     def add(self, x: int, y: int) -> int:
         return self._layer(x)
 
@@ -152,6 +164,13 @@ def count_mean(model: ModelConfig, vocab_size: int) -> Counter:
 def tables(model: ModelConfig) -> set[str]:
     """The parameters whose rows are looked up."""
     names = count_network(model, vocab_size=1).tables
+    return {prefix + name for prefix in prefixes(model) for name in names}
+
+
+def outer_weights(model: ModelConfig) -> set[str]:
+    """The parameters that stand between arrays of a network and what is none of it."""
+    network = count_network(model, vocab_size=1)
+    names = {*network.tables, *network.outer, MODELS[model.model].head}
     return {prefix + name for prefix in prefixes(model) for name in names}
 
 

@@ -112,6 +112,12 @@ class Scalar:
     def swiglu(self, x: Row, gate: Row) -> Row:
         return self.each("mul", x, self.each("mul", gate, self._share(self._scale(gate, 0.5))))
 
+    def counted_input(self, x: Row, weights: str) -> Row:
+        raise ValueError("counts want array nodes")  # which settings make sure of
+
+    def counted_gate(self, logits: Row, x: Row, gate: str, bias: str) -> Row:
+        raise ValueError("counts want array nodes")
+
     def softcap(self, x: Row, cap: float) -> Row:
         return self._scale(self.each("tanh", self._scale(x, 1 / cap)), cap)
 

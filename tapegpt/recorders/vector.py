@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from functools import reduce
 
+from tapegpt.counting.table import CountTable
+from tapegpt.kernels.ops.counting.features import UNIT
 from tapegpt.models.layer_builder import OwnOperation
 from tapegpt.recorders import EPSILON
 from tapegpt.renamed import renamed_argument
@@ -12,11 +14,19 @@ from tapegpt.tape import Array, Batch, Scalar, Tape
 class Vector:
     """Rows of a batch as array nodes."""
 
-    def __init__(self, tape: Tape, weights: dict[str, Array], batch: Batch) -> None:
+    def __init__(
+        self,
+        tape: Tape,
+        weights: dict[str, Array],
+        batch: Batch,
+        table: CountTable | None = None,
+    ) -> None:
         self.prefix = ""
         self._tape = tape
         self._weights = weights
         self._batch = batch
+        self._table = table
+        self._counted: Array | None = None  # what it says
         self._rotary: dict[int, tuple[Array, Array]] = {}  # tables by numbers of heads
 
     def embed(self, tokens: str, positions: str | None, *earlier: str) -> Array:
@@ -67,6 +77,22 @@ class Vector:
 
     def softcap(self, x: Array, cap: float) -> Array:
         return self._tape.softcap(x, cap)
+
+    def counted_input(self, x: Array, weights: str) -> Array:
+        return self._tape.linear(self._features(), self._weight(weights), x)
+
+    def counted_gate(self, logits: Array, x: Array, gate: str, bias: str) -> Array:
+        gates = self._tape.linear(x, self._weight(gate))
+        features = self._features()
+        return self._tape.gated_sum(logits, gates, self._weight(bias), features, 1 / UNIT)
+
+    def _features(self) -> Array:
+        if self._counted is None:
+            assert self._table is not None  # of a network whose settings say counting
+            self._counted = self._tape.counted_features(
+                self._table, self._batch.history, self._batch.folds
+            )
+        return self._counted
 
     def add(self, x: Array, y: Array) -> Array:
         return self._tape.add(x, y)

@@ -59,6 +59,16 @@ def extended(
         weights[name] = array = np.array(drawn[name])
         if array.shape == source.shape:
             array[:] = source
+        elif name.endswith("count_in"):
+            array[:, _counted_columns(rows, run.model.counting, tokenizer.vocab_size)] = source
         else:
             array[rows] = source
     return weights
+
+
+def _counted_columns(
+    tokens: NDArray[np.int32], orders: int, vocab_size: int
+) -> NDArray[np.integer]:
+    """Where what counts say of these tokens stands among that of all, see counted_features."""
+    likely = np.arange(orders)[:, None] * vocab_size + tokens
+    return np.append(likely, orders * vocab_size + np.arange(2 * orders))

@@ -3,7 +3,6 @@
 import random
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +10,11 @@ from numpy.typing import NDArray
 from tapegpt.checkpoint import Run
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import TapegptError, UsageError
-from tapegpt.graph.compile import CompiledModel, compiled_model
+from tapegpt.graph.compile import CompiledModel
 from tapegpt.kernels.compile.indirect_call import FORWARD
 from tapegpt.kernels.loops.sample import generate
 from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed, sizes_to_shrink
+from tapegpt.runs.network import network_of
 from tapegpt.settings import SampleConfig
 from tapegpt.system.host import bytes_available
 from tapegpt.tape.storage import LARGEST_TAPE
@@ -47,13 +47,9 @@ def model_of(run: Run, together: int) -> CompiledModel:
     """
     together = _fitting(run, run.vocab_size, together)
     try:
-        model = replace(run.model, dropout=0.0)  # of nothing that is drawn
-        compiled = compiled_model(model, run.vocab_size, "vector", run.training.dtype, together)
+        return network_of(run, together)
     except MemoryError as error:
         raise _too_large(run) from error
-    for name, weights in compiled.weights.items():
-        weights[:] = run.weights[name]
-    return compiled
 
 
 def _fitting(run: Run, vocab_size: int, count: int) -> int:

@@ -84,10 +84,9 @@ def draw_text(
     program = compiled.program
     limits = kernel_limits(config, program.vocab_size, program.likelihoods.dtype)
     block = len(program.logits)
-    before = [*beginning(tokenizer, len(prompt) == 0), *prompt.tolist()][-block:]
-    window = np.zeros((1, block), np.int64)
-    window[0, : len(before)] = before
-    state = np.array([len(before), 0])
+    before = [*beginning(tokenizer, len(prompt) == 0), *prompt.tolist()]
+    window, filled = _window(compiled, before, block)
+    state = np.array([filled, 0])
     shown = _UntilStop(config.stop)
     yield tokenizer.decode(prompt)
     left, at_once = config.length or LENGTH, 1
@@ -99,6 +98,18 @@ def draw_text(
         if tokenizer.delimited and tokenizer.bos in tokens:
             tokens, left = tokens[: tokens.index(tokenizer.bos)], 0
         yield shown.add(tokenizer.decode(tokens), last=left == 0)
+
+
+def _window(
+    compiled: CompiledModel, tokens: list[int], block: int
+) -> tuple[NDArray[np.int64], int]:
+    """The last of these tokens as `continue_texts` takes them, and how many the network sees."""
+    table, more = compiled.table, max(0, compiled.program.orders - 1)
+    filled = min(len(tokens), block)
+    window = np.full((1, more + block), 0 if table is None else table.before)
+    kept = tokens[-(more + filled) :]
+    window[0, more + filled - len(kept) : more + filled] = kept
+    return window, filled
 
 
 def beginning(tokenizer: Tokenizer, alone: bool) -> list[int]:

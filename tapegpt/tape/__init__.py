@@ -25,6 +25,7 @@ from tapegpt.optim.methods import Optimizers
 from tapegpt.renamed import OldNames
 from tapegpt.tape.arrays import ArrayOperations
 from tapegpt.tape.block import BlockOperations
+from tapegpt.tape.counted import CountedOperations
 from tapegpt.tape.derivatives import Derivatives
 from tapegpt.tape.handles import Array, Node, Scalar
 from tapegpt.tape.pointwise import Pointwise
@@ -48,6 +49,7 @@ class Tape(
     ScalarOperations,
     ArrayOperations,
     BlockOperations,
+    CountedOperations,
     Recurrence,
     OldNames,
 ):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tapegpt.counting.table import CountTable
 from tapegpt.kernels.layout import BATCH, OPCODE
 from tapegpt.kernels.registry import OPERATIONS
 from tapegpt.tape.guards import all_or_nothing, alone
@@ -202,10 +203,18 @@ class Leaves(Replay):
         return which
 
     @all_or_nothing
-    def batch(self, documents: int, block: int, vocab_size: int, look_back: int = 0) -> Batch:
+    def batch(
+        self,
+        documents: int,
+        block: int,
+        vocab_size: int,
+        look_back: int = 0,
+        table: CountTable | None = None,
+    ) -> Batch:
         """Declare the rows of as many packed documents, of `block` positions at most.
 
-        look_back: how many earlier tokens of its document a row has beside its own.
+        look_back: how many earlier tokens of its document a row has beside its own. table: of
+        counts, for which a row has its last tokens, and the fold that is left out.
         """
         if self._batch is not None:
             raise TapeError("a tape has one batch")
@@ -215,7 +224,8 @@ class Leaves(Replay):
             look_back = self._count(look_back, "earlier tokens")
         if look_back >= block:
             raise TapeError(f"{look_back} earlier tokens are too many for {block} positions")
-        if capacity * (3 + look_back) > LARGEST_TAPE:
+        history = 0 if table is None else table.orders
+        if capacity * (3 + look_back + history) > LARGEST_TAPE:
             raise TapeError(
                 f"a batch of {documents} documents of {block} positions, {look_back} earlier tokens"
                 f" each, is too large: a tape holds {LARGEST_TAPE} numbers"
@@ -228,11 +238,28 @@ class Leaves(Replay):
         earlier = tuple(
             self._new_input(array("q", [0]) * capacity, BATCH, vocab_size) for _ in range(look_back)
         )
+        last = tuple(
+            self._new_input(array("q", [0]) * capacity, BATCH, vocab_size + 1)
+            for _ in range(history)
+        )
+        folds = None
+        if table is not None:
+            folds = self._new_input(array("q", [0]) * capacity, BATCH, 1 + table.folds)
         starts = len(self._inputs)
         self._inputs.extend(array("q", [0]) * (block + 1))
         key = self._new_input([0], 1, LARGEST_KEY)
         self._batch = Batch(
-            documents, block, tokens, positions, targets, starts, weights, earlier, key
+            documents,
+            block,
+            tokens,
+            positions,
+            targets,
+            starts,
+            weights,
+            earlier,
+            key,
+            last,
+            folds,
         )
         return self._batch
 

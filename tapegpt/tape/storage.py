@@ -10,6 +10,7 @@ from typing import Any, Self, SupportsIndex
 
 import numpy as np
 
+from tapegpt.counting.table import CountTable
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.layout import BATCH, BatchRange, stride
 from tapegpt.kernels.op import ArrayOp, ListOp, rooms_of, with_gradients
@@ -56,6 +57,7 @@ class Memory:
         self._marks: list[Mark] = []
         self._shapes: dict[int, Shape] = {}
         self.extents: dict[int, int] = {}  # how many nodes an array, or room for a kernel, takes
+        self._tables: set[CountTable] = set()  # of counts, whose addresses records know
         self._panel: int | None = None  # where matrix products pack what they read
         self._batch: Batch | None = None
         self._recurrence: int | None = None  # the record of a scan that is not done

@@ -47,6 +47,9 @@ class Batch(NamedTuple):
     weights: int
     earlier: tuple[Input, ...]  # the token before, the one before that, ...
     key: Input  # of dropout, one number
+    # Of a batch with a table of counts: the token, the one before it, ..., and the fold left out.
+    history: tuple[Input, ...] = ()
+    folds: Input | None = None
 
 
 class Mark(NamedTuple):

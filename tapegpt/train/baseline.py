@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.counting import CountingModel
+from tapegpt.counting.texts import MOST
 from tapegpt.train.data import TrainingData
 
 CONTEXT = 6  # tokens: of 4 to 7 the best of tinyshakespeare; 5 are as good for names
-COUNTED_AT_MOST = 1 << 22  # tokens of a text, the nearest to what is held out: about 6 seconds
 
 
 class Baseline(NamedTuple):
@@ -22,7 +22,7 @@ class Baseline(NamedTuple):
 
 def baseline(data: TrainingData, context: int = CONTEXT) -> Baseline:
     """Count in what is trained on, and predict what is held out from `context` tokens."""
-    counted = data.counted(COUNTED_AT_MOST)
+    counted = data.counted(MOST)
     model = CountingModel(counted, data.tokenizer.vocab_size, context)
     texts, before = data.predicted(context)
     losses = [part[before:] for part in _split(model.losses(texts), texts)]

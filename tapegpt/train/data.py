@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tapegpt.corpus import Corpus
 from tapegpt.corpus.documents import (
+    NO_FOLDS,
     Piece,
     Remark,
     TokenizedCorpus,
@@ -25,6 +26,7 @@ from tapegpt.corpus.documents import (
 from tapegpt.corpus.stream import TokenStream
 from tapegpt.corpus.tokenizer import Tokenizer
 from tapegpt.corpus.windows import EVALUATION, TRAINING, Part
+from tapegpt.counting.texts import MOST, folds_in_documents
 from tapegpt.errors import UsageError
 from tapegpt.settings import ModelConfig, TrainConfig
 from tapegpt.train.split import split
@@ -69,6 +71,9 @@ class TrainingData(Protocol):
     def test(self) -> Iterator[Piece]:
         """What test_loss is measured on."""
 
+    def for_counts(self) -> NDArray[np.integer]:
+        """What a network's counts are of, see `table_of`: at most MOST tokens."""
+
 
 def training_data(
     corpus: Corpus,
@@ -107,8 +112,13 @@ class Documents:
         self.remarks = list(remarks_on(ordered[:held_out], ordered[held_out:], model.block_size))
         self._block = model.block_size
         self.summary = summary_of(documents, self.tokenizer)
-        tokens, offsets = tokenize(ordered, self.tokenizer)
-        self._trained_on = TokenizedCorpus(tokens, offsets[: held_out + 1])
+        tokens, offsets, _ = tokenize(ordered, self.tokenizer)
+        folds = NO_FOLDS
+        if model.counting:
+            ends = offsets[1 : held_out + 1]
+            self._counted = max(1, int(np.searchsorted(ends, MOST, side="right")))
+            folds = folds_in_documents(offsets, self._counted)
+        self._trained_on = TokenizedCorpus(tokens, offsets[: held_out + 1], folds)
         self._held_out = TokenizedCorpus(tokens, offsets[held_out : test + 1])
         self._test = TokenizedCorpus(tokens, offsets[test:])
         self.mean_length = float(self.lengths(0, self.per_pass).mean())
@@ -126,6 +136,12 @@ class Documents:
 
     def test(self) -> Iterator[Piece]:
         yield Piece(self._test, 0)
+
+    def for_counts(self) -> NDArray[np.integer]:
+        tokens, offsets, _ = self._trained_on
+        first = np.zeros(offsets[self._counted], np.bool_)
+        first[offsets[: self._counted]] = True
+        return tokens[: len(first)][~first]
 
     def counted(self, most: int) -> list[NDArray[np.int32]]:
         return self._predicted(self._trained_on)
@@ -153,10 +169,13 @@ class Text:
         self.mean_length = float(block)
         self._seed = training.seed
         self._windows = training.eval_windows
-        self._trained_on = Part(stream, 0, parts.held_out, block)
-        self._held_out = Part(stream, parts.held_out, parts.test, block)
+        before, counted = max(0, model.counting - 1), range(0)
+        if model.counting:
+            counted = range(max(0, parts.held_out - MOST), parts.held_out)
+        self._trained_on = Part(stream, 0, parts.held_out, block, before, counted)
+        self._held_out = Part(stream, parts.held_out, parts.test, block, before)
         self.per_pass = max(1, parts.held_out // block)
-        self._test = Part(stream, parts.test, len(stream), block)
+        self._test = Part(stream, parts.test, len(stream), block, before)
         held_out, test = len(self._held_out), len(self._test)
         self.summary = (
             f"text: {self.size} characters, alphabet {len(self.tokenizer.characters)}; the first"
@@ -181,6 +200,10 @@ class Text:
 
     def test(self) -> Iterator[Piece]:
         return self._test.pieces()
+
+    def for_counts(self) -> NDArray[np.integer]:
+        counted = self._trained_on.counted
+        return _tokens(self._trained_on.stream, counted.start, counted.stop)
 
     def counted(self, most: int) -> list[NDArray[np.int32]]:
         part = self._trained_on

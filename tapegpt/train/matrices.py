@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from tapegpt.graph.compile import CompiledModel
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.loops.muon import Muon, kernel_address, room_for
-from tapegpt.models.registry import MODELS, network_shapes, prefixes
-from tapegpt.recorders.counter import tables
+from tapegpt.models.registry import network_shapes
+from tapegpt.recorders.counter import outer_weights
 from tapegpt.settings import ModelConfig
 from tapegpt.tape.alignment import ALIGNMENT, aligned_zeros
 
@@ -18,8 +18,8 @@ Floats = NDArray[np.floating]
 
 
 def hidden_matrices(model: ModelConfig, weights: Iterable[str]) -> list[str]:
-    """The weights between a network's arrays: neither tables nor what makes logits."""
-    other = tables(model) | {prefix + MODELS[model.model].head for prefix in prefixes(model)}
+    """The weights between a network's arrays: not tables, what makes logits, what counts go by."""
+    other = outer_weights(model)
     return [name for name in weights if name not in other]
 
 

@@ -1,6 +1,7 @@
 """How many documents a sweep takes, and whether this machine has the memory for it."""
 
 from tapegpt.checkpoint import state_names
+from tapegpt.counting.table import bytes_of
 from tapegpt.errors import UsageError
 from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed, sizes_to_shrink
 from tapegpt.settings import ModelConfig, TrainConfig
@@ -24,6 +25,16 @@ def documents_per_sweep(model: ModelConfig, training: TrainConfig) -> int:
     # An evaluation sweeps over as many as it can: four times as fast as one by one.
     evaluates = training.val_fraction + training.test_fraction > 0
     return most if evaluates else min(training.batch_size, most)
+
+
+def check_table(tokens: int, orders: int, crossed: bool) -> None:
+    """Refuse counts that this machine's memory cannot hold. Raises `UsageError`."""
+    needed, available = bytes_of(tokens, orders, crossed), bytes_available()
+    if needed > available:
+        raise UsageError(
+            f"the counts of {tokens} tokens need about {needed / 1e9:.1f} GB, this machine has"
+            f" {available / 1e9:.1f} GB: make --counting {orders} smaller"
+        )
 
 
 def check_memory(model: ModelConfig, training: TrainConfig, vocab_size: int) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from tapegpt.checkpoint import Run, RunError, state_names
 from tapegpt.corpus import Corpus
 from tapegpt.corpus.documents import Piece
+from tapegpt.counting.table import CountTable
+from tapegpt.counting.texts import table_of
 from tapegpt.graph.compile import CompiledModel, compiled_model
 from tapegpt.kernels.loops.muon import Muon, no_matrices
 from tapegpt.kernels.loops.train import Training, train_steps
@@ -27,7 +30,7 @@ from tapegpt.train.matrices import muon_of
 from tapegpt.train.optimizers import kernel_optimizer
 from tapegpt.train.schedules import kernel_schedule
 from tapegpt.train.stopping import StepBudget, TimeBudget, budget_of
-from tapegpt.train.sweep_size import check_memory, documents_per_sweep
+from tapegpt.train.sweep_size import check_memory, check_table, documents_per_sweep
 from tapegpt.train.workers import Threads
 
 
@@ -55,6 +58,8 @@ class Trainer:
         self.rng = random.Random(training.seed)
         self.data = training_data(corpus, model, training, self.rng, alphabet)
         self.tokenizer = self.data.tokenizer
+        self.counted: NDArray[np.integer] | None = None  # tokens that the network has counts of
+        table = self._count() if model.counting else None
         check_memory(model, training, self.tokenizer.vocab_size)
         self.compiled = compiled_model(
             model,
@@ -62,6 +67,7 @@ class Trainer:
             training.granularity,
             training.dtype,
             documents_per_sweep(model, training),
+            table,
         )
         self._threads = Threads(self.compiled, training.threads)
         self._shares = self._weigh()
@@ -188,6 +194,16 @@ class Trainer:
         with other_weights(self.compiled, weights, averaged):
             yield
 
+    def _count(self) -> CountTable:
+        """The counts that the network goes by; the time that they take is time of the training."""
+        begin = time.perf_counter()
+        tokens = self.data.for_counts()
+        check_table(len(tokens), self.model.counting, crossed=True)
+        self.counted = tokens.astype(np.min_scalar_type(self.tokenizer.vocab_size - 1))
+        table = table_of(tokens, self.tokenizer, self.model.counting, crossed=True)
+        self.elapsed = time.perf_counter() - begin
+        return table
+
     @property
     def tokens_per_step(self) -> float:
         """Positions that a step learns from, in the mean over the documents."""
@@ -240,6 +256,7 @@ class Trainer:
             corpus_digest=self.data.digest,
             tensors=self.compiled.weights,
             optimizer=self._state_by_name(),
+            counted=self.counted,
         )
 
 

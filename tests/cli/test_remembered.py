@@ -198,7 +198,7 @@ def test_parts_are_those_of_the_trainer():
     corpora = [trainer.data.numbered(0, 1)]
     for pieces in (trainer.data.held_out(), trainer.data.test()):
         corpora += [piece.corpus for piece in pieces]
-    for part, (tokens, offsets) in zip(parts, corpora, strict=True):
+    for part, (tokens, offsets, _) in zip(parts, corpora, strict=True):
         tokens = tokens[offsets[0] : offsets[-1]]
         ends = np.flatnonzero(tokens == trainer.tokenizer.bos)
         texts = [

@@ -22,7 +22,7 @@ def loss_and_gradients(
     loss = 0.0
     for begin in range(first, first + count, most):
         together = min(most, first + count - begin)
-        window = pack_batch(program, corpus.tokens, corpus.offsets, begin, together, 1 / count, 0.0)
+        window = pack_batch(program, *corpus, begin, together, 1 / count, 0.0)
         loss += loss_and_gradient(program, window)
     prefix = program.tape_arrays.grads[: program.num_params]
     gradients = {name: view.copy() for name, view in compiled.by_name(prefix).items()}

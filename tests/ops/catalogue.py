@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import references
+from counting_reference import counted_features
 from numpy.typing import NDArray
 from opcodes import SEVERAL, named
 
+from tapegpt.counting import CountTable
 from tapegpt.kernels.ops.array.pointwise import POINTWISE
 from tapegpt.kernels.ops.scalar.chain import SCALAR_OPS
 from tapegpt.kernels.registry import OPERATIONS, declared
@@ -60,6 +62,8 @@ RESULT_WIDTHS: dict[int, tuple[int, ...]] = {
     named("rotary"): (1,),
     named("head_norm"): (1, 2),
     **dict.fromkeys(map(named, ("relu_squared", "gelu", "swiglu", "softcap")), (1,)),
+    named("counted_features"): (1,),
+    named("gated_sum"): (1,),
     named("matmul"): (2,),
     named("column_sum"): (1,),
     **{named(operation.name): (1,) for operation in POINTWISE.values()},
@@ -370,6 +374,36 @@ def dropout(draw: Draw) -> Case:
         [(draw.few(), draw.size())] * draw.whole(1, 2),
         record,
         lambda x, *plus: references.dropout(x, rate, key, 0, *plus),
+    )
+
+
+def gated_sum(draw: Draw) -> Case:
+    rows, width, pieces, factor = draw.few(), draw.size(), draw.few(), draw.pick([1.0, 5.0])
+    features = draw.rng.normal(size=(rows, pieces * width + draw.whole(0, 9)))
+
+    def reference(x: Floats, gates: Floats, bias: Floats) -> Floats:
+        f = features[:, : pieces * width].reshape(rows, pieces, width)
+        return np.asarray(x + factor * (f[:, -1] + np.einsum("rj,rjc->rc", gates + bias, f)))
+
+    return Case(
+        [(rows, width), (rows, pieces), (1, pieces)],
+        lambda tape, *given: tape.gated_sum(*given, tape.array(features), factor),
+        reference,
+    )
+
+
+def counted(draw: Draw) -> Case:
+    """What counts say, times an array."""
+    rows, vocab_size, orders = draw.few(), draw.whole(1, 19), draw.whole(1, 4)
+    texts = [np.array(draw.rows(draw.whole(0, 40), vocab_size), int) for _ in range(3)]
+    tokens = np.array([draw.rows(rows, vocab_size + 1) for _ in range(orders)])
+    left_out, width = draw.rows(rows, 4), orders * (vocab_size + 2)
+    table = CountTable(texts, vocab_size, orders, vocab_size, range(3))
+    expected = counted_features(texts, vocab_size, tokens, left_out)
+    return Case(
+        [(rows, width)],
+        lambda tape, x: tape.mul(x, tape.counted_features(table, tokens.tolist(), left_out)),
+        lambda x: x * expected,
     )
 
 
@@ -711,6 +745,8 @@ ARRAY_OPERATIONS: dict[str, Make] = {
     "layernorm": layernorm,
     "dropout": dropout,
     "recurrence": recurrence,
+    "gated_sum": gated_sum,
+    "counted_features": counted,
     "several, shared": shared,
 }
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ops.catalogue import CATALOGUE, Recorded
 from ops.catalogue import Draw as DrawCase
 from tapegpt.corpus import TokenizedCorpus
+from tapegpt.counting import CountTable
 from tapegpt.graph.compile import compiled_model
 from tapegpt.setting import ACTIVATIONS, GRANULARITIES, POSITIONS
 from tapegpt.settings import ModelConfig
@@ -109,6 +110,7 @@ def draw_model(draw: Draw, kind: str, granularity: str) -> ModelConfig:
             qk_norm=draw(st.booleans()),
             final_norm=draw(st.booleans()),
             softcap=draw(st.sampled_from([None, 3.0])),
+            counting=draw(st.integers(0, 2)) if granularity == "vector" else 0,
         )
     n_state = draw(st.integers(1, 17))
     n_att = draw(st.integers(1, n_state))
@@ -126,7 +128,9 @@ def check_model(kind: str, granularity: str, draw: Draw, counts: Counter[str]) -
     corpus = TokenizedCorpus(
         np.concatenate(documents).astype(np.int32), np.cumsum([0, *map(len, documents)])
     )
-    compiled = compiled_model(model, vocab_size, granularity, "float64", len(documents))
+    texts = [rng.integers(0, vocab_size, 20)]
+    table = CountTable(texts, vocab_size, model.counting, delimiter) if model.counting else None
+    compiled = compiled_model(model, vocab_size, granularity, "float64", len(documents), table)
     compiled.program.tape_arrays.inputs[compiled.program.key] = 3
     weights = compiled.weights
     for matrix in weights.values():

@@ -130,7 +130,7 @@ def chosen_records(tape_arrays, each):
 
 def poisoned_step(trainer):
     """Steps before the one of the document with a z."""
-    tokens, offsets = trainer.data.numbered(0, 1)
+    tokens, offsets, _ = trainer.data.numbered(0, 1)
     documents = [
         trainer.tokenizer.decode(tokens[begin + 1 : end - 1]) for begin, end in pairwise(offsets)
     ]

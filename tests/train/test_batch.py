@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opcodes import all_named
 
+from tapegpt.corpus import TokenizedCorpus
 from tapegpt.graph.compile import compiled_model
 from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
 from tapegpt.kernels.layout import BatchRange
@@ -57,7 +58,8 @@ documents_of_text = st.lists(
 
 def corpus(documents):
     offsets = np.cumsum([0, *map(len, documents)])
-    return np.array([token for document in documents for token in document]), offsets
+    tokens = np.array([token for document in documents for token in document])
+    return TokenizedCorpus(tokens, offsets)
 
 
 def chosen(documents, first, count):

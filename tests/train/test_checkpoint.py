@@ -23,9 +23,9 @@ from saved_run import (
     tensors_name,
 )
 
-from tapegpt import checkpoint
 from tapegpt.checkpoint import RunError, discard, load, save
 from tapegpt.models.registry import parameter_shapes
+from tapegpt.runs import tensors
 from tapegpt.settings import ModelConfig, TrainConfig
 
 
@@ -70,16 +70,20 @@ def test_the_files_are_what_they_say(folder):
     assert data["model"] == asdict(SMALL)
     assert data["training"] == asdict(TRAINING)
     assert (data["characters"], data["step"], data["documents"]) == ("ab", 7, 2)
-    tensors = safetensors.numpy.load(blob)
-    assert tensors["adam.v/layer0.mlp_fc1"].shape == (16, 4)
-    assert len(tensors) == 27
+    loaded = safetensors.numpy.load(blob)
+    assert loaded["adam.v/layer0.mlp_fc1"].shape == (16, 4)
+    assert len(loaded) == 27
 
 
-def test_the_tensors_are_written_as_safetensors_would(folder, monkeypatch):
+@pytest.mark.parametrize("counting", [0, 3])
+def test_the_tensors_are_written_as_safetensors_would(folder, monkeypatch, counting):
+    counted = np.array([0, 1, 2, 1, 2], np.uint8) if counting else None
+    run = make_run(model=replace(SMALL, counting=counting), counted=counted)
+    save(run, folder)
     blob = tensors_file(folder).read_bytes()
     assert safetensors.numpy.save(safetensors.numpy.load(blob)) == blob
-    monkeypatch.setattr(checkpoint, "PIECE", 50)  # some rows at a time
-    save(make_run(), folder)
+    monkeypatch.setattr(tensors, "PIECE", 50)  # some rows at a time
+    save(run, folder)
     assert tensors_file(folder).read_bytes() == blob
 
 
@@ -97,7 +101,7 @@ def test_a_save_takes_no_memory_to_speak_of(tmp_path):
     save(run, tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 3 * checkpoint.PIECE < tensors_file(tmp_path).stat().st_size / 10
+    assert peak < 3 * tensors.PIECE < tensors_file(tmp_path).stat().st_size / 10
 
 
 def test_views_are_saved_as_they_look(tmp_path):

@@ -222,9 +222,7 @@ def train(
     )  # fmt: skip
     schedule = Schedule(LINEAR, 0.01, decay=1.0, warmup=0.0, origin=0.0, span=float(steps))
     together, share = compiled.documents_per_sweep, 1 / batch_size
-    training = Training(
-        corpus.tokens, corpus.offsets, batch_size, together, share, 0.0, np.uint64(0)
-    )
+    training = Training(*corpus, batch_size, together, share, 0.0, np.uint64(0))
     done = Threads(compiled, threads).call(train_steps, training, optimizer, schedule, 0, losses)
     assert done == steps
     assert (losses == losses[0]).all()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import references
 
+from tapegpt.corpus import TokenizedCorpus
 from tapegpt.corpus.tokenizer import Tokenizer
 from tapegpt.errors import UsageError
 from tapegpt.graph.compile import compiled_model
@@ -55,14 +56,14 @@ def logits_of(w, model, tokens):
 def test_the_loss_is_that_of_the_network_written_out(granularity):
     documents = [[3, 0, 1, 2, 0, 1, 3], [3, 2, 1, 3], [3, 1, 2, 0, 3]]
     tokens = np.concatenate(documents).astype(np.int32)
-    offsets = np.cumsum([0, *map(len, documents)])
+    corpus = TokenizedCorpus(tokens, np.cumsum([0, *map(len, documents)]))
     compiled = compiled_model(MODERN, 4, granularity, "float64", 1)
     rng = np.random.default_rng(0)
     for weights in compiled.weights.values():
         weights[:] = rng.normal(0, 0.4, weights.shape)
     compiled.load()
     for number, these in enumerate(documents):
-        batch = pack_batch(compiled.program, tokens, offsets, number, 1, 1.0, 0.0)
+        batch = pack_batch(compiled.program, *corpus, number, 1, 1.0, 0.0)
         expected = references.cross_entropy(
             logits_of(compiled.weights, MODERN, these[:-1]), these[1:]
         )

@@ -28,7 +28,7 @@ def test_defaults_are_the_documented_ones():
         "model": "gpt", "n_layer": 1, "n_embd": 16, "n_head": 4, "block_size": 16,
         "n_state": 32, "n_att": 16, "look_back": 0, "ensemble": 1, "dropout": 0.0,
         "positions": "learned", "activation": "relu", "qk_norm": False, "final_norm": False,
-        "zero_init": False, "softcap": None,
+        "zero_init": False, "softcap": None, "counting": 0,
     }  # fmt: skip
     assert asdict(TrainConfig()) == {
         "text": False, "bytes": False, "eval_windows": None,

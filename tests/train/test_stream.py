@@ -139,7 +139,7 @@ def test_an_evaluation_predicts_every_character_once(
     end = before + held_out
     part = Part(stream_of(tmp_path, end), before, end, block)
     predicted = []
-    for (tokens, offsets), context in part.pieces():
+    for (tokens, offsets, _), context in part.pieces():
         for begin, end in pairwise(offsets):
             window = tokens[begin:end].tolist()
             assert window == list(range(window[0], window[0] + len(window)))
@@ -155,7 +155,7 @@ def test_windows_are_drawn_by_the_seed_and_their_number(tmp_path):
 
     def begins(seed, purpose, first, count):
         """Of windows first, first + 1, ..., found as a kernel finds them."""
-        tokens, offsets = part.drawn(seed, purpose, first, count)
+        tokens, offsets, _ = part.drawn(seed, purpose, first, count)
         assert np.diff(offsets).tolist() == [6] * count
         windows = tokens.reshape(count, 6)
         assert (np.diff(windows) == 1).all()

@@ -33,7 +33,7 @@ def make(stream, model=MODEL, **settings):
 def windows_of(trainer, step):
     """The windows of a step: lists of tokens."""
     batch = trainer.training.batch_size
-    tokens, offsets = trainer.data.numbered(step * batch, batch)
+    tokens, offsets, _ = trainer.data.numbered(step * batch, batch)
     windows = [tokens[offsets[i] : offsets[i + 1]].tolist() for i in range(batch)]
     return [windows[i % batch] for i in range(step * batch, (step + 1) * batch)]
 

@@ -99,7 +99,7 @@ def test_the_last_of_the_shuffled_documents_are_held_out(texts, val, test, seed)
             trainer.tokenizer.decode(tokens[begin + 1 : end - 1])
             for begin, end in itertools.pairwise(offsets)
         ]
-        for tokens, offsets in parts
+        for tokens, offsets, _ in parts
     ]
     rest, test_part = split(texts, counts[1], seed)
     expected = [rest[: len(rest) - counts[0]], rest[len(rest) - counts[0] :], test_part]
