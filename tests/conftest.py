@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -32,12 +31,6 @@ def known_models() -> Iterator[None]:
     yield
     MODELS.clear()
     MODELS.update(before)
-
-
-@pytest.fixture(scope="session")
-def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the processes that tests start keep compiled kernels: empty at first."""
-    return tmp_path_factory.mktemp("kernels")
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """The decorators that every kernel wears."""
 
+import gc
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numba
 from numba import types
+from numba.core.sigutils import normalize_signature
 
 # Relative, so that a copy of this folder is a package with a cache of its own.
 from .kernel_cache import KernelCache, belongs_here
@@ -13,12 +15,13 @@ from .kernel_cache import KernelCache, belongs_here
 # contract lets LLVM form fused multiply-adds; reassoc, nsz and arcp let it reorder sums, ignore
 # the sign of zero and multiply by reciprocals. nnan and ninf are left out: they would silently
 # remove the checks for NaN. error_model: division by zero gives infinity, as in NumPy.
-# Bounds are checked where NUMBA_BOUNDSCHECK=1.
+# Bounds are checked where NUMBA_BOUNDSCHECK=1. No kernel is called from C.
 FLAGS = {
     "fastmath": {"contract", "reassoc", "nsz", "arcp"},
     "error_model": "numpy",
     "nogil": True,
     "_nrt": False,
+    "no_cfunc_wrapper": True,
 }
 
 
@@ -31,6 +34,7 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     kernel: Any = numba.njit(**FLAGS)(function)
     _take_no_literals(kernel)
+    _compile_faster(kernel)
     if belongs_here(function):
         kernel._cache = KernelCache(function)
     return kernel  # type: ignore[no-any-return]
@@ -45,6 +49,34 @@ def _take_no_literals(kernel: Any) -> None:
         return template(tuple(types.unliteral(kind) for kind in args), plain)
 
     kernel.get_call_template = get_call_template
+
+
+def _compile_faster(kernel: Any) -> None:
+    """Compile no wrapper for Python where only kernels can call, and collect no garbage meanwhile.
+
+    Compiling makes millions of small objects: the collector would look at them again and again.
+    """
+    compile_kernel = kernel.compile
+
+    def compile(signature: Any) -> Any:
+        arguments, _ = normalize_signature(signature)
+        kernel.targetoptions["no_cpython_wrapper"] = any(map(_holds_pointer, arguments))
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return compile_kernel(signature)
+        finally:
+            if collects:
+                gc.enable()
+
+    kernel.compile = compile
+
+
+def _holds_pointer(kind: Any) -> bool:
+    """Whether arguments of this type are pointers, which Python has none of, or tuples of some."""
+    return isinstance(kind, types.CPointer) or (
+        isinstance(kind, types.BaseTuple) and any(map(_holds_pointer, kind))
+    )
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,35 +1,70 @@
-"""`warmup`."""
+"""`warmup`, with kernel caches that hold what it uses and nothing else."""
 
+import json
 import re
+import shutil
 
 import pytest
+from command_line import Cli
 
 from tapegpt.setting import DTYPES, GRANULARITIES
 
 COMPILING = "compiling kernels"
 
+# Runs several commands, which share what they load.
+COMMANDS = """
+import json, sys
+from tapegpt import cli
 
-def test_warmup_says_that_it_compiles(warm, tapegpt):
-    out, err = warm
-    first, *others = err.splitlines()
-    assert (out, first) == ("", f"tapegpt: {COMPILING} that the cache does not have yet")
+for command in json.loads(sys.argv[1]):
+    assert cli.main(command) == 0
+"""
+
+
+@pytest.fixture
+def own(tmp_path, warm):
+    """A folder and a cache of its own."""
+    cache = tmp_path / "kernels"
+    folder = cache.joinpath(*warm[0].parts[-3:-1])
+    folder.mkdir(parents=True, mode=0o700)
+    for file in warm:
+        shutil.copy2(file, folder)
+    return Cli(tmp_path, cache), folder
+
+
+def test_warmup_compiles_what_is_missing_and_says_so(own):
+    tapegpt, folder = own
+    names = {path.name for path in folder.iterdir()}
+    missing = {name for name in names if name.startswith("rmsnorm_")}
+    assert len(missing) == 4  # forward and backward, of both types
+    for name in missing:
+        (folder / name).unlink()
+    result = tapegpt("warmup")
+    first, *others = result.stderr.splitlines()
+    assert (result.stdout, first) == (
+        "",
+        f"tapegpt: {COMPILING} that the cache does not have yet",
+    )
     counts = [re.fullmatch(r"compiling: (\d+) of (\d+) kernels", line) for line in others]
     assert all(count and 0 < int(count[1]) <= int(count[2]) for count in counts)
+    assert {path.name for path in folder.iterdir()} >= names
     assert tapegpt("warmup").stderr == ""
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_warmup_compiles_what_training_and_sampling_use(tapegpt, granularity, dtype):
-    sizes = ["--n-embd", "24", "--n-head", "3", "--n-layer", "2", "--block-size", "9"]
+def test_warmup_compiles_what_training_and_sampling_use(own, granularity, dtype):
+    tapegpt, _ = own
     kind = ["--granularity", granularity, "--dtype", dtype, "--batch-size", "5"]
-    result = tapegpt("train", "--steps", "3", "--val-fraction", "0.1", *sizes, *kind)
-    assert COMPILING not in result.stderr
+    train = ["train", "--steps", "3", *kind]
+    sizes = ["--n-embd", "24", "--n-head", "3", "--n-layer", "2", "--block-size", "9"]
+    commands = [[*train, "--val-fraction", "0.1", *sizes]]
     if granularity == "vector":
-        assert COMPILING not in tapegpt("sample", "--num-samples", "3").stderr
+        commands.append(["sample", "--num-samples", "3"])
         added = ["--ensemble", "2", "--look-back", "2", "--dropout", "0.25", "--weighting", "token"]
-        assert COMPILING not in tapegpt("train", "--steps", "3", *sizes, *kind, *added).stderr
+        commands.append([*train, *sizes, *added])
         threads = ["--threads", "2", "--clip-norm", "1", "--averaging", "0.1", "--optimizer", "sgd"]
-        assert COMPILING not in tapegpt("train", "--steps", "3", *sizes, *kind, *threads).stderr
-    sparse = ["--model", "rnn-att", "--n-state", "20", "--n-att", "3"]
-    assert COMPILING not in tapegpt("train", "--steps", "3", *sparse, *kind).stderr
+        commands.append([*train, *sizes, *threads])
+    commands.append([*train, "--model", "rnn-att", "--n-state", "20", "--n-att", "3"])
+    result = tapegpt(json.dumps(commands), python=("-c", COMMANDS))
+    assert COMPILING not in result.stderr

@@ -15,14 +15,9 @@ from tapegpt.setting import DTYPES
 PROGRAM = Path(__file__).parent / "out_of_bounds.py"
 
 
-def run(cache, *arguments):
+def run(*arguments):
     path = os.pathsep.join(sys.path)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "NUMBA_BOUNDSCHECK": "1",
-        "NUMBA_CACHE_DIR": str(cache),
-    }
+    environment = {**os.environ, "PYTHONPATH": path, "NUMBA_BOUNDSCHECK": "1"}
     done = subprocess.run(
         [sys.executable, PROGRAM, *arguments], env=environment, capture_output=True, timeout=600
     )
@@ -31,22 +26,22 @@ def run(cache, *arguments):
 
 
 @pytest.mark.parametrize("dtype", [DTYPES[0], pytest.param(DTYPES[1], marks=pytest.mark.long)])
-def test_every_kind_of_access_is_checked(kernel_cache, dtype):
+def test_every_kind_of_access_is_checked(dtype):
     """Just within the array it is none of the checks' business, just beyond and far off it is."""
-    found = run(kernel_cache, "accesses", dtype)
+    found = run("accesses", dtype)
     assert found["tried"] > 100
     assert found["wrong"] == []
 
 
-def test_a_tampered_program_is_caught(kernel_cache):
+def test_a_tampered_program_is_caught():
     """Kernels that are called by address, too, know how long the arrays are."""
-    found = run(kernel_cache, "operations", "scale, array")
+    found = run("operations", "scale, array")
     assert min(found["noticed"]["array_scale"]) > 5
 
 
 @pytest.mark.long
-def test_every_tampered_operation_is_caught(kernel_cache):
-    found = run(kernel_cache, "operations")
+def test_every_tampered_operation_is_caught():
+    found = run("operations")
     print(f"{found['tried']} tampered programs")
     for name in {OPERATIONS[opcode].name for opcode in recordable()} - {"carry"}:  # a mark
         forward, backward = found["noticed"][name]
