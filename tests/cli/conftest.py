@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from command_line import Cli
 
-
 # Runs a command; prints which files of the kernel cache it read or wrote.
 USED = """
 import json

@@ -5,11 +5,12 @@ CATALOGUE, and one of RESULT_WIDTHS if its result has several elements; without 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import references
 from counting_reference import counted_features
 from numpy.typing import NDArray
@@ -751,6 +752,19 @@ ARRAY_OPERATIONS: dict[str, Make] = {
 }
 
 CATALOGUE = SCALAR_OPERATIONS | ARRAY_OPERATIONS
+
+# Operations that one template makes of formulas, all but those that show what it does: the others
+# call other functions of vectors, which have tests of their own. And what is composed of them.
+ALIKE = {
+    f"{name}, array"
+    for name in {*POINTWISE, "where"} - {"exp", "log", "pow", "power", "div", "less"}
+}
+ALIKE |= {"add beside", "mul of itself, array", "log_softmax", "layernorm", "several, shared"}
+
+
+def by_name(names: Iterable[str]) -> list[Any]:
+    """Parameters; those that are alike need not be run as every other machine."""
+    return [pytest.param(name, marks=[pytest.mark.any_machine] * (name in ALIKE)) for name in names]
 
 
 class Recorded:

@@ -20,6 +20,7 @@ from ops.catalogue import (
     SCALAR_OPERATIONS,
     Draw,
     Recorded,
+    by_name,
     opcodes,
     recordable,
 )
@@ -36,7 +37,7 @@ FLOAT32_TOLERANCE = 5e-5
 
 seeds = st.integers(0, 2**32 - 1)
 few_examples = settings(max_examples=min(12, settings().max_examples))
-every_operation = pytest.mark.parametrize("name", CATALOGUE)
+every_operation = pytest.mark.parametrize("name", by_name(CATALOGUE))
 
 
 def recorded(name, seed, dtype="float64"):
@@ -50,6 +51,7 @@ def assert_close(actual, expected, tolerance):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
 
 
+@pytest.mark.any_machine
 def test_every_operation_has_a_case():
     """Whatever is in the table of opcodes is recorded, of results as many as they should be."""
     found = set()
@@ -133,7 +135,7 @@ def sweep_back(here, tape_arrays):
 
 
 # A recurrence's result is read by scalar records too, here alone: of those the pass knows nothing.
-@pytest.mark.parametrize("name", sorted(ARRAY_OPERATIONS.keys() - {"recurrence"}))
+@pytest.mark.parametrize("name", by_name(sorted(ARRAY_OPERATIONS.keys() - {"recurrence"})))
 @given(seed=seeds)
 @few_examples
 def test_first_gradient_of_an_array_may_overwrite(name, seed):

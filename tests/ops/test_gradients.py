@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ops.catalogue import CATALOGUE, Recorded
+from ops.catalogue import CATALOGUE, Recorded, by_name
 from ops.catalogue import Draw as DrawCase
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.counting import CountTable
@@ -74,7 +74,7 @@ few_examples = settings(max_examples=SHORT)
 many_examples = settings(max_examples=LONG, suppress_health_check=[HealthCheck.too_slow])
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", by_name(CATALOGUE))
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=min(12, settings().max_examples))
 def test_gradient_is_the_slope(name: str, seed: int) -> None:
