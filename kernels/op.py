@@ -29,6 +29,7 @@ class Kind(Enum):
     """What an argument is to whoever records, replays or rearranges a program."""
 
     NUMBER = auto()
+    PARAMETER = auto()
     DIFFERENTIABLE = auto()
     ROOM = auto()
     GRADIENT_ROOM = auto()
@@ -43,7 +44,7 @@ ScalarNode = Annotated[int, Kind.NUMBER]
 Column = Annotated[Any, Kind.NUMBER]  # a number, or an array of one for each of many records
 Block = Annotated[Any, Kind.REST]  # the last: a list of numbers, or such a list for each
 # An array to whose gradient, where it was recorded, the kernel always adds.
-Parameter = Annotated[int, Kind.NUMBER]
+Parameter = Annotated[int, Kind.PARAMETER]
 Array = Annotated[int, Kind.NUMBER]  # one that is read alone
 # An array that the operation passes a gradient to, or NONE.
 Differentiable = Annotated[int, Kind.DIFFERENTIABLE]

@@ -61,31 +61,3 @@ def _line(tape: Tape, record: Recorded) -> str:
     shape = tape.shape(record.out) if record.out < len(tape) else ()
     shown = f"{tape.value(record.out):.6g}" if shape == () else f"{shape[0]} x {shape[1]}"
     return f"{record.out:>6} = {record.name}({nodes})  {shown}"
-
-
-def to_dot(tape: Tape) -> str:
-    """The tape as a graph in the language of Graphviz; one of many records, by operations."""
-    found = list(records(tape))
-    lines = ["digraph tape {", "  rankdir=LR;"]
-    if len(found) > MOST:
-        makers = {record.out: record.name for record in found}
-        counts: dict[str, int] = {}
-        edges: dict[tuple[str, str], int] = {}
-        for record in found:
-            counts[record.name] = counts.get(record.name, 0) + 1
-            for node in record.nodes:
-                edge = (makers.get(node, "leaf"), record.name)
-                edges[edge] = edges.get(edge, 0) + 1
-        lines += [f'  {name} [label="{name} x {n}"];' for name, n in counts.items()]
-        lines += [f'  {a} -> {b} [label="{n}"];' for (a, b), n in edges.items()]
-    else:
-        nodes = dict.fromkeys(node for r in found for node in (*r.nodes, r.out))
-        names = {record.out: record.name for record in found}
-        for node in nodes:
-            shape = tape.shape(node)
-            value, grad = tape.value(node), tape.grad(node)
-            shown = f"{value:.4g} | grad {grad:.4g}" if shape == () else f"{shape[0]} x {shape[1]}"
-            label = f"{names.get(node, 'leaf')} | {shown}"
-            lines.append(f'  n{node} [shape=record, label="{label}"];')
-        lines += [f"  n{node} -> n{r.out};" for r in found for node in r.nodes]
-    return "\n".join([*lines, "}"])

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tapegpt.kernels.layout import OPCODE, OPCODE_BITS
-from tapegpt.kernels.op import ArrayOp, place
+from tapegpt.kernels.op import ArrayOp, Kind, fields_of_kind, place
+from tapegpt.kernels.ops.embedding import EMBED
 from tapegpt.kernels.ops.scalar import dot, lookup, reduce, strided
 from tapegpt.kernels.ops.scalar.formulas import Formula
 from tapegpt.kernels.program import TapeArrays
@@ -90,8 +91,11 @@ def steps_of(
     elif operation in READERS:
         yield from READERS[operation](operands, out, a)
     elif isinstance(operation, ArrayOp):
-        places = (a + place(operation.args, name) for name in operation.differentiable)
-        given = (int(operands[at]) for at in places)
+        names = fields_of_kind(operation.args, Kind.DIFFERENTIABLE, Kind.PARAMETER)
+        given = [int(operands[a + place(operation.args, name)]) for name in names]
+        if operation is EMBED:
+            count, pairs = (a + place(EMBED.args, name) for name in ("tables", "pairs"))
+            given = operands[pairs : pairs + 2 * int(operands[count]) : 2].tolist()
         yield Step(operation, (out,), tuple(node for node in given if node >= 0))
 
 

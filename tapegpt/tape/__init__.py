@@ -149,6 +149,14 @@ class Tape(
 
     def to_dot(self) -> str:
         """The graph in Graphviz's language, folded by operation where it has very many nodes."""
-        from tapegpt.drawing import listing
+        from tapegpt.drawing.dot import dot_of
+        from tapegpt.drawing.graph import graph_of
 
-        return listing.to_dot(self)
+        return dot_of(graph_of(self))
+
+    def _repr_svg_(self) -> str:
+        """The graph as a picture, which notebooks show: each node with its value and gradient."""
+        from tapegpt.drawing.graph import graph_of
+        from tapegpt.drawing.svg import svg_of
+
+        return svg_of(graph_of(self))

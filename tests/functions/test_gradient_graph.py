@@ -141,5 +141,14 @@ def test_what_is_refused():
     ):
         with pytest.raises(TapeError, match=message):
             use()
+    square = tape.array(np.eye(2)) * x
+    for root in (
+        (row @ square).mean(),
+        tape.mean(tape.linear(tape.array(np.ones((3, 2))), square)),
+        tape.mean(tape.take(square, [0, 1])),
+        tape.mean(tape.array(np.ones((2, 2))) @ square),
+    ):
+        with pytest.raises(TapeError, match="an operation on arrays"):
+            tape.hvp(root, [x], [1.0])
     # Where the array does not depend on the nodes it is a constant.
     assert tape.hvp(row.mean() * y * y, [y], [1.0]).tolist() == [3]
