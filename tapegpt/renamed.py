@@ -1,9 +1,9 @@
 """Names of before, which go on for one release: each says what its new name is."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,17 +30,31 @@ def warn_renamed(old: str, new: str, level: int) -> None:
     warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=level)
 
 
-class OldNames:
-    """Attributes that go by other names now, and that `dir` does not show."""
+class OldName:
+    """An attribute that goes by another name now.
 
-    # Each: what it is called now, and what gives it, called with the object.
-    _old_names: ClassVar[Mapping[str, tuple[str, Callable[[Any], Any]]]]
+    A class with `__getattr__` would do, but Python then looks up all its attributes slowly.
+    """
 
-    def _renamed(self, name: str) -> Any:
-        """What an old name stands for; AttributeError where it is none."""
-        known = type(self)._old_names.get(name)
-        if known is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        new, give = known
-        warn_renamed(f"{type(self).__name__}.{name}", new, 4)
-        return give(self)
+    def __init__(self, new: str, give: Callable[[Any], Any]) -> None:
+        self._new, self._give, self._name = new, give, ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        if instance is None:
+            return self
+        warn_renamed(f"{owner.__name__}.{self._name}", self._new, 3)
+        return self._give(instance)
+
+
+class HidesOldNames(type):
+    """The type of classes whose old names `dir` does not show."""
+
+    def __dir__(cls) -> list[str]:
+        return [name for name in super().__dir__() if not isinstance(_static(cls, name), OldName)]
+
+
+def _static(cls: type, name: str) -> object:
+    return next((base.__dict__[name] for base in cls.__mro__ if name in base.__dict__), None)

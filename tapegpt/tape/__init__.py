@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, overload
 
 from tapegpt.optim.methods import Optimizers
-from tapegpt.renamed import OldNames
+from tapegpt.renamed import HidesOldNames, OldName
 from tapegpt.tape.arrays import ArrayOperations
 from tapegpt.tape.block import BlockOperations
 from tapegpt.tape.counted import CountedOperations
@@ -51,33 +51,29 @@ class Tape(
     BlockOperations,
     CountedOperations,
     Recurrence,
-    OldNames,
+    metaclass=HidesOldNames,
 ):
     """An append-only tape of float32 or float64 nodes.
 
     Raises TapeError, a ValueError, for every misuse; the tape is then as it was before the call.
     """
 
-    if not TYPE_CHECKING:
+    record = OldName("elementwise", lambda tape: partial(tape.elementwise, separate=True))
+    runs = OldName("elementwise", lambda tape: tape.elementwise)
+    softmax_of = OldName("softmax", lambda tape: tape._softmax_of)
+    softmaxes = OldName("softmax", lambda tape: tape._softmax_rows)
+    lookup = OldName("take", lambda tape: tape._take_nodes)
+    largest = OldName("topk", lambda tape: tape._topk_nodes)
+    gathered_linear = OldName("sparse_linear", lambda tape: tape.sparse_linear)
+    previous = OldName("scan", lambda tape: tape._previous)
+    carry = OldName("scan", lambda tape: tape._carry)
+    replay_arrays = OldName("internal", lambda tape: tape._replay_arrays)
+    stride = OldName("internal", lambda tape: tape._stride)
+    declared_batch = OldName("internal", lambda tape: tape._declared_batch)
+    end_parameters = OldName("internal", lambda tape: tape._end_parameters)
 
-        def __getattr__(self, name: str) -> Any:
-            return self._renamed(name)
-
-    _old_names: ClassVar = {
-        "record": ("elementwise", lambda tape: partial(tape.elementwise, separate=True)),
-        "runs": ("elementwise", lambda tape: tape.elementwise),
-        "softmax_of": ("softmax", lambda tape: tape._softmax_of),
-        "softmaxes": ("softmax", lambda tape: tape._softmax_rows),
-        "lookup": ("take", lambda tape: tape._take_nodes),
-        "largest": ("topk", lambda tape: tape._topk_nodes),
-        "gathered_linear": ("sparse_linear", lambda tape: tape.sparse_linear),
-        "previous": ("scan", lambda tape: tape._previous),
-        "carry": ("scan", lambda tape: tape._carry),
-        "replay_arrays": ("internal", lambda tape: tape._replay_arrays),
-        "stride": ("internal", lambda tape: tape._stride),
-        "declared_batch": ("internal", lambda tape: tape._declared_batch),
-        "end_parameters": ("internal", lambda tape: tape._end_parameters),
-    }
+    def __dir__(self) -> list[str]:
+        return sorted({*vars(self), *dir(type(self))})
 
     @overload
     def node(self, node: Scalar | int) -> Scalar: ...
