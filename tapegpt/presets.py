@@ -1,5 +1,6 @@
 """Settings by name, and the settings of a training: defaults, preset, command line."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -165,10 +166,49 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "learning_rate": 0.005,
         "weight_decay": 0.1,
     },
+    "text-10s": {
+        **TEXT_RECIPE,
+        "seconds": 10.0,
+        "n_layer": 2,
+        "n_embd": 64,
+        "batch_size": 16,
+        "adam_rate": 0.01,
+    },
     "text-1m": {**TEXT_RECIPE, "seconds": 60.0, "n_layer": 4, "n_embd": 128},
     "text-5m": {**TEXT_RECIPE, "seconds": 300.0, "n_layer": 4, "n_embd": 128, "dropout": 0.1},
     "text-30m": {**TEXT_RECIPE, "seconds": 1800.0, "n_layer": 6, "n_embd": 192, "dropout": 0.2},
 }
+
+
+# What leaves a training what it is.
+BESIDE = frozenset(
+    {"seconds", "text", "bytes", "seed", "threads", "val_fraction", "test_fraction"}
+    | {"eval_every", "eval_windows", "patience"}
+)
+
+
+def dial(overrides: Mapping[str, object]) -> str | None:
+    """The preset that seconds alone stand for: of names or of text, with the nearest seconds.
+
+    The nearest is that of the smallest ratio. None where other settings say what is trained.
+
+    >>> dial({"seconds": 8.0})
+    '5s'
+    >>> dial({"seconds": 600.0, "text": True})
+    'text-5m'
+    >>> dial({"seconds": 8.0, "n_embd": 32})
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    seconds = given.get("seconds")
+    if not isinstance(seconds, float) or not 0 < seconds < math.inf or given.keys() - BESIDE:
+        return None
+    text = bool(given.get("text") or given.get("bytes"))
+    apart = {
+        name: abs(math.log(seconds / known))
+        for name, preset in PRESETS.items()
+        if isinstance(known := preset.get("seconds"), float) and bool(preset.get("text")) == text
+    }
+    return min(apart, key=apart.__getitem__)
 
 
 def configure(

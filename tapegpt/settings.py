@@ -164,7 +164,8 @@ class TrainConfig:
         None,
         ABOVE_ZERO,
         "length",
-        "train for so long instead, evaluations not counted; the schedule follows the clock",
+        "train for so long instead, evaluations not counted; the schedule follows the clock; alone"
+        " it trains the preset that is made for about as many seconds",
     )
     batch_size: int = setting(1, SIZE, "length", "how many documents a step learns from")
     optimizer: str = setting("adam", Choice(OPTIMIZERS), "optimizer", "what changes the weights")

@@ -4,8 +4,9 @@ import math
 from typing import NamedTuple
 
 from tapegpt.kernels.compile.jit import inlined, jit
-from tapegpt.kernels.interpreter import forward_sweep, reverse_sweep
+from tapegpt.kernels.interpreter import forward_sweep
 from tapegpt.kernels.loops.optimizers import update
+from tapegpt.kernels.loops.precise_sweep import precise_reverse_sweep
 
 # The columns of a list of stretches: the first node, its place among the packed, how many.
 NODE, PLACE, COUNT = 0, 1, 2
@@ -40,7 +41,7 @@ def unpack(packed, array, stretches):
 
 
 @jit
-def descend(tape_arrays, batch_range, group, stretches, optimizer, descent, losses):
+def descend(tape_arrays, often, batch_range, group, stretches, optimizer, descent, losses):
     """Do a step for every element of losses, (steps,): the loss before each is written there.
 
     group: a thread on its own, whose values and grads, (packed,), are room for what lies at the
@@ -56,7 +57,7 @@ def descend(tape_arrays, batch_range, group, stretches, optimizer, descent, loss
             return i
         grads[: descent.nodes] = 0
         grads[descent.root] = 1
-        reverse_sweep(tape_arrays, 0, descent.end, batch_range)
+        precise_reverse_sweep(tape_arrays, often, descent.end, batch_range)
         pack(grads, group.grads, stretches)
         step = descent.first + i + 1
         if not update(group, 0, len(group.values), optimizer, step, descent.learning_rate):

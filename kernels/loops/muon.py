@@ -60,8 +60,8 @@ def kernel_address(dtype: np.dtype[np.floating]) -> int:
 
 def no_matrices(dtype: DTypeLike) -> Muon:
     """What optimizers without matrices have."""
-    none = np.zeros(0, np.int64)
-    return Muon(none, none, 0.0, np.zeros(0, dtype), 0, 0)
+    all_weights = np.array([0, np.iinfo(np.int64).max])
+    return Muon(np.zeros(0, np.int64), all_weights, 1.0, np.zeros(0, dtype), 0, 0)
 
 
 class Work(NamedTuple):

@@ -56,12 +56,18 @@ def update(group, thread, count, optimizer, step, learning_rate):
         clip_gradient(group, thread, begin, end, optimizer.clip_norm)
     if optimizer.kind == SGD:
         finite = sgd(values, grads, optimizer, begin, end, learning_rate)
-    elif optimizer.kind == MUON:
-        # A matrix may lie in the parts of several threads.
-        all_reduce_sum(group, thread, SUMMED, 0.0)
-        finite = muon(values, grads, optimizer, thread, begin, end, step, learning_rate)
     else:
-        finite = adam(values, grads, optimizer, begin, end, step, learning_rate)
+        finite, rate = True, learning_rate
+        if optimizer.kind == MUON:
+            # A matrix may lie in the parts of several threads.
+            all_reduce_sum(group, thread, SUMMED, 0.0)
+            finite = muon(values, grads, optimizer, thread, learning_rate)
+            rate *= optimizer.muon.other_rate
+        others = optimizer.muon.others
+        for i in range(0, len(others), 2):
+            first, last = max(begin, others[i]), min(end, others[i + 1])
+            if first < last and not adam(values, grads, optimizer, first, last, step, rate):
+                finite = False
     finite = all_reduce_sum(group, thread, FAULTS, 0.0 if finite else 1.0) == 0
     if finite and optimizer.averaging > 0 and step % STEPS_PER_AVERAGE == 0:
         n = step // STEPS_PER_AVERAGE
@@ -119,11 +125,8 @@ def adam(values, grads, optimizer, begin, end, step, learning_rate):
 
 
 @jit
-def muon(values, grads, optimizer, thread, begin, end, step, learning_rate):
-    """Muon for a thread's matrices, see muon.py, and AdamW for what else lies from begin to end.
-
-    Returns whether these parameters are finite.
-    """
+def muon(values, grads, optimizer, thread, learning_rate):
+    """Muon for a thread's matrices, see muon.py. Returns whether they are finite."""
     own = optimizer.muon
     total = call_matrices(
         own.kernel,
@@ -139,12 +142,7 @@ def muon(values, grads, optimizer, thread, begin, end, step, learning_rate):
         learning_rate,
         learning_rate * optimizer.weight_decay,
     )
-    finite, rate = math.isfinite(total), learning_rate * own.other_rate
-    for i in range(0, len(own.others), 2):
-        first, last = max(begin, own.others[i]), min(end, own.others[i + 1])
-        if first < last and not adam(values, grads, optimizer, first, last, step, rate):
-            finite = False
-    return finite
+    return math.isfinite(total)
 
 
 # velocity = momentum velocity + g, w = w - rate velocity

@@ -16,7 +16,7 @@ from tapegpt.commands.stream import TextWriter
 from tapegpt.commands.texts import print_texts
 from tapegpt.corpus import default_corpus
 from tapegpt.errors import UsageError
-from tapegpt.presets import configure
+from tapegpt.presets import configure, dial
 from tapegpt.run_folder import RunFolder, best_of
 from tapegpt.runs.history import begun
 from tapegpt.runs.marks import Marks
@@ -79,6 +79,8 @@ def run(
         elif source is not None:
             model, training = settings_from(source, preset, settings)
         else:
+            if preset is None and (preset := dial(settings)):
+                LOG.info("%g seconds alone: as --preset %s", settings["seconds"], preset)
             model, training = configure(preset, settings)
         paths = files.data or remembered_text(earlier)
         check_metrics(files.metrics, folder, paths, files.resume)

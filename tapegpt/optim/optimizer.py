@@ -124,6 +124,7 @@ class Optimizer:
         batch_range = BatchRange(*map(int, tape._batch_range()))
         done = descend(
             tape._live_arrays(),
+            tape._often_used(),
             batch_range,
             self._group,
             self._packing.stretches if self._packing else None,

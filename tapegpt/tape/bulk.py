@@ -13,12 +13,11 @@ from tapegpt.kernels.ops.scalar import dot, lookup, reduce, strided
 from tapegpt.kernels.ops.topk import TOPK, TopkArgs
 from tapegpt.kernels.registry import OPERATIONS, opcode
 from tapegpt.tape.guards import all_or_nothing, alone
-from tapegpt.tape.handles import BINARY, MULTIPLY_ADD, OF_A_CONSTANT, UNARY, Handle
+from tapegpt.tape.handles import BINARY, MULTIPLY_ADD, UNARY, Handle
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.spacing import consecutive, evenly_spaced
 from tapegpt.tape.types import Floats, Ids, Input, TapeError
 
-OFTEN, USES = 4096, 64  # see _spread
 # Those of which many can be one record, and their places there.
 STRIDED = {formula.name: place for place, formula in enumerate(strided.ROWS)}
 
@@ -94,7 +93,6 @@ class BulkOperations(Leaves):
 
         name: that of a method for one or two scalars. `b` of scale and pow holds the ids of
         constant nodes. An id may be that of a node made in this same call, if it comes before.
-        A float32 tape has copies of a node that is there thousands of times, see _spread.
         Returns the new ids, in the shape of the arrays.
 
         They are a single record, faster to replay, where the ids permit it: for add, mul, sub, div,
@@ -106,31 +104,7 @@ class BulkOperations(Leaves):
         code, left, right = self._pairs(name, a, b)
         if not separate and (made := self._together(name, left, right)) is not None:
             return made
-        if self.dtype == np.float32 and left.size > OFTEN:
-            left = self._spread(left)
-            if b is None:
-                right = left
-            elif code not in OF_A_CONSTANT:  # which is passed no gradient
-                right = self._spread(right)
         return self._record_pairs(code, left, right)
-
-    def _spread(self, ids: Ids) -> Ids:
-        """Ids, in which copies stand for a node that is there often.
-
-        In float32 a gradient that is added up one by one, so often, loses digits. A copy is used
-        USES times; its gradient then goes to the node, or to a copy of that.
-        """
-        flat = ids.ravel()
-        if flat.max() >= self._size:  # of a node that is made in the same call: ids may not move
-            return ids
-        spread = flat.copy()
-        for node in np.flatnonzero(np.bincount(flat) > OFTEN):
-            places = np.flatnonzero(flat == node)
-            count = -(-places.size // USES)
-            one = np.full(count, self.constant(1.0).id)
-            copies = self._record_pairs(BINARY["scale"], self._spread(np.full(count, node)), one)
-            spread[places] = np.repeat(copies, USES)[: places.size]
-        return spread.reshape(ids.shape)
 
     def _record_pairs(self, code: int | Ids, left: Ids, right: Ids) -> Ids:
         out = self._allocate(left.size) + np.arange(left.size)

@@ -35,6 +35,8 @@ class CountedOperations(Leaves):
         the probabilities of every order ln(1 + how many tokens have followed the context), and then
         for every order the share of its counts. (Chen and Goodman 1998)
         """
+        if not isinstance(table, CountTable) or not isinstance(tokens, (list, tuple)):
+            raise TapeError("counted_features wants a CountTable, and a list of tokens a distance")
         symbols = table.vocab_size + 1
         last = [x if isinstance(x, Input) else self.input(x, symbols) for x in tokens]
         if len(last) != table.orders:

@@ -68,6 +68,7 @@ class Pointwise(Leaves):
         """1 where the values of a and b are equal, else 0; no gradient passes."""
         return self._binary("equal", a, b)  # type: ignore[no-any-return]
 
+    @all_or_nothing
     def where(self, condition: H | Scalar | int, a: H | Scalar | int, b: H | Scalar | int) -> H:
         """a where the condition is not 0, else b; what is not chosen counts for nothing."""
         chosen: Any = self._binary("where_true", condition, a)

@@ -12,11 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.interpreter import CARRY, PREVIOUS, live_forward_sweep, live_reverse_sweep
-from tapegpt.kernels.layout import OPCODE
+from tapegpt.kernels.layout import OPCODE, BatchRange
+from tapegpt.kernels.loops.precise_sweep import NEVER, OftenUsed, precise_reverse_sweep
 from tapegpt.kernels.program import TapeArrays
 from tapegpt.kernels.registry import kernels_of, load_kernels, new_table
 from tapegpt.tape.guards import alone
 from tapegpt.tape.handles import Array, Handle, Node, Scalar
+from tapegpt.tape.often_used import OFTEN, often_used
 from tapegpt.tape.storage import Memory
 from tapegpt.tape.types import Floats, Ids, TapeError
 
@@ -40,6 +42,9 @@ def compiled_sweep(direction: int, dtype: np.dtype[np.floating]) -> Callable[...
 
 class Replay(Memory):
     """Records are computed when somebody looks at a value: all that are waiting, in one call."""
+
+    # At a generation and number of records.
+    _often: tuple[tuple[int, int], OftenUsed] = ((0, 0), NEVER)
 
     @overload
     def value(self, node: Array) -> Floats: ...
@@ -107,7 +112,12 @@ class Replay(Memory):
         else:
             self.grads[plain] += given
         self._load(BACKWARD)
-        self._sweep(BACKWARD, 0, self._last_to_reach(plain))
+        end, often = self._last_to_reach(plain), self._often_used()
+        if len(often.nodes):
+            batch_range = BatchRange(*map(int, self._batch_range()))
+            precise_reverse_sweep(self._live_arrays(), often, end, batch_range)
+        else:
+            self._sweep(BACKWARD, 0, end)
 
     @alone
     def _replay_arrays(self) -> TapeArrays:
@@ -170,6 +180,18 @@ class Replay(Memory):
         self._load(FORWARD)
         self._sweep(FORWARD, self._evaluated, count)
         self._evaluated = count
+
+    def _often_used(self) -> OftenUsed:
+        """The nodes whose gradients have too many terms for this tape's floats."""
+        count = len(self._records) // 4
+        if self.dtype == np.float64 or count < OFTEN or PREVIOUS in self._loaded[FORWARD]:
+            return NEVER
+        at = (self.generation.number, count)
+        if self._often[0] != at:
+            operands = _integers_of(self._operands)
+            found = often_used(self._record_rows(), operands, self._size, self._shapes)
+            self._often = (at, found)
+        return self._often[1]
 
     def _sweep(self, direction: int, begin: int, end: int) -> None:
         block, rows = 0, 0

@@ -404,18 +404,28 @@ def test_record_may_use_its_own_results() -> None:
     assert gradients(tape, last, [a]) == [2.0**10]
 
 
-@pytest.mark.parametrize("name", ["mul", "add", "scale"])
-def test_float32_gradients_of_a_node_used_very_often_keep_their_digits(name: str) -> None:
-    count, tape = 300_000, Tape("float32")
-    w, factor = tape.var(0.1), tape.constant(0.1)
-    others = tape.variables(np.full(count, 0.1))
-    second = np.full(count, factor.id) if name == "scale" else others
-    out = tape.elementwise(name, np.full(count, w.id), second, separate=True)
-    tape.backward(tape.sums(out[None])[0])
-    expected = count * np.float64(np.float32(1 if name == "add" else 0.1))
-    assert tape.grad(w) == pytest.approx(expected, rel=3e-6)
-    if name == "mul":
-        assert tape.grad(int(others[-1])) == np.float32(0.1)
+@pytest.mark.parametrize("leaf", [True, False])
+@pytest.mark.parametrize("name", ["mul", "add", "dot", "elementwise", "multiply_adds", "array"])
+def test_float32_gradients_of_a_node_used_very_often_keep_their_digits(
+    name: str, leaf: bool
+) -> None:
+    count, tape = 2**17, Tape("float32")
+    x, other = (tape.parameter([[0.1]]) if name == "array" else tape.var(0.1) for _ in range(2))
+    w = x if leaf else x * 1.0
+    pairs = np.full((2, count), [[w.id], [other.id]])
+    use = {
+        "mul": lambda: [w * other for _ in range(count)],
+        "add": lambda: [w + other for _ in range(count)],
+        "dot": lambda: [tape.dot([w], [other]) for _ in range(count)],
+        "array": lambda: [(w * other).sum() for _ in range(count)],
+        "elementwise": lambda: tape.elementwise("mul", *pairs, separate=True),
+        "multiply_adds": lambda: tape.multiply_adds(*np.full((3, count), [[w.id]] * 3)),
+    }
+    tape.backward(tape.sum(use[name]()))
+    tenth = np.float64(np.float32(0.1))
+    share = {"add": 1, "multiply_adds": 1 + 2 * tenth}.get(name, tenth)
+    for node in (w, x):
+        assert tape.grad(node) == pytest.approx(count * share, rel=2e-6)
 
 
 def test_lookup_reads_its_input_at_every_replay() -> None:

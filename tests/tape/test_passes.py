@@ -321,7 +321,7 @@ def test_what_is_not_one_product_stays_three():
     x, y, z = (tape.array(np.ones((2, width))) for width in (5, 5, 3))
     added = tape.array(np.ones((2, 4)))
     mark = tape.mark()
-    assert joint_width(three_linears(tape, [x] * 3, [a, b, c]), tape.stride) == 12
+    assert joint_width(three_linears(tape, [x] * 3, [a, b, c]), tape._stride) == 12
     for xs, weights, residual in (
         ([x, y, x], [a, b, c], None),
         ([x, x, x], [a, c, b], None),
@@ -334,8 +334,8 @@ def test_what_is_not_one_product_stays_three():
         if residual is not None:  # the first alone
             for at in tape_arrays.records[tape_arrays.records[:, 0] == named("linear")][1:, 2]:
                 tape_arrays.operands[at + START] = NONE
-        assert joint_width(tape_arrays, tape.stride) == 0
-        joined = join_linears(tape_arrays, tape.extents, tape.stride, 0)
+        assert joint_width(tape_arrays, tape._stride) == 0
+        joined = join_linears(tape_arrays, tape.extents, tape._stride, 0)
         assert as_bytes(joined) == as_bytes(tape_arrays)
 
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from tapegpt.counting.table import CountTable
 from tapegpt.tape import Array, Input, Mark, Scalar, Tape, TapeError, storage
 
 OPERATIONS = (
@@ -107,6 +108,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "dropout": ("array", "number", "input", "optional"),
     "batch": ("count", "count", "count", "count"),
     "reset": ("mark",),
+    "counted_features": ("table", "some inputs"),
+    "gated_sum": ("array", "array", "array", "array", "number"),
 }
 
 JUNK = [
@@ -205,6 +208,12 @@ class Hostile(RuleBasedStateMachine):
 
     def some_arrays(self) -> Any:
         return [self.array() for _ in range(self.rng.choice([1, 2, 3]))]
+
+    def some_inputs(self) -> Any:
+        return [self.rng.choice([[0, 1], self.rng.choice(self.inputs)]) for _ in range(2)]
+
+    def table(self) -> Any:
+        return CountTable([np.array([0, 1, 0, 1])], vocab_size=2, orders=2, before=2)
 
     def optional(self) -> Any:
         return None if self.rng.random() < 0.5 else self.array()

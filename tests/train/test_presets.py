@@ -1,8 +1,10 @@
 """The presets, written out once more: what a change of them would have to change here too."""
 
+import math
+
 import pytest
 
-from tapegpt.presets import PRESETS, configure
+from tapegpt.presets import PRESETS, configure, dial
 from tapegpt.settings import ModelConfig, TrainConfig
 
 # The original program's. One that leaves a setting out would follow a new default.
@@ -85,6 +87,10 @@ EXPECTED = {
         ),
         TrainConfig(**RECIPE, seconds=60.0, batch_size=32, learning_rate=0.005, weight_decay=0.1),
     ),
+    "text-10s": (
+        ModelConfig(**TEXT_NETWORK, n_layer=2, n_embd=64),
+        TrainConfig(**(TEXT | {"batch_size": 16, "adam_rate": 0.01}), seconds=10.0),
+    ),
     "text-1m": (
         ModelConfig(**TEXT_NETWORK, n_layer=4, n_embd=128), TrainConfig(**TEXT, seconds=60.0)
     ),
@@ -97,6 +103,28 @@ EXPECTED = {
         TrainConfig(**TEXT, seconds=1800.0),
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "names", "text"),
+    [
+        (5e-324, "1s", "text-10s"), (1.0, "1s", "text-10s"), (2.2, "1s", "text-10s"),
+        (2.3, "5s", "text-10s"), (17.0, "5s", "text-10s"), (18.0, "60s", "text-10s"),
+        (25.0, "60s", "text-1m"), (130.0, "60s", "text-1m"), (140.0, "60s", "text-5m"),
+        (800.0, "60s", "text-30m"), (1e308, "60s", "text-30m"),
+    ],
+)  # fmt: skip
+def test_seconds_alone_choose_the_nearest_preset(seconds, names, text):
+    beside = {"seed": 3, "threads": 2, "val_fraction": 0.2, "eval_every": 10, "steps": None}
+    for kind, expected in (({}, names), ({"text": True}, text), ({"bytes": True}, text)):
+        assert dial({"seconds": seconds, **kind, **beside}) == expected
+        assert dial({"seconds": seconds, "batch_size": 4, **kind}) is None
+        assert dial(kind) is None
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])
+def test_seconds_that_are_refused_choose_none(seconds):
+    assert dial({"seconds": seconds}) is None
 
 
 def test_every_preset_has_a_row():

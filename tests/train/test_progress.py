@@ -26,8 +26,8 @@ from tapegpt.train.trainer import Trainer
         ["--steps", "3000", "--val-fraction", "0.2", "--eval-every", "130"],
         ["--steps", "3000", "--val-fraction", "0.2", "--test-fraction", "0.2"],
         ["--steps", "3000"],
-        ["--seconds", "30", "--val-fraction", "0.2"],
-        ["--seconds", "30", "--val-fraction", "0.2", "--eval-every", "100"],
+        ["--seconds", "30", "--n-layer", "1", "--val-fraction", "0.2"],
+        ["--seconds", "30", "--n-layer", "1", "--val-fraction", "0.2", "--eval-every", "100"],
     ],
     ids=" ".join,
 )
