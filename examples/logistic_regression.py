@@ -26,13 +26,8 @@ def main(rows=20_000, columns=32, steps=60):
     weights = tape.parameter(np.zeros((1, columns)))
     scores = tape.linear(tape.array(points), weights)
     loss = tape.mean(log_loss(scores, tape.array(signs)))
-    losses = []
-    for _ in range(steps):
-        tape.forward()
-        tape.backward(loss)
-        losses.append(tape.value(loss))
-        tape.set_value(weights, tape.value(weights) - 2.0 * np.asarray(tape.grad(weights)))
-    found = np.asarray(tape.value(weights))[0]
+    losses = tape.sgd(lr=2.0).step(loss, n=steps)
+    found = weights.value[0]
     likeness = float(found @ truth / np.linalg.norm(found) / np.linalg.norm(truth))
     print(f"loss {losses[0]:.4f} to {losses[-1]:.4f}; cosine with the truth {likeness:.4f}")
     return losses, likeness

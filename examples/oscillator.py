@@ -35,20 +35,8 @@ def main(steps=1000, updates=150, truth=(4.0, 0.3)):
             misfits.append(difference * difference)
     loss = tape.sum(misfits) * (1 / len(misfits))
 
-    # Adam (Kingma and Ba 2015), on two numbers.
-    parameters, means, squares, losses = (k, c), [0.0, 0.0], [0.0, 0.0], []
-    for update in range(1, updates + 1):
-        tape.forward()
-        tape.backward(loss)
-        losses.append(tape.value(loss))
-        for i, parameter in enumerate(parameters):
-            slope = tape.grad(parameter)
-            means[i] = 0.9 * means[i] + 0.1 * slope
-            squares[i] = 0.99 * squares[i] + 0.01 * slope * slope
-            mean, square = means[i] / (1 - 0.9**update), squares[i] / (1 - 0.99**update)
-            change = 0.05 * mean / (math.sqrt(square) + 1e-12)
-            tape.set_value(parameter, tape.value(parameter) - change)
-    found = [tape.value(parameter) for parameter in parameters]
+    losses = tape.adam([k, c], lr=0.05, betas=(0.9, 0.99)).step(loss, n=updates)
+    found = [k.value, c.value]
     print(f"stiffness {found[0]:.3f}, damping {found[1]:.3f}; the truth is {truth}")
     return losses, found
 

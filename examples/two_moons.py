@@ -1,7 +1,7 @@
 """Two moons told apart by a small net of scalars, as in micrograd's demo (Karpathy 2020).
 
 The net is micrograd's: 2 inputs, two layers of 16 ReLUs, one output, 337 parameters. It is recorded
-once; a step sets the parameters and replays.
+once; a step replays it and moves the parameters.
 
     python examples/two_moons.py [steps]
 """
@@ -55,15 +55,10 @@ def main(steps=100, count=100):
     squares = tape.dot(parameters, parameters)
     loss = tape.sum(margins) * (1 / count) + squares * 1e-4
 
-    losses = []
+    opt, losses = tape.sgd(parameters), []
     for step in range(steps):
-        tape.forward()
-        tape.backward(loss)
-        losses.append(tape.value(loss))
-        rate = 1.0 - 0.9 * step / steps
-        for parameter in parameters:
-            tape.set_value(parameter, tape.value(parameter) - rate * tape.grad(parameter))
-    tape.forward()
+        opt.lr = 1.0 - 0.9 * step / steps
+        losses.append(opt.step(loss))
     right = sum(tape.value(out) * sign > 0 for out, sign in zip(scores, signs, strict=True))
     print(f"{len(parameters)} parameters, loss {losses[0]:.3f} to {losses[-1]:.3f}")
     print(f"accuracy {right / count:.0%}")

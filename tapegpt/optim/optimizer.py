@@ -96,7 +96,9 @@ class Optimizer:
         elif tape.generation is not generation:
             if not tape._survives(self._packing.last, generation.number):
                 raise TapeError("the leaves of this optimizer were forgotten by a reset")
-        elif self._leaves is None and packing_of(tape, None).size != self._packing.size:
+        elif self._leaves is None and not np.array_equal(
+            packing_of(tape, None).stretches, self._packing.stretches
+        ):
             raise TapeError(
                 "parameters were recorded after the first step of this optimizer: make a new one"
             )

@@ -57,7 +57,10 @@ class Replay(Memory):
         """
         self._hold()
         try:
-            plain = self._any(node)
+            if type(node) is Scalar and node.generation is self.generation:
+                plain = node.id
+            else:
+                plain = self._any(node)
             if 4 * self._evaluated != len(self._records):
                 self._evaluate()
             return self._read(self.values, plain)
@@ -177,7 +180,8 @@ class Replay(Memory):
         count = len(self._records) // 4
         if self._evaluated == count:
             return
-        self._load(FORWARD)
+        if self._ready[FORWARD] != count:
+            self._load(FORWARD)
         self._sweep(FORWARD, self._evaluated, count)
         self._evaluated = count
 
@@ -197,7 +201,10 @@ class Replay(Memory):
         block, rows = 0, 0
         if self._batch is not None:
             _, block, _, rows = self._batch_range()
-        compiled_sweep(direction, self.dtype)(
+        sweep = self._sweeps.get(direction)
+        if sweep is None:
+            sweep = self._sweeps[direction] = compiled_sweep(direction, self.dtype)
+        sweep(
             self.kernels,
             self.values,
             self.grads,

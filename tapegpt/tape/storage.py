@@ -4,6 +4,7 @@ import operator
 import os
 from array import array
 from bisect import bisect_left
+from collections.abc import Callable
 from copy import copy, deepcopy
 from threading import RLock
 from typing import Any, Self, SupportsIndex
@@ -21,7 +22,7 @@ from tapegpt.tape.handles import Array, Generation, Handle, Node, Scalar, new
 from tapegpt.tape.types import Batch, Floats, Input, Mark, Shape, TapeError
 
 NO_BATCH = BatchRange(0, 0, 0, 0)
-LOCK = ("_acquire", "_let_go", "_held")
+OPENED = ("_acquire", "_let_go", "_held", "_sweeps")  # what no copy has
 LARGEST_TAPE = 2**31  # nodes: ids are 32-bit
 
 
@@ -49,7 +50,6 @@ class Memory:
         # at the generation of their operands, until the record is here they call nothing, and the
         # interpreter changes threads only where something is called.
         self._pending: list[int] = []
-        self._held = 0  # methods that hold the tape
         self._operands = array("q")
         self._inputs = array("q")
         # These four grow in the order in which a reset cuts them back.
@@ -74,10 +74,10 @@ class Memory:
         self._open()
 
     def _open(self) -> None:
-        # For a thread while it changes the tape or has it computed.
-        lock = RLock()
+        lock = RLock()  # for a thread while it changes the tape or has it computed
         self._acquire, self._let_go = lock.acquire, lock.release
-        self._held = 0
+        self._held = 0  # methods that hold the tape
+        self._sweeps: dict[int, Callable[..., Any]] = {}  # by direction, once they are compiled
 
     def _hold(self) -> None:
         """Have other threads wait, and all records in their place, until `_release`."""
@@ -97,7 +97,7 @@ class Memory:
         state = {
             name: copy(value) if isinstance(value, (array, dict, list, np.ndarray)) else value
             for name, value in self.__dict__.items()
-            if name not in LOCK
+            if name not in OPENED
         }
         fresh = {"kernels": np.zeros_like(self.kernels), "_ready": [0, 0]}
         return {**state, **fresh, "_loaded": (set(), set())}
