@@ -185,6 +185,13 @@ def _say_what_is_trained(trainer: "Trainer") -> None:
         trainer.training.granularity,
         trainer.training.dtype,
     )
+    if trainer.counted is not None:
+        LOG.info(
+            "the network is told what %d counted tokens say after up to %d, of every tenth of them"
+            " what the others say",
+            trainer.counted.size,
+            trainer.model.counting,
+        )
     for remark in trainer.data.remarks:
         LOG.log(logging.WARNING if remark.is_warning else logging.INFO, remark.text)
     if trainer.training.threads > processors():

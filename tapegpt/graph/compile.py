@@ -95,7 +95,7 @@ def compiled_model(
     """
     if granularity == "vector":
         if model.counting and table is None:
-            table = CountTable([], vocab_size, model.counting, vocab_size)
+            table = CountTable([], vocab_size, model.counting, vocab_size - 1)
         return _record_vector(model, vocab_size, dtype, documents_per_sweep, table)
     kind = {"scalar": Scalar, "dot": Dot}[granularity]
     return _record_unrolled(kind, model, vocab_size, dtype)

@@ -51,6 +51,7 @@ MODELS = {
     ),
     "gpt with swiglu": ModelConfig(n_embd=4, n_head=2, block_size=3, activation="swiglu"),
     "gpt with gelu": ModelConfig(n_embd=4, n_head=2, block_size=3, activation="gelu"),
+    "gpt with counts": ModelConfig(n_embd=4, n_head=2, block_size=3, counting=2),
     "rnn": ModelConfig(model="rnn", n_embd=3, n_state=5, block_size=3),
     "rnn-att": ModelConfig(model="rnn-att", n_embd=3, n_state=5, n_att=2, block_size=3),
 }
@@ -144,6 +145,7 @@ UNUSED = {
     (named("detach"), BACKWARD),
     (named("relu"), BACKWARD),
     (named("previous"), BACKWARD),
+    (named("counted_features"), BACKWARD),
     (named("div"), FORWARD),
     (named("scale"), FORWARD),
 }
@@ -183,7 +185,7 @@ def check_operations(model, each, **settings):
 KINDS = [
     (model, granularity)
     for model, granularity in product(MODELS, GRANULARITIES)
-    if granularity == "vector" or MODELS[model].dropout == 0
+    if granularity == "vector" or MODELS[model].dropout == MODELS[model].counting == 0
 ]
 
 

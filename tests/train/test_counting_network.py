@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from opcodes import named
 
+import tapegpt
+from tapegpt.api.language_model import LanguageModel
+from tapegpt.api.training import train
 from tapegpt.checkpoint import RunError, load, load_manifest, save
 from tapegpt.corpus.stream import read_text
 from tapegpt.counting import CountingModel
@@ -184,6 +187,17 @@ def test_a_text_goes_on_past_the_block_as_counting_goes_on(stream, tmp_path, pro
     config = SampleConfig(temperature=0.0, prompt=prompt, length=3 * MODEL.block_size)
     (text,) = sample_text(load(tmp_path), config)
     assert "".join(text) == prompt + drawn
+
+
+def test_a_model_in_python(tmp_path):
+    settings = {"n_embd": 4, "n_head": 2, "block_size": 8, "counting": K}
+    model = LanguageModel("gpt", DOCUMENTS, **settings)
+    assert len(list(model.sample(2))) == 2  # nothing is counted yet
+    assert np.isfinite(model.logits("ab")).all()
+    train(model, DOCUMENTS, steps=2)
+    known = model.logits("ab")
+    model.save(tmp_path / "run")
+    assert np.array_equal(tapegpt.load(tmp_path / "run").logits("ab"), known)
 
 
 def test_a_run_with_other_counts_is_refused(tmp_path):
