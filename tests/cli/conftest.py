@@ -33,6 +33,17 @@ def warm(tmp_path_factory):
 
 
 @pytest.fixture
+def warm_cache(tmp_path, warm):
+    """A cache that holds what `warmup` uses and nothing else, and the folder of its files."""
+    cache = tmp_path / "kernels"
+    folder = cache.joinpath(*warm[0].parts[-3:-1])
+    folder.mkdir(parents=True, mode=0o700)
+    for file in warm:
+        shutil.copy2(file, folder)
+    return cache, folder
+
+
+@pytest.fixture
 def tapegpt(tmp_path, warm):
     return Cli(tmp_path)
 

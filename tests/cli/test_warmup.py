@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import pytest
 from command_line import Cli
@@ -22,13 +21,8 @@ for command in json.loads(sys.argv[1]):
 
 
 @pytest.fixture
-def own(tmp_path, warm):
-    """A folder and a cache of its own."""
-    cache = tmp_path / "kernels"
-    folder = cache.joinpath(*warm[0].parts[-3:-1])
-    folder.mkdir(parents=True, mode=0o700)
-    for file in warm:
-        shutil.copy2(file, folder)
+def own(tmp_path, warm_cache):
+    cache, folder = warm_cache
     return Cli(tmp_path, cache), folder
 
 

@@ -754,11 +754,13 @@ ARRAY_OPERATIONS: dict[str, Make] = {
 CATALOGUE = SCALAR_OPERATIONS | ARRAY_OPERATIONS
 
 # Operations that one template makes of formulas, all but those that show what it does: the others
-# call other functions of vectors, which have tests of their own. And what is composed of them.
+# call other functions of vectors, which have tests of their own. What is composed of them, and
+# attention, which has its own as well.
 ALIKE = {
     f"{name}, array"
     for name in {*POINTWISE, "where"} - {"exp", "log", "pow", "power", "div", "less"}
 }
+ALIKE |= {name for name in CATALOGUE if "attention" in name}
 ALIKE |= {"add beside", "mul of itself, array", "log_softmax", "layernorm", "several, shared"}
 
 

@@ -166,7 +166,7 @@ def test_gradient_is_the_slope(data):
 
 
 @given(data=st.data())
-def test_float32_gradients_follow_float64(data):
+def test_float32_gradients_follow_double(data):
     packed, (q, k, v, dout) = data.draw(batches("float32", most=4))
     double = Packed("float64", packed.n_head, q.shape[1] // packed.n_head, packed.lengths, (0, 0))
     for tape_arrays in (packed, double):
