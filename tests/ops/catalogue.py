@@ -754,14 +754,15 @@ ARRAY_OPERATIONS: dict[str, Make] = {
 CATALOGUE = SCALAR_OPERATIONS | ARRAY_OPERATIONS
 
 # Operations that one template makes of formulas, all but those that show what it does: the others
-# call other functions of vectors, which have tests of their own. What is composed of them, and
-# attention, which has its own as well.
-ALIKE = {
+# call other functions of vectors, which have tests of their own for each type and machine.
+FORMULAS = {
     f"{name}, array"
     for name in {*POINTWISE, "where"} - {"exp", "log", "pow", "power", "div", "less"}
 }
+FORMULAS |= {"add beside", "mul of itself, array"}
+# Nor need other machines run what is composed of others, and attention, which has its own tests.
+ALIKE = FORMULAS | {"log_softmax", "layernorm", "several, shared"}
 ALIKE |= {name for name in CATALOGUE if "attention" in name}
-ALIKE |= {"add beside", "mul of itself, array", "log_softmax", "layernorm", "several, shared"}
 
 
 def by_name(names: Iterable[str]) -> list[Any]:

@@ -15,6 +15,7 @@ from opcodes import differentiable
 from ops.catalogue import (
     ARRAY_OPERATIONS,
     CATALOGUE,
+    FORMULAS,
     NO_RESULT,
     RESULT_WIDTHS,
     SCALAR_OPERATIONS,
@@ -36,7 +37,7 @@ DTYPES = ["float32", "float64"]
 FLOAT32_TOLERANCE = 5e-5
 
 seeds = st.integers(0, 2**32 - 1)
-few_examples = settings(max_examples=min(12, settings().max_examples))
+few_examples = settings(max_examples=min(8, settings().max_examples))
 every_operation = pytest.mark.parametrize("name", by_name(CATALOGUE))
 
 
@@ -97,7 +98,8 @@ def test_forward_is_the_reference(name, seed):
     assert_nothing_else_is_written(here)
 
 
-@every_operation
+# In float64 all formulas are compared with NumPy and their gradients with differences.
+@pytest.mark.parametrize("name", by_name(name for name in CATALOGUE if name not in FORMULAS))
 @given(seed=seeds)
 @few_examples
 def test_float32_follows_double(name, seed):

@@ -149,6 +149,7 @@ def test_large_scores_choose_one_position(dtype, data):
 
 
 @given(data=st.data())
+@few_examples
 def test_gradient_is_the_slope(data):
     packed, (q, k, v, dout) = data.draw(batches("float64"))
     packed.attend(q, k, v)
@@ -166,6 +167,7 @@ def test_gradient_is_the_slope(data):
 
 
 @given(data=st.data())
+@few_examples
 def test_float32_gradients_follow_double(data):
     packed, (q, k, v, dout) = data.draw(batches("float32", most=4))
     double = Packed("float64", packed.n_head, q.shape[1] // packed.n_head, packed.lengths, (0, 0))
@@ -177,6 +179,7 @@ def test_float32_gradients_follow_double(data):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
+@few_examples
 def test_gradients_add_to_what_is_there(dtype, data):
     packed, (q, k, v, dout) = data.draw(batches(dtype))
     packed.attend(q, k, v)
@@ -189,6 +192,7 @@ def test_gradients_add_to_what_is_there(dtype, data):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
+@few_examples
 def test_position_by_position_is_all_at_once(dtype, data):
     packed, (q, k, v, _) = data.draw(batches(dtype))
     whole = packed.attend(q, k, v)
@@ -199,6 +203,7 @@ def test_position_by_position_is_all_at_once(dtype, data):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
+@few_examples
 def test_documents_do_not_disturb_each_other(dtype, data):
     packed, arrays = data.draw(batches(dtype))
     q, k, v, dout = arrays
