@@ -204,11 +204,12 @@ OPTIMIZERS = [
 ]
 
 
-@pytest.mark.parametrize("settings", OPTIMIZERS)
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+# Optimizers see parameters and gradients alone, which are the same at every granularity.
+@pytest.mark.parametrize(
+    ("granularity", "settings"),
+    [("scalar", OPTIMIZERS[0]), ("dot", OPTIMIZERS[0]), *product(["vector"], OPTIMIZERS)],
+)
 def test_every_optimizer_stops(granularity, settings):
-    if granularity != "vector" and settings["optimizer"] == "muon":
-        return  # refused, see test_muon.py
     check_operations("gpt", 1, granularity=granularity, dtype="float32", **settings)
 
 
