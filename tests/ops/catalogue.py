@@ -759,15 +759,19 @@ FORMULAS = {
     f"{name}, array"
     for name in {*POINTWISE, "where"} - {"exp", "log", "pow", "power", "div", "less"}
 }
-FORMULAS |= {"add beside", "mul of itself, array"}
+FORMULAS = FORMULAS - {"add, array"} | {"add beside", "mul of itself, array"}
 # Nor need other machines run what is composed of others, and attention, which has its own tests.
 ALIKE = FORMULAS | {"log_softmax", "layernorm", "several, shared"}
 ALIKE |= {name for name in CATALOGUE if "attention" in name}
+# In float32 other machines run these alone: they choose lanes. Others that do are in the models of
+# test_batch.py.
+OF_LANES = {"dropout", "sparse_linear", "rotary", "head_norm", "swiglu"}
 
 
-def by_name(names: Iterable[str]) -> list[Any]:
-    """Parameters; those that are alike need not be run as every other machine."""
-    return [pytest.param(name, marks=[pytest.mark.any_machine] * (name in ALIKE)) for name in names]
+def by_name(names: Iterable[str], left_out: Iterable[str] = ALIKE) -> list[Any]:
+    """Parameters; some are left out where tests run as another machine."""
+    marks = [pytest.mark.any_machine]
+    return [pytest.param(name, marks=marks * (name in left_out)) for name in names]
 
 
 class Recorded:
