@@ -29,6 +29,14 @@ STEPS = 10000
 FLAGS = ["train", "--data", SKY, "--steps", STEPS, "--batch-size", 16, "--n-embd", 8, "--seed", 5]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def hangups_are_heard():
+    """By processes that tests start: under nohup nobody hears them."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="module")
 def seconds(tmp_path_factory):
     """How long an undisturbed run takes, once its kernels are compiled."""
