@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ops.catalogue import CATALOGUE, Recorded, by_name
+from ops.catalogue import ARRAY_OPERATIONS, CATALOGUE, Recorded, by_name
 from ops.catalogue import Draw as DrawCase
 from tapegpt.corpus import TokenizedCorpus
 from tapegpt.counting import CountTable
@@ -46,6 +46,19 @@ def check_slope(
         if abs(found[-1] - terms.sum()) <= 1e-6 * np.linalg.norm(terms) + rounding:
             return
     raise AssertionError(f"the slope is {found}, the gradient says {terms.sum()}")
+
+
+@pytest.mark.parametrize("name", by_name(ARRAY_OPERATIONS))
+def test_a_seed_is_the_gradient_of_a_weighted_sum(name: str) -> None:
+    """An array as the root, with the weights of the projection as its seed."""
+    draw = DrawCase(1, most=5)
+    recorded = Recorded(ARRAY_OPERATIONS[name](draw), draw)
+    expected = [gradient.copy() for gradient in recorded.gradients()]
+    weights = np.random.default_rng(recorded.result.size).normal(size=recorded.result.shape)
+    seed = weights if recorded.result.ndim > 1 else weights.reshape(())
+    recorded.tape.backward(int(recorded.result.flat[0]), seed=seed)
+    for found, wanted in zip(recorded.gradients(), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-14)
 
 
 def check_operation(name: str, seed: int, counts: Counter[str]) -> None:
