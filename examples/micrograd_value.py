@@ -1,8 +1,8 @@
 """micrograd's Value on a tape: programs that were written for micrograd run as they are.
 
 micrograd (Karpathy 2020) keeps a Python object with a closure for each number. Here a Value is the
-handle of a node, and the tape has the graph. `begin` forgets what was computed since the
-parameters were made, or memory would grow from step to step.
+handle of a node, and the tape has the graph. Each step begins with a reset to where the parameters
+end, or memory would grow from step to step.
 
     python examples/micrograd_value.py [steps]
 """
@@ -79,20 +79,13 @@ def node_of(other):
     return other.node if isinstance(other, Value) else other
 
 
-def begin(mark=[]):  # noqa: B006  # the end of the parameters
-    """Begin a step: all that was computed in the one before is forgotten."""
-    if not mark:
-        mark.append(tape.mark())
-    tape.reset(mark[0])
-
-
 def main(steps=60):
     """A bend, max(0, a x + b) + c, fitted to five points."""
     points = [(-1.0, 0.5), (0.0, 0.5), (1.0, 1.0), (2.0, 2.5), (3.0, 4.0)]
     a, b, c = parameters = [Value(1.0), Value(0.0), Value(0.0)]
-    losses = []
+    losses, mark = [], tape.mark()
     for _ in range(steps):
-        begin()
+        tape.reset(mark)
         errors = [(a * x + b).relu() + c - y for x, y in points]
         loss = sum(error**2 for error in errors) / len(errors)
         loss.backward()
