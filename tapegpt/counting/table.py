@@ -24,7 +24,8 @@ class CountTable:
 
     texts: of token ids below vocab_size, (length,) each. orders: tokens of a context, at most.
     before: what stands before the beginning of every text, a token or vocab_size.
-    folds: the one of each text, from 0 on; None: none is ever left out.
+    folds: the one of each text, from 0 on; None: none is ever left out. Raises TapegptError for
+    other tokens, and for no orders.
     """
 
     def __init__(
@@ -36,7 +37,8 @@ class CountTable:
         folds: Sequence[int] | NDArray[np.integer] | None = None,
     ) -> None:
         self.vocab_size, self.orders, self.before = vocab_size, orders, before
-        self.counted = sum(map(len, texts))  # tokens
+        if orders < 1 or any(np.min(x) < 0 or np.max(x) >= vocab_size for x in texts if len(x)):
+            raise TapegptError("counts are of tokens below vocab_size, after one of them at least")
         counted = count_grams(texts, vocab_size + 1, before, orders, folds)
         self.folds = counted.folds
         self.nodes, self.losses = _tree(counted)

@@ -39,7 +39,7 @@ def test_train_defaults(trained):
         "model": "gpt", "n_layer": 1, "n_embd": 16, "n_head": 4, "block_size": 16,
         "n_state": 32, "n_att": 16, "look_back": 0, "ensemble": 1, "dropout": 0.0,
         "positions": "learned", "activation": "relu", "qk_norm": False, "final_norm": False,
-        "zero_init": False, "softcap": None,
+        "zero_init": False, "softcap": None, "counting": 0,
     }  # fmt: skip
     assert settings["step"] == settings["training"]["steps"] == 1000
     assert settings["documents"] == len(read_documents(default_corpus()))

@@ -342,6 +342,7 @@ MAY_BE_ZERO = {
     "--averaging",
     "--dropout",
     "--look-back",
+    "--counting",
     "--temperature",
 }
 
@@ -469,6 +470,7 @@ EDGES = {
     "--eval-every": {"1": 0, "9007199254740992": 0},
     "--patience": {"1": 0, "9007199254740992": 0},
     "--look-back": {"0": 0, "1": 0, "15": 0},
+    "--counting": {"0": 0, "1": 0, "16": 0},
     "--ensemble": {"1": 0, "3": 0},
     "--n-layer": {"1": 0},
     "--n-head": {"1": 0},

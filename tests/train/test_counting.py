@@ -150,6 +150,12 @@ def test_a_table_stays_where_it_is():
         table.nodes[0] = 1
 
 
+def test_what_cannot_be_counted_is_refused():
+    for text, orders in ([3], 2), ([-1], 2), ([0], 0):
+        with pytest.raises(TapegptError, match="below vocab_size, after one"):
+            CountTable([ids(""), np.array(text)], 3, orders, 3)
+
+
 def test_refusals_of_features():
     table = CountTable([ids(TEXT)], 3, 2, 3)
     tape = Tape()
