@@ -30,7 +30,8 @@ FLAGS = ["train", "--data", SKY, "--steps", 100]
 OBSERVED = """
 import json, subprocess, sys, threading
 from numba.core.event import Listener, register
-from tapegpt import cli
+from tapegpt import cli, first_run
+first_run.LONGEST_WAIT = 1000  # however much else the machine does
 
 class Names(Listener):
     def on_start(self, event):
