@@ -192,7 +192,7 @@ def dial(overrides: Mapping[str, object]) -> str | None:
 
     The nearest is that of the smallest ratio. None where other settings say what is trained.
 
-    >>> dial({"seconds": 8.0})
+    >>> dial({"seconds": 8})
     '5s'
     >>> dial({"seconds": 600.0, "text": True})
     'text-5m'
@@ -200,11 +200,13 @@ def dial(overrides: Mapping[str, object]) -> str | None:
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     seconds = given.get("seconds")
-    if not isinstance(seconds, float) or not 0 < seconds < math.inf or given.keys() - BESIDE:
+    if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+        return None
+    if given.keys() - BESIDE:
         return None
     text = bool(given.get("text") or given.get("bytes"))
     apart = {
-        name: abs(math.log(seconds / known))
+        name: abs(math.log(seconds) - math.log(known))
         for name, preset in PRESETS.items()
         if isinstance(known := preset.get("seconds"), float) and bool(preset.get("text")) == text
     }

@@ -24,6 +24,7 @@ from tapegpt.kernels.loops.sample import (
     next_token,
     weigh,
 )
+from tapegpt.runs.network import network_of
 from tapegpt.sampling import (
     SAMPLES_PER_CALL,
     SAMPLES_PER_SWEEP,
@@ -551,11 +552,11 @@ def test_little_memory_draws_fewer_together(monkeypatch):
     expected = texts_of(run, num_samples=30)
     counts = []
 
-    def counting(model, vocab_size, granularity, dtype, documents):
+    def counting(run, documents, *others):
         counts.append(documents)
-        return compiled_model(model, vocab_size, granularity, dtype, documents)
+        return network_of(run, documents, *others)
 
-    monkeypatch.setattr(sampling, "compiled_model", counting)
+    monkeypatch.setattr(sampling, "network_of", counting)
     one, two = (
         sampling.bytes_needed(MODEL, VOCABULARY, "vector", "float64", documents)
         for documents in (1, 2)
@@ -580,7 +581,7 @@ def test_a_run_too_large_for_memory_is_refused(monkeypatch):
     def exhausted(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(sampling, "compiled_model", exhausted)
+    monkeypatch.setattr(sampling, "network_of", exhausted)
     with pytest.raises(TapegptError, match="too large for this machine's memory"):
         next(sample(run, SampleConfig()))
 
