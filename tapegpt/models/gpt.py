@@ -58,7 +58,7 @@ class Gpt(Model):
     def zeros(self, config: ModelConfig) -> list[str]:
         added = [f"layer{i}.{m}" for i in range(config.n_layer) for m in ("attn_wo", "mlp_fc2")]
         zero = ["lm_head", *added] if config.zero_init else []
-        return [*zero, "count_gate", "count_bias"] if config.counting else zero
+        return [*zero, *counting_shapes(config, 1)]
 
     def logits(self, net: LayerBuilder[X], config: ModelConfig) -> X:
         positions = "wpe" if config.positions == "learned" else None
@@ -97,7 +97,7 @@ def hidden_units(net: LayerBuilder[X], x: X, layer: str, activation: str) -> X:
 
 
 def counting_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
-    """The weights of what counts say: those of the gates are 0 at first."""
+    """The weights of what counts say, which are 0 at first."""
     if not config.counting:
         return {}
     return {
