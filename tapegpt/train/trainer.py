@@ -112,11 +112,14 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether training has spent its budget, or its patience."""
+        """Whether training has spent its budget, or its patience: after a step at least.
+
+        Counts alone may take longer than there are seconds.
+        """
         patience = self.training.patience
         if patience is not None and self.stale >= patience:
             return True
-        return self.budget.done(self.step, self.elapsed) >= self.budget.total
+        return self.step > 0 and self.budget.done(self.step, self.elapsed) >= self.budget.total
 
     def advance(self, count: int, pace: float = 0) -> NDArray[np.float64]:
         """Do `count` steps and return their losses.

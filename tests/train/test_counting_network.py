@@ -273,3 +273,11 @@ def test_counts_that_memory_does_not_hold(monkeypatch):
     monkeypatch.setattr("tapegpt.train.sweep_size.bytes_available", lambda: 1e9)
     with pytest.raises(UsageError, match=r"the counts of 4000000 tokens need about .* GB"):
         check_table(4_000_000, 8, crossed=True)
+
+
+def test_counting_leaves_time_for_a_step():
+    trainer = make(DOCUMENTS, steps=None, seconds=1e-9)
+    assert trainer.elapsed > trainer.training.seconds
+    assert not trainer.finished
+    trainer.advance(1)
+    assert trainer.finished
