@@ -9,6 +9,7 @@ are generated from these rows.
 import ast
 import math
 from dataclasses import dataclass
+from functools import cache
 
 from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined
@@ -54,10 +55,11 @@ SCOPE = {
 NOTHING = ""  # no gradient passes
 
 
-def names_in(expression: str) -> set[str]:
+@cache
+def names_in(expression: str) -> frozenset[str]:
     """The names in an expression, which may be empty."""
     nodes = ast.walk(ast.parse(expression))
-    return {node.id for node in nodes if isinstance(node, ast.Name)}
+    return frozenset(node.id for node in nodes if isinstance(node, ast.Name))
 
 
 @dataclass(frozen=True)
