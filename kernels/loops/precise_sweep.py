@@ -39,5 +39,5 @@ def precise_reverse_sweep(tape_arrays, often, end, batch_range):
             for j in range(len(nodes)):
                 if before[j] <= end:
                     sums[j] += grads[nodes[j]]
-                    # What comes next is the node's own record, which reads all, or adds more.
+                    # The node's own record, which may be next, reads the whole sum.
                     grads[nodes[j]] = sums[j] if before[j] == end else 0

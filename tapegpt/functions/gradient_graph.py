@@ -123,7 +123,7 @@ class _Recorded:
             pairs = [(self.gradients[y], node(y)) for y in given]
             mean = tape.dot([g for g, _ in pairs], [y for _, y in pairs])
             for y, a in zip(step.results, step.operands, strict=True):
-                dy = self.gradients[y] - mean if y in given else -mean
+                dy = self.gradients[y] - mean if y in self.gradients else -mean
                 yield a, node(y) * dy
             return
         (out,), dout = step.results, self.gradients[step.results[0]]

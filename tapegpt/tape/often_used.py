@@ -20,7 +20,8 @@ def often_used(
 ) -> OftenUsed:
     """The nodes below size that records, (count, 4), and operands name OFTEN times and more.
 
-    Some of these numbers name no node. A node found by such a number costs time, and is right.
+    Some of these numbers are sizes and not nodes. They may add a node that has fewer uses, which
+    costs time and changes nothing else.
     """
     code, out, left, right = records[records[:, 0] & OPCODE < FIRST_CALLED].astype(np.int64).T
     added = code & OPCODE == MULTIPLY_ADD
