@@ -20,7 +20,7 @@ from enum import Enum, auto
 from functools import cache
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
-from tapegpt.kernels.compile.jit import inlined
+from tapegpt.kernels.compile.jit import inlined_made
 
 Kernel = Callable[..., Any]
 
@@ -95,6 +95,14 @@ def readers(args: type) -> tuple[Kernel, Kernel]:
     differentiable argument x `dx`, where its gradient lies, and `overwrite_dx`, its bit: whether
     the gradient is written here first, rather than added to. `dx` of a GradientRoom is room.
     """
+    return (
+        inlined_made(lambda: _made_readers(args)["args"]),
+        inlined_made(lambda: _made_readers(args)["grads_of"]),
+    )
+
+
+@cache
+def _made_readers(args: type) -> dict[str, Any]:
     places = [
         f"at + {i}" if kind is Kind.REST else f"operands[at + {i}]"
         for i, kind in enumerate(kinds(args).values())
@@ -110,8 +118,7 @@ def readers(args: type) -> tuple[Kernel, Kernel]:
         f"def args(operands, at):\n    return Args({', '.join(places)})\n"
         f"def grads_of(operands, back):\n    return Grads({', '.join(lists)})\n"
     )
-    made = generated(args.__module__, source, {"Args": args, "Grads": grads})
-    return inlined(made["args"]), inlined(made["grads_of"])
+    return generated(args.__module__, source, {"Args": args, "Grads": grads})
 
 
 def generated(module: str, source: str, names: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ The kernels are generated from formulas.py; c is a scalar node to which no gradi
 import textwrap
 from typing import NamedTuple
 
-from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.compile.jit import inlined, jit, jit_made
 from tapegpt.kernels.layout import padded, row_range, row_stride
 from tapegpt.kernels.op import (
     ArrayOp,
@@ -166,7 +166,7 @@ d{operand} = simd.where_nonzero(dout, {gradient})
 NAMES = {"a": "a", "b": "b", "c": "c", "out": "result", "dout": "dout", "da": "da"}
 
 
-def kernel_of(source, name):
+def function_of(source, name):
     names = {
         **MODULES,
         "unary_args": unary_args,
@@ -189,7 +189,51 @@ def kernel_of(source, name):
         "sum_lanes": sum_lanes,
         "FEW": FEW,
     }
-    return jit(generated(__name__, source, names)[name])
+    return generated(__name__, source, names)[name]
+
+
+# How the operands of a vector are loaded, and the number of a formula that has one.
+LOAD = "a = simd.load(values, p.x + r * row + j)"
+LOAD_BOTH = """
+a = load_strided(values, p.x + r * p.x_row + j * p.x_step, p.x_step)
+b = load_strided(values, p.y + r * p.y_row + j * p.y_step, p.y_step)
+"""
+NUMBER = "    c = values[p.factor]"
+
+# By the second operand of a formula: how its readers are called, and its arguments.
+KINDS = {"": ("unary", UnaryArgs), "b": ("binary", BinaryArgs), "c": ("number", ScaleArgs)}
+
+
+def forward_function(name, formula):
+    """What computes the formula of each element."""
+    out = OF_VECTORS[formula.name][0] if formula.name in OF_VECTORS else ""
+    source = FORWARD.format(
+        name=name,
+        kind=KINDS[formula.second][0],
+        number=NUMBER if formula.second == "c" else "",
+        loads=textwrap.indent(LOAD_BOTH if formula.second == "b" else LOAD, 12 * " "),
+        out=out or vector_expression(formula.out, NAMES),
+    )
+    return function_of(source, f"{name}_forward")
+
+
+def backward_function(name, formula):
+    """What passes the gradient of each element back."""
+    if formula.second == "b":
+        return function_of(binary_backward(name, formula), f"{name}_backward")
+    if formula.name in OF_VECTORS:
+        da = OF_VECTORS[formula.name][1]
+    else:
+        da = vector_expression(formula.da, NAMES)
+        da = chosen_where(formula.when, NAMES, da) if formula.when else da
+    source = BACKWARD.format(
+        name=name,
+        kind=KINDS[formula.second][0],
+        number=NUMBER if formula.second else "",
+        loads=textwrap.indent(LOAD, 12 * " "),
+        da=da,
+    )
+    return function_of(source, f"{name}_backward")
 
 
 def binary_backward(name, formula):
@@ -202,41 +246,16 @@ def binary_backward(name, formula):
     return BINARY_BACKWARD.format(name=name, lines=textwrap.indent(lines, 16 * " "))
 
 
-# By the second operand of a formula: how its readers are called, and its arguments.
-KINDS = {"": ("unary", UnaryArgs), "b": ("binary", BinaryArgs), "c": ("number", ScaleArgs)}
-
-
 def operation_of(formula):
     """The operation on arrays that a formula makes."""
-    name, second = f"array_{formula.name}", formula.second
-    name = name if formula.name != "add" else "broadcast_add"
-    written, da = OF_VECTORS.get(formula.name, (vector_expression(formula.out, NAMES), formula.da))
-    number, passes = "", bool(formula.da or formula.db)
-    kind, args = KINDS[second]
-    if second == "b":
-        loads = (
-            "a = load_strided(values, p.x + r * p.x_row + j * p.x_step, p.x_step)\n"
-            "b = load_strided(values, p.y + r * p.y_row + j * p.y_step, p.y_step)"
-        )
-        back = binary_backward(name, formula) if passes else ""
-    else:
-        loads = "a = simd.load(values, p.x + r * row + j)"
-        number = "    c = values[p.factor]" if second else ""
-        if formula.name not in OF_VECTORS and da:
-            da = vector_expression(da, NAMES)
-            da = chosen_where(formula.when, NAMES, da) if formula.when else da
-        back = BACKWARD.format(
-            name=name, kind=kind, number=number, loads=textwrap.indent(loads, 12 * " "), da=da
-        )
-    front = FORWARD.format(
-        name=name, kind=kind, number=number, loads=textwrap.indent(loads, 12 * " "), out=written
-    )
+    name = f"array_{formula.name}" if formula.name != "add" else "broadcast_add"
+    passes = formula.da or formula.db
     return ArrayOp(
         name,
-        args,
-        kernel_of(front, f"{name}_forward"),
-        kernel_of(back, f"{name}_backward") if passes else None,
-        backward_reads=("x", "y", "out") if second == "b" else ("x", "out"),
+        KINDS[formula.second][1],
+        jit_made(lambda: forward_function(name, formula)),
+        jit_made(lambda: backward_function(name, formula)) if passes else None,
+        backward_reads=("x", "y", "out") if formula.second == "b" else ("x", "out"),
         row_by_row=True,
     )
 
