@@ -48,8 +48,12 @@ def read_window(program, window, first, filled):
 
 
 @jit
-def continue_texts(program, window, state, inverse_temperature, top_k, top_p, uniforms, drawn):
+def continue_texts(
+    program, few_rows, window, state, inverse_temperature, top_k, top_p, uniforms, drawn
+):
     """Draw one token after the other for each text.
+
+    few_rows: the program that goes on by one position, with the same values.
 
     window: int64 (texts, before + block), of which state[0] tokens are there, one at least, after
     those that counts alone know: one less than a context has. Of these the program knows state[1].
@@ -63,7 +67,10 @@ def continue_texts(program, window, state, inverse_temperature, top_k, top_p, un
     width, kept = padded(weights, vocab_size), (block + 2) // 3
     for n in range(drawn.shape[1]):
         filled, known = state[0], state[1]
-        logits = read_window(program, window, known if filled - known == 1 else 0, filled)
+        if filled - known == 1:
+            logits = read_window(few_rows, window, known, filled)
+        else:
+            logits = read_window(program, window, 0, filled)
         weigh(values, logits, program.logits_row, texts, vocab_size, inverse_temperature, weights)
         for i in range(texts):
             drawn[i, n] = next_token(

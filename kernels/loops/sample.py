@@ -8,12 +8,14 @@ from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.interpreter import PREVIOUS, forward_sweep
 from tapegpt.kernels.layout import BatchRange, padded
 from tapegpt.kernels.ops.attention import ATTENTION, move_document
+from tapegpt.kernels.ops.linear import LINEAR, PACKED, pack_linear
 from tapegpt.kernels.ops.recurrence import move_state
 from tapegpt.kernels.ops.streaming_attention import STREAMING_ATTENTION, move_streamed
 from tapegpt.kernels.registry import opcode, opcodes
 from tapegpt.kernels.simd.math import exp
 
 STREAMING = opcode(STREAMING_ATTENTION)
+PACKED_LINEAR = opcode(LINEAR, PACKED)
 FIRST_ATTENTION, LAST_ATTENTION = opcodes(ATTENTION)[0], opcodes(ATTENTION)[-1]
 
 
@@ -129,6 +131,15 @@ def next_token(weights, first, count, top_k, top_p, uniform, totals):
     if top_k < count or top_p < 1:
         keep_likeliest(weights, first, count, top_k, top_p, totals)
     return choose(weights, first, count, uniform, totals)
+
+
+@jit
+def pack_linears(tape_arrays):
+    """Pack the weights of the linears for a few rows, as they are now."""
+    for i in range(len(tape_arrays.records)):
+        code, _, at, _ = read_record(tape_arrays.records, i)
+        if code == PACKED_LINEAR:
+            pack_linear(tape_arrays.values, tape_arrays.operands, at)
 
 
 @inlined

@@ -18,8 +18,11 @@ from tapegpt.kernels.ops.elementwise import pass_gradient
 from tapegpt.kernels.ops.product.amx import large_matmul
 from tapegpt.kernels.ops.product.matmul import matmul
 from tapegpt.kernels.ops.product.matrix import IDENTITY, RELU, Left, Result, Right, Shape, moved
+from tapegpt.kernels.ops.product.packed import pack_weights, packed_product
 
 ADJACENT = 1
+
+PACKED = 2  # the variant for a few rows
 
 
 class Args(NamedTuple):
@@ -32,6 +35,7 @@ class Args(NamedTuple):
     room: SharedRoom  # for a panel
     activation: Size = IDENTITY  # IDENTITY or RELU
     activation_of_x: Size = IDENTITY
+    packed: Size = NONE  # where there is room for packed weights, see graph/packing.py
 
 
 args, grads_of = readers(Args)
@@ -85,12 +89,32 @@ def make_linear(multiply):
 
 forward, backward = make_linear(matmul)
 
+
+@jit
+def packed_forward(values, operands, inputs, out, at, batch_range):
+    """The same for a few rows, with weights that pack_linear has packed."""
+    a = args(operands, at)
+    x_row, out_row = row_stride(values, a.n_in), row_stride(values, a.n_out)
+    first, last = row_range(a.rows, batch_range)
+    for r in range(first, last):
+        x, y, start = a.x + r * x_row, out + r * out_row, moved(a.start, r * out_row)
+        packed_product(values, x, a.n_in, a.packed, a.n_out, y, start, a.activation)
+
+
+@jit
+def pack_linear(values, operands, at):
+    """Pack the weights as they are now."""
+    a = args(operands, at)
+    pack_weights(values, a.w, a.n_in, a.n_out, a.packed)
+
+
 LINEAR = ArrayOp(
     "linear",
     Args,
     forward,
     backward,
-    variants=(make_linear(large_matmul),),  # for products that are large enough for AMX
+    # The first is for products that are large enough for AMX.
+    variants=(make_linear(large_matmul), (packed_forward, backward)),
     backward_reads=("x",),
     adds_to="start",
     row_by_row=True,

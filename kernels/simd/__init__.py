@@ -54,6 +54,7 @@ from tapegpt.kernels.simd.reduce import (
     within,
 )
 from tapegpt.kernels.simd.tile import (
+    tile_column_sums,
     tile_keep_pieces,
     tile_load,
     tile_load_first,
@@ -68,6 +69,7 @@ from tapegpt.kernels.simd.tile_products import (
     tile_fma,
     tile_fma_lanes,
     tile_fma_rows,
+    tile_fma_steps,
     tile_outer,
 )
 from tapegpt.kernels.simd.tile_rows import (

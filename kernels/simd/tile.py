@@ -119,6 +119,23 @@ def tile_transpose(typing_context, tile):
 
 
 @intrinsic
+def tile_column_sums(typing_context, tile):
+    """The sum of all rows of a tile: a tile of one row."""
+    result = Tile(tile.dtype, 1, tile.columns)
+
+    def codegen(context, builder, sig, args):
+        vectors = vectors_of(builder, tile, args[0])
+        rows = [vectors[i : i + tile.columns] for i in range(0, len(vectors), tile.columns)]
+        while len(rows) > 1:
+            half = len(rows) // 2
+            pairs = zip(rows[:half], rows[half:], strict=True)
+            rows = [[builder.fadd(a, b) for a, b in zip(*pair, strict=True)] for pair in pairs]
+        return pack_vectors(builder, result, rows[0])
+
+    return result(tile), codegen
+
+
+@intrinsic
 def tile_row_sums(typing_context, tile):
     """A vector whose lane i is the sum of row i of a tile, for tiles of one column.
 

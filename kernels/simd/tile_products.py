@@ -44,6 +44,30 @@ def tile_fma(typing_context, tile, pointers, b, b_index):
 
 
 @intrinsic
+def tile_fma_steps(typing_context, tile, a, a_index, b_index):
+    """tile[r, c] + a[a_index + r] * (vector c of row r of a matrix at a[b_index])
+
+    The matrix lies there as a tile does: rows x columns vectors, row after row.
+    """
+
+    def codegen(context, builder, sig, args):
+        result, array, a_index, b_index = args
+        vector = tile.vector
+        sums = vectors_of(builder, tile, result)
+        for r in range(tile.rows):
+            at = builder.add(a_index, ir.Constant(ir.IntType(64), r))
+            pointer = element_pointer(context, builder, sig.args[1], array, at)
+            element = broadcast(builder, vector, builder.load(pointer))
+            for i in range(r * tile.columns, (r + 1) * tile.columns):
+                at = builder.add(b_index, ir.Constant(ir.IntType(64), i * vector.lanes))
+                right = load_vector(context, builder, sig.args[1], array, at, vector)
+                sums[i] = multiply_add(builder, vector, element, right, sums[i])
+        return pack_vectors(builder, tile, sums)
+
+    return tile(tile, a, types.intp, types.intp), codegen
+
+
+@intrinsic
 def square_fma(typing_context, tile, pointers, square):
     """tile[r] + sum over k of (element k of row r that is pointed to) * square[k]
 

@@ -11,8 +11,10 @@ from tapegpt import tape as tapes
 from tapegpt.counting.table import CountTable
 from tapegpt.graph.fusion import fuse_relu, join_linears, joint_width
 from tapegpt.graph.memory_plan import mark_overwritten, share_gradients, share_values
+from tapegpt.graph.packing import FEW_ROWS, with_packed_weights
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.layout import NONE
+from tapegpt.kernels.loops.sample import pack_linears
 from tapegpt.kernels.program import Program
 from tapegpt.kernels.registry import kernels_of, load_kernels
 from tapegpt.models.registry import networks, parameter_shapes
@@ -31,6 +33,7 @@ class CompiledModel:
     program: Program
     documents_per_sweep: int
     weights: dict[str, Floats]  # views into program.values, (outputs, inputs)
+    few_rows: Program  # the same for a few rows, with weights packed for it, or the program itself
     table: CountTable | None = None  # whose addresses the program knows
     _loaded: set[int] = field(default_factory=set, init=False)  # directions
 
@@ -64,6 +67,20 @@ class CompiledModel:
                 if not goes_on(ready, len(missing) * len(kernels)):
                     return
             self._loaded.add(direction)
+
+    def program_for(self, rows: int) -> Program:
+        """The quickest one to go forward over so many rows at a time, with the weights as they are.
+
+        Its kernels are ready. Another call is due after the weights have changed.
+        """
+        if rows > FEW_ROWS:
+            self.load([FORWARD])
+            return self.program
+        tape_arrays = self.few_rows.tape_arrays
+        kernels = kernels_of(tape_arrays.records)
+        load_kernels(tape_arrays.kernels, tape_arrays.values.dtype, kernels, FORWARD)
+        pack_linears(tape_arrays)
+        return self.few_rows
 
     def by_name(self, prefix: Floats) -> dict[str, Floats]:
         """Views into an array like the parameters, by name."""
@@ -123,8 +140,11 @@ def _record_vector(
     block = model.block_size
     if width := joint_width(tape_arrays, tape._stride):
         joint = tape.array(np.zeros((documents * block, width)))
-        tape_arrays = tape_arrays._replace(values=tape.values, grads=tape.grads)
         tape_arrays = join_linears(tape_arrays, tape.extents, tape._stride, joint.id)
+    few_rows = with_packed_weights(tape_arrays, tape.lanes, tape._auxiliary)
+    tape_arrays, few_rows = (
+        arrays._replace(values=tape.values, grads=tape.grads) for arrays in (tape_arrays, few_rows)
+    )
     cleared = [*(loss.id for loss in losses), *range(losses[-1].id, mean_loss.id)]
     ends = np.full(block + 1, len(tape_arrays.records))
     ends[0] = 0
@@ -160,7 +180,8 @@ def _record_vector(
         likelihoods=np.zeros((documents + 1) * tape._stride(vocab_size), dtype),
     )
     views = {name: tape._view(tape.values, w.id) for name, w in weights.items()}
-    return CompiledModel(program, documents, views, table)
+    packed = program._replace(tape_arrays=few_rows)
+    return CompiledModel(program, documents, views, packed, table)
 
 
 def _record_unrolled(
@@ -223,7 +244,7 @@ def _record_unrolled(
         name: program.tape_arrays.values[nodes[0, 0] : nodes[-1, -1] + 1].reshape(nodes.shape)
         for name, nodes in weights.items()
     }
-    return CompiledModel(program, 1, views)
+    return CompiledModel(program, 1, views, program)
 
 
 def _mean(tape: Tape, nodes: list[tapes.Scalar]) -> tapes.Scalar:

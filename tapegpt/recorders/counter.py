@@ -33,6 +33,7 @@ class Counter:
         self.tables: set[str] = set()  # the weights whose rows are looked up
         self.outer: set[str] = set()  # those between arrays and what counts say
         self.products = 0  # of a weight and a number, at every position
+        self.packed = 0  # nodes of packed weights, see kernels/ops/product/packed.py
         self.attended = 0  # columns of all attentions together
         self._of_positions = 0  # nodes of tables for each position of a block
         self._heads: list[tuple[int, int]] = []  # of every attention: how many, how wide
@@ -69,6 +70,7 @@ class Counter:
     ) -> int:
         outputs, inputs = self._shapes[weights]
         self.products += outputs * inputs
+        self.packed += row_stride(inputs) * row_stride(outputs)
         return self._layer(outputs, scalars=1 + (residual is not None), arrays=1 + (dropout > 0))
 
     def rmsnorm(self, x: int) -> int:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tapegpt.bounds import flag
+from tapegpt.kernels.ops.product.packed import MOST_PACKED
 from tapegpt.models.registry import MODELS, network_shapes, parameter_totals
 from tapegpt.recorders.counter import count_mean, count_network, row_stride
 from tapegpt.settings import ModelConfig
@@ -16,8 +17,11 @@ def nodes_needed(model: ModelConfig, vocab_size: int, granularity: str, document
     shapes = network_shapes(model, vocab_size).values()
     padded = row_stride if granularity == "vector" else int
     network = sum(rows * padded(columns) for rows, columns in shapes)
-    network += count_network(model, vocab_size).nodes(*sweep)
-    return model.ensemble * network + count_mean(model, vocab_size).nodes(*sweep)
+    counted = count_network(model, vocab_size)
+    network += counted.nodes(*sweep)
+    total = model.ensemble * network + count_mean(model, vocab_size).nodes(*sweep)
+    packed = model.ensemble * counted.packed if granularity == "vector" else 0
+    return total + packed * (packed <= MOST_PACKED)
 
 
 def bytes_needed(

@@ -11,7 +11,6 @@ from tapegpt.checkpoint import Run
 from tapegpt.corpus import Tokenizer
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.graph.compile import CompiledModel
-from tapegpt.kernels.compile.indirect_call import FORWARD
 from tapegpt.kernels.loops.sample import generate
 from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed, sizes_to_shrink
 from tapegpt.runs.network import network_of
@@ -131,9 +130,9 @@ def draw(
     its row of uniforms from the start, or in_turn what the texts before left of all of them. To
     draw none still compiles what drawing needs, but for the kernels of the model.
     """
-    program = compiled.program
+    program, rows = compiled.program, 1 if in_turn else compiled.documents_per_sweep
     if len(uniforms) > 0:
-        compiled.load([FORWARD])
+        program = compiled.program_for(rows)
     samples = np.full(uniforms.shape, -1, np.int64)
     limits = kernel_limits(config, program.vocab_size, program.likelihoods.dtype)
     drawn = generate(program, prompt, *limits, uniforms.ravel(), in_turn, samples)

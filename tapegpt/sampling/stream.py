@@ -81,7 +81,7 @@ def draw_text(
     that has none. What is drawn does not depend on how it is shown.
     """
     compiled.load([FORWARD])
-    program = compiled.program
+    program, few_rows = compiled.program, compiled.program_for(1)
     limits = kernel_limits(config, program.vocab_size, program.likelihoods.dtype)
     block = len(program.logits)
     before = [*beginning(tokenizer, len(prompt) == 0), *prompt.tolist()]
@@ -92,7 +92,7 @@ def draw_text(
     left, at_once = config.length or LENGTH, 1
     while left > 0 and not shown.stopped:
         drawn = np.zeros((1, min(left, at_once)), np.int64)
-        continue_texts(program, window, state, *limits, rng.random(drawn.shape), drawn)
+        continue_texts(program, few_rows, window, state, *limits, rng.random(drawn.shape), drawn)
         left, at_once = left - drawn.size, min(2 * at_once, MOST_AT_ONCE)
         tokens = drawn[0].tolist()
         if tokenizer.delimited and tokenizer.bos in tokens:

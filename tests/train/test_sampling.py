@@ -190,6 +190,43 @@ def test_keys_and_values_of_every_width_move(head_dim, n_head):
     assert by(40) == one_by_one
 
 
+@pytest.mark.parametrize("in_turn", [False, True])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_what_is_drawn_follows_from_the_weights_as_they_are(granularity, in_turn):
+    uniforms = np.random.default_rng(2).random((40, MODEL.block_size))
+    config, nothing = SampleConfig(temperature=1), NO_PROMPT
+    first, second, expected = (
+        draw(
+            loaded(random_weights(seed), granularity, documents=n),
+            nothing,
+            config,
+            uniforms,
+            in_turn,
+        )
+        for seed, n in ((1, 2), (7, 2), (7, 3))
+    )
+    assert second[0].tolist() == expected[0].tolist() != first[0].tolist()
+
+
+def test_sampling_leaves_training_as_it_is():
+    """Documents of a row or two are trained on with the weights, not with what sampling packed."""
+
+    def losses(samples):
+        trainer = Trainer(MODEL, TrainConfig(steps=30), ["a", "b", "ab", "c"])
+        found = []
+        for _ in range(10):
+            if samples:
+                list(
+                    sample_in_turn(
+                        trainer.compiled, trainer.tokenizer, SampleConfig(), random.Random(1)
+                    )
+                )
+            found += trainer.advance(3).tolist()
+        return found
+
+    assert losses(samples=True) == losses(samples=False)
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_texts_in_turn_use_what_is_left_of_the_numbers(granularity):
     compiled, config = loaded(random_weights(1), granularity), SampleConfig(temperature=1)

@@ -70,13 +70,14 @@ def test_texts_side_by_side_are_those_drawn_alone():
     together, state = np.zeros((5, 30), np.int64), np.array([3, 0])
     limits = (1.5, len(CHARACTERS), 1.0)
     given = windows.copy()
-    continue_texts(compiled.program, given, state, *limits, uniforms, together)
+    continue_texts(compiled.program, compiled.program, given, state, *limits, uniforms, together)
+    few_rows = compiled.program_for(1)
     for i in range(5):
         alone, state = np.zeros((1, 30), np.int64), np.array([3, 0])
         for first in range(0, 30, 7):  # in any number of calls
             some = slice(first, first + 7)
             continue_texts(
-                compiled.program, windows[i : i + 1], state, *limits,
+                compiled.program, few_rows, windows[i : i + 1], state, *limits,
                 np.ascontiguousarray(uniforms[i : i + 1, some]), part := alone[:, some].copy(),
             )  # fmt: skip
             alone[:, some] = part

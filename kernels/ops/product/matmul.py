@@ -122,30 +122,41 @@ def transpose(b, rows, columns, target, target_row):
             simd.tile_store(array, target + k * target_row + j, targets, square, columns - k)
 
 
+@inlined
+def row_products(a, b, out, r, column, left, depth, count):
+    """A vector of out: the products of row r of A and the rows of B that `left` points to."""
+    sums = simd.tile_zeros(b.array, simd.lanes(b.array), 1)
+    right = simd.row_pointers(a.array, a.begin + r * a.row, a.row, 1)
+    for _ in range(0, depth, simd.lanes(b.array)):
+        sums = simd.tile_outer(sums, left, right)
+        left, right = (
+            simd.advance(left, simd.lanes(b.array)),
+            simd.advance(right, simd.lanes(b.array)),
+        )
+    y = simd.keep_first(simd.tile_row_sums(sums), count, b.array.dtype.type(0))
+    at = r * out.row + column
+    if out.start >= 0:
+        y = simd.load(out.array, out.start + at) + y
+    simd.store(out.array, out.begin + at, activated(y, b.array, out.activation, at))
+
+
 @jit
 def few_rows(a, b, out, shape):
     """matmul with B's transpose, row by row: every element of out is a sum along two rows.
 
     What A and B hold beyond their depth, up to whole vectors, is 0.
     """
-    size = simd.lanes(b.array)
+    size, columns = simd.lanes(b.array), shape.columns
+    whole = columns - columns % size
     for r in range(shape.rows):
-        for column in range(0, shape.columns, size):
-            sums = simd.tile_zeros(b.array, size, 1)
+        for column in range(0, whole, size):
+            left = simd.row_pointers(b.array, b.begin + column * b.row, b.row, size)
+            row_products(a, b, out, r, column, left, shape.depth, size)
+        if whole < columns:
             left = simd.tail_pointers(
-                b.array, b.begin, simd.row_offsets(column, shape.columns, b.row, size)
+                b.array, b.begin, simd.row_offsets(whole, columns, b.row, size)
             )
-            right = simd.row_pointers(a.array, a.begin + r * a.row, a.row, 1)
-            for _ in range(0, shape.depth, size):
-                sums = simd.tile_outer(sums, left, right)
-                left, right = simd.advance(left, size), simd.advance(right, size)
-            y = simd.keep_first(
-                simd.tile_row_sums(sums), shape.columns - column, b.array.dtype.type(0)
-            )
-            at = r * out.row + column
-            if out.start >= 0:
-                y = simd.load(out.array, out.start + at) + y
-            simd.store(out.array, out.begin + at, activated(y, b.array, out.activation, at))
+            row_products(a, b, out, r, whole, left, shape.depth, columns - whole)
 
 
 @inlined
