@@ -19,12 +19,13 @@ def log_loss(score, sign):
 def main(rows=20_000, columns=32, steps=60):
     rng = np.random.default_rng(0)
     truth = rng.normal(size=columns)
-    points = rng.normal(size=(rows, columns)).astype(np.float32)
-    signs = np.where(points @ truth + rng.logistic(size=rows) > 0, 1.0, -1.0)[:, None]
+    points = rng.normal(size=(columns, rows)).astype(np.float32)
+    signs = np.where(truth @ points + rng.logistic(size=rows) > 0, 1.0, -1.0)
 
     tape = Tape("float32")
     weights = tape.parameter(np.zeros((1, columns)))
-    scores = tape.linear(tape.array(points), weights)
+    # A point is a column: a row of many scores fills vectors, which a column of them would not.
+    scores = weights @ points
     loss = tape.mean(log_loss(scores, tape.array(signs)))
     losses = tape.sgd(lr=2.0).step(loss, n=steps)
     found = weights.value[0]

@@ -171,6 +171,8 @@ class ArrayOp:
     # The argument that something is added to: its gradient is that of the result, and where nobody
     # else needs it the result can take its place.
     adds_to: str = ""
+    # The arguments to which the kernel passes no gradient where the place of that is NONE.
+    optional: tuple[str, ...] = ()
     # Every row of the result is made of the same row of the arguments, in any order.
     row_by_row: bool = False
     several = False

@@ -17,7 +17,6 @@ class Descent(NamedTuple):
 
     root: int
     end: int  # one past the last record that the root depends on
-    nodes: int  # on the tape
     first: int  # steps done before
     learning_rate: float
 
@@ -41,12 +40,14 @@ def unpack(packed, array, stretches):
 
 
 @jit
-def descend(tape_arrays, often, batch_range, group, stretches, optimizer, descent, losses):
+def descend(tape_arrays, often, batch_range, group, stretches, clear, optimizer, descent, losses):
     """Do a step for every element of losses, (steps,): the loss before each is written there.
 
     group: a thread on its own, whose values and grads, (packed,), are room for what lies at the
-    stretches, whole vectors. Returns the number of steps done: fewer than asked for where a loss or
-    an update is not finite. What lies on the tape is then as it was before that step.
+    stretches, whole vectors. clear: first node and one after the last, (ranges, 2), of the
+    gradients that a step sets to zero; those between are neither read nor written. Returns the
+    number of steps done: fewer than asked for where a loss or an update is not finite. What lies on
+    the tape is then as it was before that step.
     """
     values, grads = tape_arrays.values, tape_arrays.grads
     pack(values, group.values, stretches)
@@ -55,7 +56,8 @@ def descend(tape_arrays, often, batch_range, group, stretches, optimizer, descen
         losses[i] = values[descent.root]
         if not math.isfinite(losses[i]):
             return i
-        grads[: descent.nodes] = 0
+        for k in range(len(clear)):
+            grads[clear[k, 0] : clear[k, 1]] = 0
         grads[descent.root] = 1
         precise_reverse_sweep(tape_arrays, often, descent.end, batch_range)
         pack(grads, group.grads, stretches)

@@ -14,6 +14,7 @@ from tapegpt.kernels.layout import BatchRange
 from tapegpt.kernels.loops.descent import Descent, descend
 from tapegpt.kernels.loops.optimizers import Optimizer as KernelOptimizer
 from tapegpt.kernels.loops.thread_group import ThreadGroup
+from tapegpt.optim.fixed import Fixed, fixed_arrays
 from tapegpt.optim.packing import Packing, packing_of
 from tapegpt.optim.update import Losses, Update, checked_rate
 from tapegpt.tape.alignment import aligned_zeros
@@ -50,6 +51,7 @@ class Optimizer:
         self._packing: Packing | None = None  # until the first step
         self._kernel: KernelOptimizer | None = None
         self._group: ThreadGroup | None = None
+        self._fixed: tuple[tuple[int, int], Fixed] | None = None  # of a program
         self._generation = tape.generation
         if leaves is not None:
             self._pack()
@@ -65,7 +67,8 @@ class Optimizer:
         """Do a step, or n of them, in compiled code: forward, back, update.
 
         loss: a scalar node. Returns its value before the step, or before each, float64[n]. The
-        gradients of the last step stay on the tape.
+        gradients of the last step stay on the tape, but those of arrays that stay as they are:
+        products with them pass none.
 
         Raises DivergedError at the first loss or update that is not finite: the tape then has the
         values of before that step, and the optimizer is of no more use. Raises TapeError where the
@@ -116,20 +119,35 @@ class Optimizer:
             arrivals=np.zeros(1, np.int64),
         )
 
+    def _fixed_arrays(self, packing: Packing) -> Fixed:
+        """What gets no gradient, found once for each program."""
+        tape = self.tape
+        program = (tape.generation.number, len(tape._records))
+        if self._fixed is None or self._fixed[0] != program:
+            self._fixed = (program, fixed_arrays(tape, packing))
+        fixed = self._fixed[1]
+        for begin in fixed.arrays - tape._without_gradient:
+            tape.grads[begin : begin + tape.extents[begin]] = 0
+        tape._without_gradient = fixed.arrays
+        return fixed
+
     def _descend(self, root: int, learning_rate: float, losses: Losses) -> None:
         tape = self.tape
         end = tape._records_until(root)
         for direction in (FORWARD, BACKWARD):
             tape._load(direction)
         tape._evaluated = 0
-        descent = Descent(root, end, len(tape), self.steps, learning_rate)
+        assert self._packing is not None
+        fixed = self._fixed_arrays(self._packing)
+        descent = Descent(root, end, self.steps, learning_rate)
         batch_range = BatchRange(*map(int, tape._batch_range()))
         done = descend(
-            tape._live_arrays(),
+            tape._live_arrays()._replace(operands=fixed.operands),
             tape._often_used(),
             batch_range,
             self._group,
-            self._packing.stretches if self._packing else None,
+            self._packing.stretches,
+            fixed.clear,
             self._kernel,
             descent,
             losses,

@@ -37,6 +37,11 @@ class Packing(NamedTuple):
         first, place, _ = self.stretches[at].tolist()
         return int(place + node - first)
 
+    def moves(self, node: int) -> bool:
+        """Whether a node is one of the packed."""
+        first, counts = self.stretches[:, 0], self.stretches[:, 2]
+        return bool(((first <= node) & (node < first + counts)).any())
+
 
 def packing_of(tape: Tape, leaves: Sequence[Node] | Ids | None) -> Packing:
     """How these leaves of a tape are packed, or all of its parameters."""

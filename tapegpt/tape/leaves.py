@@ -68,7 +68,7 @@ class Leaves(Replay):
         if first:
             self.num_params = self._align()
         else:
-            self._late.append((node.id, self._size))
+            self._late[node.id] = self._size
         return node
 
     @alone
@@ -79,7 +79,7 @@ class Leaves(Replay):
         if first:
             self.num_params = self._size
         elif nodes.size:
-            self._late.append((int(nodes.flat[0]), self._size))
+            self._late[int(nodes.flat[0])] = self._size
         return nodes
 
     @alone

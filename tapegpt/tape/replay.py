@@ -78,7 +78,13 @@ class Replay(Memory):
         """
         self._hold()
         try:
-            return self._read(self.grads, self._any(node))
+            plain = self._any(node)
+            if plain in self._without_gradient:
+                raise TapeError(
+                    f"node {plain} is fixed, and an optimizer's steps pass it no gradient: call"
+                    " backward first"
+                )
+            return self._read(self.grads, plain)
         finally:
             self._release()
 
@@ -105,6 +111,7 @@ class Replay(Memory):
                 f"backward: a seed of the shape {given.shape} for a node of {self.shape(plain)}"
             )
         self._evaluate()
+        self._without_gradient = frozenset()
         begin = 0
         for first, end in self._parameters() if accumulate else ():
             self.grads[begin:first] = 0

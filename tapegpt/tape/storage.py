@@ -37,7 +37,7 @@ class Memory:
         self._limit = float(np.finfo(self.dtype).max)
         self.lanes = VECTOR_BYTES // self.dtype.itemsize
         self.num_params = 0  # nodes, with padding, of the parameters that came first
-        self._late: list[tuple[int, int]] = []  # begin and end of parameters recorded later
+        self._late: dict[int, int] = {}  # begin and end of parameters recorded later
         self.values = aligned_zeros(capacity, self.dtype)
         self.grads = aligned_zeros(capacity, self.dtype)
         self.kernels = new_table()
@@ -58,15 +58,15 @@ class Memory:
         self._shapes: dict[int, Shape] = {}
         self.extents: dict[int, int] = {}  # how many nodes an array, or room for a kernel, takes
         self._tables: set[CountTable] = set()  # of counts, whose addresses records know
+        self._without_gradient: frozenset[int] = frozenset()  # arrays, after an optimizer's steps
         self._panel: int | None = None  # where matrix products pack what they read
         self._batch: Batch | None = None
         self._recurrence: int | None = None  # the record of a scan that is not done
         self.generation = Generation(self, 0)
         # (generation that it ended, nodes kept) of each reset that kept less than all since.
         self._resets: list[tuple[int, int]] = []
-        # What tells tapes apart, in copies and pickles too; and of those that this one was copied
-        # from their generations and nodes at that time.
-        self._key = os.urandom(8)
+        self._key = os.urandom(8)  # what tells tapes apart, in copies and pickles too
+        # The generations and nodes of those that this one was copied from, at that time.
         self._copied: dict[bytes, tuple[int, int]] = {}
         self._evaluated = 0  # records whose values have been computed
         self._ready = [0, 0]  # records whose kernels have been loaded, forward and backward
@@ -173,6 +173,7 @@ class Memory:
     def _truncate(self, mark: Mark) -> None:
         self.values[mark.nodes : self._size] = 0
         self.grads[mark.nodes : self._size] = 0
+        self._without_gradient = frozenset(x for x in self._without_gradient if x < mark.nodes)
         self._size = mark.nodes
         self.num_params = min(self.num_params, mark.nodes)
         del self._records[4 * mark.records :]
@@ -182,8 +183,7 @@ class Memory:
         self._ready = [min(ready, mark.records) for ready in self._ready]
         while self._marks and _ends_after(self._marks[-1], mark):
             self._marks.pop()
-        while self._late and self._late[-1][0] >= mark.nodes:
-            self._late.pop()
+        _cut_back(self._late, mark.nodes)
         _cut_back(self._known_inputs, mark.inputs)
         _cut_back(self._shapes, mark.nodes)
         _cut_back(self.extents, mark.nodes)
@@ -196,7 +196,7 @@ class Memory:
 
     def _parameters(self) -> list[tuple[int, int]]:
         """Begin and end of every stretch of parameters, padding included."""
-        return [(0, self.num_params), *self._late]
+        return [(0, self.num_params), *self._late.items()]
 
     def _batch_range(self) -> BatchRange:
         if self._batch is None:

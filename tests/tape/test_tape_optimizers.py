@@ -126,6 +126,48 @@ def test_the_update_is_that_of_the_trainer_to_the_bit(kind, dtype):
     assert first.values[:count].tobytes() == second.values[:count].tobytes()
 
 
+@pytest.mark.parametrize("product", ["linear", "x @ w", "w @ x", "x @ w of itself"])
+def test_products_pass_what_is_fixed_no_gradient(product):
+    rng, tape = np.random.default_rng(2), Tape()
+    w = tape.parameter(rng.normal(size=(5, 5)))
+    kept = tape.parameter(rng.normal(size=(5, 5)))
+    x = tape.array(rng.normal(size=(5, 5)))
+    made = {"linear": lambda: tape.linear(x, w), "x @ w": lambda: x @ w, "w @ x": lambda: w @ x}
+    result = made[product]() if product in made else (x @ w) @ (w @ w)
+    loss = ((result + kept) * x).mean()
+    tape.backward(loss)
+    before, other, expected, data = w.value, kept.value, w.grad, x.grad
+    opt = tape.sgd([w, kept], lr=0.5)
+    opt.step(loss)
+    np.testing.assert_allclose(w.value, before - 0.5 * expected, rtol=1e-12)
+    np.testing.assert_allclose(w.grad, expected, rtol=1e-12)
+    for _ in range(2):
+        with pytest.raises(TapeError, match=r"is fixed.*call backward first"):
+            _ = x.grad
+        opt.step(loss, n=2)
+    tape.set_value(w, before)
+    tape.set_value(kept, other)
+    tape.backward(loss)
+    np.testing.assert_allclose(x.grad, data, rtol=1e-9)
+
+
+def test_what_one_optimizer_holds_fixed_another_moves():
+    tape = Tape()
+    x, w = tape.parameter([[1.0, 2.0]]), tape.parameter([[3.0], [4.0]])
+    loss = (x @ w).mean()
+    first, second = tape.sgd([w], lr=0.1), tape.sgd([x], lr=0.1)
+    first.step(loss)
+    assert w.value.ravel().tolist() == pytest.approx([2.9, 3.8])
+    second.step(loss)
+    assert x.value.ravel().tolist() == pytest.approx([0.71, 1.62])
+    assert x.grad.ravel().tolist() == pytest.approx([2.9, 3.8])
+    mark = tape.mark()
+    tape.reset(mark)
+    with pytest.raises(TapeError, match="is fixed"):
+        _ = w.grad
+    tape.reset()
+
+
 def test_named_leaves_alone_move():
     made = Regression("float64")
     before = made.values

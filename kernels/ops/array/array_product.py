@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.layout import NONE, row_range, row_stride
-from tapegpt.kernels.op import ArrayOp, Differentiable, Parameter, Rows, SharedRoom, Size, readers
+from tapegpt.kernels.op import ArrayOp, Differentiable, Rows, SharedRoom, Size, readers
 from tapegpt.kernels.ops.product.matmul import matmul
 from tapegpt.kernels.ops.product.matrix import IDENTITY, Left, Result, Right, Shape
 
@@ -19,7 +19,7 @@ class Args(NamedTuple):
     n_in: Size
     n_out: Size
     x: Differentiable
-    y: Parameter
+    y: Differentiable
     room: SharedRoom  # for a panel
 
 
@@ -46,22 +46,30 @@ def matmul_backward(values, grads, operands, inputs, out, at, back, batch_range)
     x_row, out_row = row_stride(values, a.n_in), row_stride(values, a.n_out)
     first, last = row_range(a.rows, batch_range)
     x, dx, dout = a.x + first * x_row, g.dx + first * x_row, g.dout + first * out_row
-    matmul(
-        Left(grads, dout, out_row, ADJACENT),
-        Right(values, a.y, out_row, True),
-        Result(grads, dx, x_row, NONE if g.overwrite_dx else dx, IDENTITY),
-        Shape(last - first, a.n_out, a.n_in),
-        a.room,
-    )
-    matmul(
-        Left(values, x, ADJACENT, x_row),
-        Right(grads, dout, out_row, False),
-        Result(grads, a.y, out_row, a.y, IDENTITY),
-        Shape(a.n_in, last - first, a.n_out),
-        a.room,
-    )
+    if g.dx != NONE:
+        matmul(
+            Left(grads, dout, out_row, ADJACENT),
+            Right(values, a.y, out_row, True),
+            Result(grads, dx, x_row, NONE if g.overwrite_dx else dx, IDENTITY),
+            Shape(last - first, a.n_out, a.n_in),
+            a.room,
+        )
+    if g.dy != NONE:
+        matmul(
+            Left(values, x, ADJACENT, x_row),
+            Right(grads, dout, out_row, False),
+            Result(grads, g.dy, out_row, NONE if g.overwrite_dy else g.dy, IDENTITY),
+            Shape(a.n_in, last - first, a.n_out),
+            a.room,
+        )
 
 
 MATMUL = ArrayOp(
-    "matmul", Args, matmul_forward, matmul_backward, backward_reads=("x",), row_by_row=True
+    "matmul",
+    Args,
+    matmul_forward,
+    matmul_backward,
+    backward_reads=("x", "y"),
+    optional=("x", "y"),
+    row_by_row=True,
 )
