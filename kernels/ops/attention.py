@@ -214,6 +214,8 @@ def make_attention(size):
         g = geometry(values, operands, inputs, a, batch_range)
         first, last, width = g.first, g.last, whole_tiles(a.head_dim)
         factor = values.dtype.type(LOG2_E / math.sqrt(a.head_dim))
+        # Sampling goes on by one position. Gradients want whole tiles, and the first position.
+        in_tiles = first == 0 or last - first > 1
         for problem in range(0, problems_at(g.given, first), simd.lanes(values)):
             rows = problem // simd.lanes(values) * g.block
             group = Group(
@@ -227,14 +229,13 @@ def make_attention(size):
                 width,
             )
             end = last_position(g.given, problem, first, last)
-            part, lane_arrays = Part(problem, first, end), (group.q, group.k, group.v)
+            part, lane_arrays = Part(problem, first, end, in_tiles), (group.q, group.k, group.v)
             rows_to_lanes(values, (a.q, a.k, a.v), g.given, part, values, lane_arrays)
-            # Sampling goes on by one position. Gradients want whole tiles, and the first position.
-            if first > 0 and last - first == 1:
-                attend_row(values, group, first, first, end, factor)
-            else:
+            if in_tiles:
                 for p in range(first - first % LANE_COLUMNS, end, LANE_COLUMNS):
                     attend_tile(values, group, p, first, end, factor)
+            else:
+                attend_row(values, group, first, first, end, factor)
             lanes_to_rows(values, (group.out,), g.made, part, values, (out,), 1)
 
     @jit
@@ -251,7 +252,7 @@ def make_attention(size):
             q, k = a.q_lanes + rows * stride, a.k_lanes + rows * stride
             v, w = a.v_lanes + rows * stride, a.probabilities + rows * span
             end = last_position(g.given, problem, first, last)
-            part = Part(problem, first, end)
+            part = Part(problem, first, end, True)
             rows_to_lanes(grads, (d.dout,), g.made, part, grads, (dout,))
             for p in range(begin, end, LANE_COLUMNS):
                 upper = p + LANE_COLUMNS

@@ -172,8 +172,8 @@ every_size = pytest.mark.parametrize(
 
 
 @every_size
-@given(data=st.data(), seed=st.integers(0, 99))
-def test_rows_become_lanes(dtype, size, data, seed):
+@given(data=st.data(), in_tiles=st.booleans(), seed=st.integers(0, 99))
+def test_rows_become_lanes(dtype, size, data, in_tiles, seed):
     layout = data.draw(layouts(dtype, size))
     rows_to_lanes, _ = MOVES[size]
     rng = np.random.default_rng(seed)
@@ -185,14 +185,15 @@ def test_rows_become_lanes(dtype, size, data, seed):
         found = np.full(2 * apart, UNTOUCHED, dtype)
         expected = found.copy()
         for i, out in enumerate(outs):
-            for p in range(begin, whole_tiles(end)):
+            for p in range(begin, whole_tiles(end) if in_tiles else end):
                 matrix = np.zeros((layout.columns, layout.lanes), dtype)
                 if p < end:
                     elements = i * length + layout.elements(problem, p)
                     matrix[: layout.head_dim, layout.order[: len(elements)]] = rows[elements].T
                 target = out + p * layout.stride
                 expected[target : target + matrix.size] = matrix.ravel()
-        rows_to_lanes(rows, xs, layout.heads, Part(problem, begin, end), found, outs)
+        part = Part(problem, begin, end, in_tiles)
+        rows_to_lanes(rows, xs, layout.heads, part, found, outs)
         np.testing.assert_array_equal(found, expected)
 
 
@@ -210,7 +211,7 @@ def test_lanes_become_rows_again(dtype, size, data, fresh, seed):
     for problem, end in layout.groups():
         begin = data.draw(st.integers(0, end - 1))
         between = np.full(2 * apart, np.nan, dtype)
-        part = Part(problem, begin, end)
+        part = Part(problem, begin, end, True)
         rows_to_lanes(rows, xs, layout.heads, part, between, outs)
         for i, out in enumerate(outs):
             for p in range(begin, end):

@@ -58,6 +58,7 @@ class Part(NamedTuple):
     problem: int
     first: int
     last: int
+    in_tiles: bool  # whether these positions are computed in tiles
 
 
 @inlined
@@ -147,13 +148,13 @@ def move_out(vectors, x, columns, size, rows, begin, places, overwrite):
 def make_moves(size):
     """rows_to_lanes and lanes_to_rows for squares of `size` columns.
 
-    Both move a part of the heads. xs and outs are arrays that move alike. Columns and positions
-    that only whole tiles have become 0.
+    Both move a part of the heads. xs and outs are arrays that move alike. Columns that only whole
+    tiles have become 0, and positions where they are computed in tiles.
     """
 
     @jit
     def rows_to_lanes(rows, xs, heads, part, vectors, outs):
-        problem, first, last = part
+        problem, first, last, in_tiles = part
         inputs, starts, offsets, table, _, head_dim, row, stride, whole = heads
         every, end, zero = simd.lanes(rows) // size, whole_tiles(head_dim), simd.zeros(vectors)
         for p in range(first, last):
@@ -177,14 +178,14 @@ def make_moves(size):
             for j in range(len(outs)):
                 for c in range(head_dim, end):
                     simd.store(vectors, outs[j] + target + c * simd.lanes(rows), zero)
-        for p in range(last, whole_tiles(last)):
+        for p in range(last, whole_tiles(last) if in_tiles else last):
             for j in range(len(outs)):
                 for c in range(end):
                     simd.store(vectors, outs[j] + p * stride + c * simd.lanes(rows), zero)
 
     @jit
     def lanes_to_rows(vectors, xs, heads, part, rows, outs, overwrite):
-        problem, first, last = part
+        problem, first, last, _ = part
         inputs, starts, offsets, table, _, head_dim, row, stride, whole = heads
         every = simd.lanes(rows) // size
         for p in range(first, last):
