@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tapegpt.api.language_model import GPT, RNN, LanguageModel, load
-    from tapegpt.api.texts import Corpus
+    from tapegpt.api.texts import Corpus, Text
     from tapegpt.api.training import train as train
     from tapegpt.errors import TapegptError
     from tapegpt.functions.elementwise import elementwise
@@ -32,6 +32,7 @@ __all__ = [
     "Tape",
     "TapeError",
     "TapegptError",
+    "Text",
     "elementwise",
     "load",
     "operation",
@@ -47,6 +48,7 @@ _PLACES = {
     "Corpus": "tapegpt.api.texts",
     "LanguageModel": "tapegpt.api.language_model",
     "Network": "tapegpt.models.model",
+    "Text": "tapegpt.api.texts",
     "TapegptError": "tapegpt.errors",
     "load": "tapegpt.api.language_model",
     "train": "tapegpt.api.training",

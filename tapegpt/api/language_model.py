@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tapegpt import checkpoint
-from tapegpt.api.texts import Corpus, corpus_of
+from tapegpt.api.texts import Source, Text, corpus_of
 from tapegpt.api.words import pythons_words
 from tapegpt.checkpoint import Run
-from tapegpt.corpus import digest_of
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.models.model import Model
 from tapegpt.models.registry import add_model, parameter_shapes
@@ -35,15 +34,16 @@ class LanguageModel:
         print(*model.sample(5), sep="\\n")
 
     network: a `Network`, or the name of one of the package's: "gpt", "rnn", "rnn-att". corpus: a
-    Corpus, or what one can be made of, for its characters; a string of those will do. settings:
-    those of the model as on the command line (`n_embd`, `n_layer`, `block_size`, ...). Raises
-    TapegptError for settings that cannot be right. seed, dtype: of the first weights.
+    Corpus, or what one can be made of, for its characters; a string of those will do. With a Text
+    it is a model of a text as one stream. settings: those of the model as on the command line
+    (`n_embd`, `n_layer`, `block_size`, ...). Raises TapegptError for settings that cannot be right.
+    seed, dtype: of the first weights.
     """
 
     def __init__(
         self,
         network: str | Model,
-        corpus: Corpus | str | Path | Iterable[str],
+        corpus: Source,
         *,
         seed: int = 42,
         dtype: str = "float32",
@@ -53,7 +53,8 @@ class LanguageModel:
         with pythons_words():
             config = checked(ModelConfig, {"model": name_of(network), **settings})
             check_used(settings, config)
-            training = checked(TrainConfig, {"seed": seed, "dtype": dtype})
+            given = {"seed": seed, "dtype": dtype, "text": isinstance(known, Text)}
+            training = checked(TrainConfig, given)
         self._run = Run(
             config,
             training,
@@ -64,7 +65,7 @@ class LanguageModel:
             stale=0,
             random_state=random.Random(seed).getstate(),
             documents=len(known),
-            corpus_digest=digest_of(known.documents),
+            corpus_digest=known.digest,
         )
 
     @classmethod
@@ -132,37 +133,50 @@ class LanguageModel:
             best_loss=None,
         )
 
-    def sample(self, num_samples: int = 20, **settings: Any) -> Iterator[str]:
+    def sample(self, num_samples: int | None = None, **settings: Any) -> Iterator[str]:
         """Draw texts, one after the other.
 
-        settings: temperature, top_k, top_p, prompt, seed, as on the command line.
+        num_samples: 20 where nothing is said, of a model of a Text one. settings: temperature,
+        length, stop, top_k, top_p, prompt, seed, as on the command line.
         """
         from tapegpt.sampling import sample
+        from tapegpt.sampling.stream import sample_text
 
         with pythons_words():
             config = checked(SampleConfig, {"num_samples": num_samples, **settings})
-        texts = sample(self._with_weights(), config)
+        run = self._with_weights()
+        goes_on = run.training.text or config.length is not None or config.stop is not None
+        texts = map("".join, sample_text(run, config)) if goes_on else sample(run, config)
         return _in_words(texts)
 
-    def loss(self, texts: str | Iterable[str]) -> float:
-        """The mean loss over the tokens of a document or of several, in nats.
+    def loss(self, texts: str | Iterable[str] | Text) -> float:
+        """The mean loss over the tokens of a document or of several, or of a text, in nats.
 
-        A document ends with a token of its own; what lies beyond block_size does not count.
+        A document ends with a token of its own; what lies beyond block_size does not count. Of a
+        text every character counts once, but the first; see `tapegpt eval`.
         """
         from tapegpt.runs.measure import measure
+        from tapegpt.runs.text import whole
 
-        documents = [texts] if isinstance(texts, str) else list(texts)
-        if not documents:
-            raise UsageError("loss wants at least one document")
-        if not self._run.tokenizer.delimited:
-            raise UsageError("the model is of a stream of text: measure it by tapegpt eval")
         with pythons_words():
+            if self.training.text:
+                if not isinstance(texts, (str, Text)):
+                    raise UsageError(f"the model is of a text: give a Text, not {texts!r:.60}")
+                text = Text(texts) if isinstance(texts, str) else texts
+                part = whole(text.learnt_from, self.settings.block_size)
+                return measure(self._with_weights(), part).nats_per_token
+            if isinstance(texts, Text):
+                raise UsageError("the model is of documents: give a document, or several")
+            documents = [texts] if isinstance(texts, str) else list(texts)
+            if not documents:
+                raise UsageError("loss wants at least one document")
             return measure(self._with_weights(), documents).nats_per_token
 
     def logits(self, text: str) -> NDArray[np.floating]:
         """The logits of the token after the start, after text[:1], text[:2], ... and all of it.
 
         (len(text) + 1, characters + 1): a column for each of `characters`, the last for the end.
+        Of a model of a Text, which has no start and no end, (len(text), characters).
         """
         from tapegpt.api.evaluation import logits_of
 
@@ -223,14 +237,14 @@ class GPT(LanguageModel):
     See LanguageModel.
     """
 
-    def __init__(self, corpus: Corpus | str | Path | Iterable[str], **settings: Any) -> None:
+    def __init__(self, corpus: Source, **settings: Any) -> None:
         super().__init__("gpt", corpus, **settings)
 
 
 class RNN(LanguageModel):
     """A recurrent net: `RNN(corpus, n_embd=16, n_state=32, block_size=16)`. See LanguageModel."""
 
-    def __init__(self, corpus: Corpus | str | Path | Iterable[str], **settings: Any) -> None:
+    def __init__(self, corpus: Source, **settings: Any) -> None:
         super().__init__("rnn", corpus, **settings)
 
 

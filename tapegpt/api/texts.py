@@ -1,12 +1,14 @@
-"""Documents to learn from."""
+"""What a model learns from: documents, or a text as one stream."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 from tapegpt.api.words import pythons_words
-from tapegpt.corpus import default_corpus, read_documents
+from tapegpt.corpus import default_corpus, digest_of, read_documents
+from tapegpt.corpus.stream import read_text, stream_of
 from tapegpt.errors import UsageError
 
 
@@ -37,6 +39,8 @@ class Corpus:
         if not self.documents:
             raise UsageError("a corpus has at least one document that is not empty")
         self.characters = "".join(sorted(set().union(*self.documents)))
+        self.learnt_from = self.documents  # as the trainer takes it
+        self.digest = digest_of(self.documents)
 
     @classmethod
     def names(cls) -> Corpus:
@@ -53,6 +57,37 @@ class Corpus:
         return f"Corpus({len(self)} documents, {len(self.characters)} characters)"
 
 
-def corpus_of(source: Corpus | str | Path | Iterable[str]) -> Corpus:
-    """A corpus as it is, or one made of what a corpus can be made of."""
-    return source if isinstance(source, Corpus) else Corpus(source)
+class Text:
+    """A text as one stream of characters, newlines too: a book, a program.
+
+        Text(Path("book.txt"))         # a UTF-8 file
+        Text("to be\nor not to be\n")
+
+    A model of a text learns from windows of it, and goes on for as long as one likes. Raises
+    TapegptError for a file that cannot be read, and where there is no character.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        with pythons_words():
+            if isinstance(source, Path):
+                self.learnt_from = read_text([source])
+            elif isinstance(source, str):
+                self.learnt_from = stream_of(source)
+            else:
+                raise UsageError(f"a text is a string or a Path, not {source!r:.60}")
+        self.characters = self.learnt_from.tokenizer.characters
+        self.digest = self.learnt_from.digest
+
+    def __len__(self) -> int:
+        return len(self.learnt_from)
+
+    def __repr__(self) -> str:
+        return f"Text({len(self)} characters, {len(self.characters)} different)"
+
+
+Source: TypeAlias = Corpus | Text | str | Path | Iterable[str]
+
+
+def corpus_of(source: Source) -> Corpus | Text:
+    """A corpus or a text as it is, or a corpus made of what one can be made of."""
+    return source if isinstance(source, (Corpus, Text)) else Corpus(source)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.api.language_model import LanguageModel, checked, copied
-from tapegpt.api.texts import Corpus, corpus_of
+from tapegpt.api.texts import Corpus, Source, Text, corpus_of
 from tapegpt.api.words import pythons_words
 from tapegpt.errors import DivergedError, UsageError
+from tapegpt.presets import TEXT_VAL_FRACTION
 from tapegpt.setting import check_used
 from tapegpt.settings import TrainConfig
+from tapegpt.train.data import with_held_out
 
 SECONDS_PER_CALL = 0.2  # of training between callbacks
 
@@ -52,17 +53,18 @@ class Trained:
 
 def train(
     model: LanguageModel,
-    corpus: Corpus | str | Path | Iterable[str],
+    corpus: Source,
     callback: Callable[[Progress], object] | None = None,
     every: int | None = None,
     **settings: Any,
 ) -> Trained:
-    """Train a model on a corpus; it has the new weights afterwards.
+    """Train a model on a corpus, or one of a text on a Text; it has the new weights afterwards.
 
     settings: as on the command line: steps or seconds, batch_size, optimizer, learning_rate,
     schedule, val_fraction, threads, seed, ... A model that has not been trained yet becomes what
-    the same command makes of the same documents, to the bit; any other begins with its weights, and
-    a fresh optimizer. With a val_fraction it gets the best state's weights, else the last's.
+    the same command makes of the same documents or text, to the bit; any other begins with its
+    weights, and a fresh optimizer. With a val_fraction, which a text has unless you choose 0, it
+    gets the best state's weights, else the last's.
 
     callback: called with a Progress about five times a second, or after so many steps as `every`
     says; where it returns True training stops. An exception from it, or Ctrl-C, ends training
@@ -71,16 +73,16 @@ def train(
     Raises TapegptError for settings that cannot be right, characters that the model does not know,
     and DivergedError where a loss or a weight is not finite; the model is then as it was.
     """
-    documents = list(corpus_of(corpus))
+    known = corpus_of(corpus)
     if every is not None and every < 1:
         raise UsageError(f"every {every!r} is not a number of steps: choose 1 or more")
     with pythons_words():
-        config = _settings(model, settings)
+        config = _settings(model, known, settings)
         # Numba is imported, and kernels are compiled, from here on.
         from tapegpt.train.trainer import Trainer
 
         run = model._run
-        trainer = Trainer(run.model, config, documents, run.characters)
+        trainer = Trainer(run.model, config, known.learnt_from, run.characters)
         if trainer.tokenizer.characters != run.characters:
             unknown = sorted(set(trainer.tokenizer.characters) - set(run.characters))
             raise UsageError(
@@ -92,15 +94,20 @@ def train(
         return _Session(model, trainer, callback, every).run()
 
 
-def _settings(model: LanguageModel, settings: dict[str, Any]) -> TrainConfig:
+def _settings(model: LanguageModel, corpus: Corpus | Text, settings: dict[str, Any]) -> TrainConfig:
     kept = {"seed": model.training.seed, "dtype": model.training.dtype}
     if settings.get("dtype", kept["dtype"]) != kept["dtype"]:
         raise UsageError(f"the model's weights are {kept['dtype']}: make it with another dtype")
-    if settings.get("text") or model.training.text:
-        raise UsageError("a text as one stream is trained on by the command line: leave text out")
+    if settings.get("text") or settings.get("bytes"):
+        raise UsageError("a model is of a text where it is made with a Text: leave text out")
+    if model.training.text != isinstance(corpus, Text):
+        of, other = ("a text", "a Text") if model.training.text else ("documents", "a Corpus")
+        raise UsageError(f"the model is of {of}: train it on {other}, not on {corpus!r}")
+    if isinstance(corpus, Text):
+        kept |= {"text": True, "val_fraction": TEXT_VAL_FRACTION}
     config: TrainConfig = checked(TrainConfig, {**kept, **settings})
     check_used(settings, model.settings, config)
-    return config
+    return with_held_out(config, corpus.learnt_from, "val_fraction" in settings)
 
 
 class _Session:

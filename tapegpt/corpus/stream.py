@@ -113,6 +113,15 @@ def read_bytes(paths: Sequence[Path | Traversable], watch: Watcher | None = None
     return TokenStream(tokenizer, digest.hexdigest(), codes, ids, mapped)
 
 
+def stream_of(text: str) -> TokenStream:
+    """The characters of a string. Raises `TapegptError` if it is empty."""
+    with closing(_Codes()) as codes:
+        codes.add(composed(io.IncrementalNewlineDecoder(None, translate=True).decode(text, True)))
+        if codes.last == "":
+            raise TapegptError("the text is empty: choose a longer one")
+        return codes.stream()
+
+
 def _texts(path: Path | Traversable, watch: Watcher | None) -> Any:
     """The text of a file, some at a time: str."""
     utf8 = codecs.getincrementaldecoder("utf-8")()

@@ -12,7 +12,18 @@ import pytest
 from networks import Gated, Lstm
 
 import tapegpt
-from tapegpt import GPT, RNN, Corpus, LanguageModel, Tape, TapeError, TapegptError, load, train
+from tapegpt import (
+    GPT,
+    RNN,
+    Corpus,
+    LanguageModel,
+    Tape,
+    TapeError,
+    TapegptError,
+    Text,
+    load,
+    train,
+)
 from tapegpt.checkpoint import load as load_run
 from tapegpt.errors import DivergedError
 
@@ -146,6 +157,58 @@ def test_saving_and_loading(trained, tmp_path, kind, call):
         load(tmp_path / "missing")
 
 
+VERSES = "to be, or not to be:\r\nthat is the question\n" * 20
+
+
+def test_texts(tmp_path):
+    file = tmp_path / "verses.txt"
+    file.write_bytes(VERSES.encode())
+    given = Text(VERSES)
+    assert repr(given) == f"Text({len(VERSES) - 20} characters, {len(set(VERSES)) - 1} different)"
+    assert Text(file).digest == given.digest
+    assert "\n" in given.characters and "\r" not in given.characters
+    for source, said in (("", "empty"), (["a"], "a string or a Path"), (file.parent, "directory")):
+        with pytest.raises(TapegptError, match=said):
+            Text(source)
+
+
+def test_a_text_is_learnt_as_on_the_command_line(tmp_path, call):
+    file, text = tmp_path / "verses.txt", Text(VERSES)
+    file.write_bytes(VERSES.encode())
+    sizes = ["--n-embd", "8", "--n-head", "2", "--block-size", "8"]
+    call("train", "--text", "--data", file, "--steps", "20", "--out", tmp_path / "run", *sizes)
+    model = GPT(text, **SMALL)
+    result = train(model, text, steps=20, dtype="float32")
+    run = load_run(tmp_path / "run" / "best")
+    for name, weights in model.weights.items():
+        assert weights.tobytes() == run.weights[name].tobytes()
+    assert list(result.val_losses) and result.test_loss is None
+
+    (drawn,) = model.sample(length=30, prompt="to ", seed=3)
+    assert len(drawn) == 33 and drawn.startswith("to ")
+    assert len(list(model.sample(2, length=5))) == 2
+    assert model.loss(text) == pytest.approx(model.loss(VERSES))
+    assert model.logits("to be").shape == (5, len(model.characters))
+    model.save(tmp_path / "saved")
+    assert load(tmp_path / "saved").loss(text) == model.loss(text)
+    # A fresh optimizer, and another text of the same characters.
+    train(model, Text(VERSES[:200]), steps=2, val_fraction=0.0)
+    assert model.step == 2
+
+
+def test_documents_and_texts_are_not_taken_for_each_other():
+    text, documents = GPT(Text(VERSES), **SMALL), GPT(WORDS, **SMALL)
+    for refused, said in (
+        (lambda: train(text, WORDS, steps=1), "is of a text: train it on a Text"),
+        (lambda: train(documents, Text(VERSES), steps=1), "is of documents: train it on a Corpus"),
+        (lambda: train(documents, WORDS, steps=1, text=True), "leave text out"),
+        (lambda: text.loss(["a", "b"]), "give a Text"),
+        (lambda: documents.loss(Text("anna")), "give a document"),
+    ):
+        with pytest.raises(TapegptError, match=said):
+            refused()
+
+
 def test_callbacks():
     model, seen = GPT(WORDS, **SMALL), []
     result = train(model, WORDS, seen.append, every=10, steps=35, val_fraction=0.25, eval_every=20)
@@ -197,7 +260,7 @@ def test_errors_name_arguments():
     ]:
         with pytest.raises(TapegptError, match=said):
             train(model, WORDS, **settings)
-    with pytest.raises(TapegptError, match="stream"):
+    with pytest.raises(TapegptError, match="leave text out"):
         train(model, WORDS, text=True)
     with pytest.raises(TapegptError, match="does not know, 'xy'"):
         train(model, ["xy"])
