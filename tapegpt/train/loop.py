@@ -12,7 +12,7 @@ from tapegpt.sampling.stream import texts_of
 from tapegpt.settings import SampleConfig
 from tapegpt.train.baseline import baseline
 from tapegpt.train.metrics import write_metrics
-from tapegpt.train.progress import LONGEST_SAMPLE, Progress, SmoothedLoss, State
+from tapegpt.train.progress import LONGEST_SAMPLE, Progress, SmoothedLoss, State, TimeLeft
 from tapegpt.train.saving import Saver
 from tapegpt.train.stopping import Clock
 from tapegpt.train.trainer import Trainer
@@ -30,13 +30,15 @@ def train(
     budget, clock = trainer.budget, Clock(trainer.elapsed)
     count, pace, smoothed = 1, 0.0, SmoothedLoss()
     counting: float | None = None  # what counting reaches, known from the first evaluation on
-    shown = Progress(budget, trainer.step, trainer.elapsed, trainer.tokens_per_step, quiet)
-    with shown as progress:
+    start = (budget, trainer.step, trainer.elapsed)
+    left = TimeLeft(*start, trainer.evaluation_in_steps, trainer.test_in_steps)
+    with Progress(*start, trainer.tokens_per_step, quiet, left) as progress:
         while not (trainer.finished or stop):
             first, begin = trainer.step, trainer.elapsed
             count = min(count, budget.steps_ahead(first, begin, pace))
             losses = trainer.advance(count, pace)
             trainer.elapsed = clock.read()
+            left.note_steps(trainer.step, trainer.elapsed)
             smoothed.add(losses)
             measured = {"seconds": trainer.elapsed}
             evaluations = budget.evaluations(trainer.step, trainer.elapsed)
@@ -66,7 +68,7 @@ def train(
                 if evaluates or saver.is_due:
                     saver.save(worthy=evaluates)
             if due:
-                progress.left.note_pause(time.perf_counter() - begin_pause)
+                left.note_pause(time.perf_counter() - begin_pause)
             val_loss = measured.get("val_loss")
             progress.update(
                 State(trainer.step, trainer.elapsed, smoothed.value, val_loss, counting, sample)

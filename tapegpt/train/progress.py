@@ -20,6 +20,11 @@ LONGEST_SILENCE = 10.0  # seconds
 NO_TIME = 0.5  # seconds
 LONGEST_SAMPLE = 60  # characters
 KEPT = 0.98  # of the smoothed loss, at a step
+# For the time left: two thirds of what the speed is taken from is no older than this share of the
+# training so far, or than so many seconds.
+MEMORY, LEAST_MEMORY = 1 / 16, 1.5
+BASIS = 1.0  # seconds of training before anything can be said of it
+PAUSES = 3  # the last evaluations, which the next ones will be like
 
 
 class SmoothedLoss:
@@ -41,27 +46,70 @@ class SmoothedLoss:
 
 
 class TimeLeft:
-    """Seconds until the end, by the clock on the wall: evaluations and saves included."""
+    """Seconds until the end, by the clock on the wall: evaluations and saves included.
 
-    def __init__(self, budget: StepBudget | TimeBudget, step: int, elapsed: float) -> None:
+    The speed is that of late, because a machine may change its own; so is what evaluations take.
+
+    evaluation, test: about how many steps take as long, until evaluations are measured.
+    """
+
+    def __init__(
+        self,
+        budget: StepBudget | TimeBudget,
+        step: int,
+        elapsed: float,
+        evaluation: float = 0.0,
+        test: float = 0.0,
+    ) -> None:
         self._budget = budget
-        self._first = (step, elapsed)
+        self._evaluation, self._test = evaluation, test
+        self._last = (step, elapsed)
+        self._is_warm = False
+        self._seen = 0.0  # seconds of training after the first call
+        self._steps, self._seconds = 0.0, 0.0  # weighed: those of long ago count less
         self._pauses: list[float] = []
+
+    def note_steps(self, step: int, elapsed: float) -> None:
+        """A call of the kernel has brought training so far."""
+        last_step, last_elapsed = self._last
+        steps, seconds = step - last_step, elapsed - last_elapsed
+        self._last = (step, elapsed)
+        if not self._is_warm:  # the first finds nothing in the caches
+            self._is_warm = True
+            return
+        self._seen += seconds
+        kept = math.exp(-seconds / max(LEAST_MEMORY, MEMORY * self._seen))
+        self._steps = kept * self._steps + steps
+        self._seconds = kept * self._seconds + seconds
 
     def note_pause(self, seconds: float) -> None:
         """An evaluation, with what is done at one, has taken so long."""
-        if len(self._pauses) == 1:  # the first may have compiled something
+        if len(self._pauses) == 1:  # the first may have loaded something
             self._pauses.clear()
-        self._pauses.append(seconds)
+        self._pauses = [*self._pauses, seconds][-PAUSES:]
 
-    def at(self, step: int, elapsed: float) -> float:
-        """What is left after `step` steps and `elapsed` seconds of training."""
-        first_step, first_elapsed = self._first
-        pace = max((elapsed - first_elapsed) / max(step - first_step, 1), QUICKEST)
-        ahead = self._budget.steps_left(step, elapsed, pace)
-        pause = sum(self._pauses) / max(1, len(self._pauses))
-        seconds = ahead * pace
-        return seconds + pause * self._budget.evaluations_left(step, elapsed, pace)
+    @property
+    def pace(self) -> float | None:
+        """Seconds a step, of late; None while too little is known."""
+        if self._seen < BASIS or self._steps == 0:
+            return None
+        return max(self._seconds / self._steps, QUICKEST)
+
+    def at(self, step: int, elapsed: float) -> float | None:
+        """What is left after `step` steps and `elapsed` seconds of training; None: unknown yet."""
+        if self._budget.done(step, elapsed) >= self._budget.total:
+            return 0.0
+        if (pace := self.pace) is None:
+            measures = self._evaluation + self._test > 0
+            by_clock = isinstance(self._budget, TimeBudget) and not measures
+            return self._budget.seconds_left(step, elapsed, 0.0) if by_clock else None
+        evaluation, test = self._evaluation * pace, self._test * pace
+        if self._pauses:
+            measured = sum(self._pauses) / len(self._pauses)
+            test *= measured / evaluation if evaluation else 1.0
+            evaluation = measured
+        evaluations = self._budget.evaluations_left(step, elapsed, pace)
+        return self._budget.seconds_left(step, elapsed, pace) + evaluations * evaluation + test
 
 
 class State(NamedTuple):
@@ -85,8 +133,9 @@ class Progress:
         elapsed: float,
         tokens_per_step: float,
         quiet: bool,
+        left: TimeLeft | None = None,
     ) -> None:
-        self.left = TimeLeft(budget, step, elapsed)
+        self.left = left or TimeLeft(budget, step, elapsed)
         self._budget = budget
         self._first_step, self._first_elapsed = step, elapsed
         self._begin = self._next_line = budget.done(step, elapsed)
@@ -134,7 +183,7 @@ class Progress:
         if self._silent:
             return
         if state.val_loss is not None:
-            self._val_loss = f" val_loss {state.val_loss:.4f}"
+            self._val_loss = f", val_loss {state.val_loss:.4f}"
         done, total = self._budget.done(state.step, state.elapsed), self._budget.total
         if self._bar is not None:
             self._bar.set_postfix_str(self._shown(state), refresh=False)
@@ -151,18 +200,20 @@ class Progress:
 
     def _line(self, state: State) -> str:
         known = state.val_loss is not None and state.counting is not None
-        counting = f", counting {state.counting:.4f}," if known else ""
+        counting = f", counting {state.counting:.4f}" if known else ""
         of = f"/{self._budget.total}" if isinstance(self._budget, StepBudget) else ""
         sample = "" if state.sample is None else f" | {harmless(state.sample)[:LONGEST_SAMPLE]}"
         return f"step {state.step}{of} {self._shown(state, counting)}{sample}"
 
     def _shown(self, state: State, counting: str = "") -> str:
         seconds = max(state.elapsed - self._first_elapsed, QUICKEST)
-        rate = (state.step - self._first_step) / seconds
+        pace = self.left.pace or seconds / max(1, state.step - self._first_step)
+        rate = 1 / pace
         left = self.left.at(state.step, state.elapsed)
+        until_end = "" if left is None else f", {duration(left)} left"
         return (
-            f"loss {state.loss:.4f}{self._val_loss}{counting} {rate:.0f} steps/s,"
-            f" {amount(rate * self._tokens_per_step)} tokens/s, {duration(left)} left"
+            f"loss {state.loss:.4f}{self._val_loss}{counting}, {rate:.0f} steps/s,"
+            f" {amount(rate * self._tokens_per_step)} tokens/s{until_end}"
         )
 
 

@@ -85,9 +85,9 @@ class StepBudget:
         """How many evaluations are due by now, not counting the one at the end."""
         return self.evaluated.count(step)
 
-    def steps_left(self, step: int, elapsed: float, pace: float) -> int:
-        """Steps from now to the end."""
-        return max(0, self.total - step)
+    def seconds_left(self, step: int, elapsed: float, pace: float) -> float:
+        """Seconds of training from now to the end, at this pace."""
+        return max(0, self.total - step) * pace
 
     def evaluations_left(self, step: int, elapsed: float, pace: float) -> int:
         """How many evaluations are still to come, the one at the end included."""
@@ -123,16 +123,15 @@ class TimeBudget:
         by_clock = int(min(self.by_clock, self.by_clock * elapsed / self.total))
         return by_clock + self.evaluated.count(step)
 
-    def steps_left(self, step: int, elapsed: float, pace: float) -> int:
-        """Steps from now to the end, at this pace."""
-        seconds = max(0.0, self.total - elapsed)
-        return int(min(LARGEST_STEPS, seconds / max(pace, QUICKEST)))
+    def seconds_left(self, step: int, elapsed: float, pace: float) -> float:
+        """Seconds of training from now to the end."""
+        return max(0.0, self.total - elapsed)
 
     def evaluations_left(self, step: int, elapsed: float, pace: float) -> int:
         """How many evaluations are still to come at this pace, the one at the end included."""
         if elapsed >= self.total:
             return 0
-        last = step + self.steps_left(step, elapsed, pace)
+        last = step + int(min(LARGEST_STEPS, (self.total - elapsed) / max(pace, QUICKEST)))
         by_clock = max(0, self.by_clock - 1) - int(self.by_clock * elapsed / self.total)
         return max(0, by_clock) + self.evaluated.count(last) - self.evaluated.count(step) + 1
 

@@ -33,6 +33,8 @@ from tapegpt.train.stopping import StepBudget, TimeBudget, budget_of
 from tapegpt.train.sweep_size import check_memory, check_table, documents_per_sweep
 from tapegpt.train.workers import Threads
 
+PASSES_A_STEP = 3  # forward, and backward, which is two
+
 
 class Trainer:
     """The parameters, their optimizer's state and the corpus, at some step of training.
@@ -211,6 +213,26 @@ class Trainer:
     def tokens_per_step(self) -> float:
         """Positions that a step learns from, in the mean over the documents."""
         return self.training.batch_size * self.data.mean_length
+
+    @property
+    def evaluation_in_steps(self) -> float:
+        """About how many steps take as long as one evaluation."""
+        if self.training.eval_windows is not None:
+            return self.training.eval_windows / self.training.batch_size / PASSES_A_STEP
+        return self._measuring(self.training.val_fraction)
+
+    @property
+    def test_in_steps(self) -> float:
+        """About how many steps take as long as the test at the end."""
+        return self._measuring(self.training.test_fraction)
+
+    def _measuring(self, share: float) -> float:
+        """Steps that take as long as the loss on such a share of the corpus."""
+        config = self.training
+        trained_on = 1 - config.val_fraction - config.test_fraction
+        examples = self.data.per_pass * share / trained_on
+        windows = 2 if config.text else 1  # of a text they overlap by half
+        return windows * examples / config.batch_size / PASSES_A_STEP
 
     def _weigh(self) -> tuple[float, float]:
         """What a document and what a token weighs in the loss of a batch."""
