@@ -1,6 +1,7 @@
 """tapegpt bench: one model at three granularities, against the machine's peak."""
 
 import json
+import logging
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -9,15 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tapegpt.corpus import Tokenizer, default_corpus, read_documents
-from tapegpt.errors import TapegptError
+from tapegpt.errors import TapegptError, UsageError
 from tapegpt.settings import ModelConfig, TrainConfig
-from tapegpt.system.atomic_files import check_writable, write_one
+from tapegpt.system.atomic_files import check_writable, move_aside, write_one
 from tapegpt.system.host import cpu_name, peak_gflops, vector_name
 from tapegpt.train.sweep_size import check_memory
 from tapegpt.train.trainer import Trainer
 
 LADDER = (("scalar", 1), ("dot", 1), ("vector", 1), ("vector", 16))
 REPEATS = 7
+FIGURES = {"cpu", "vector", "peak_gflops", "rows"}
+LARGEST = 1 << 20  # bytes of a file of them
+LOG = logging.getLogger("tapegpt")
 SECONDS = 0.3  # of training for one measurement
 
 
@@ -39,6 +43,7 @@ def run(models: Sequence[ModelConfig], path: Path | None) -> int:
     if path is not None:
         with _writing(path):  # before minutes of measuring, not after them
             check_writable(path)
+            _check_figures(path)
     documents = read_documents(default_corpus())
     vocab_size = Tokenizer.from_documents(documents).vocab_size
     for model in models:
@@ -66,8 +71,29 @@ def run(models: Sequence[ModelConfig], path: Path | None) -> int:
             "rows": [asdict(row) for row in rows],
         }
         with _writing(path):
+            if _holds_something(path):
+                LOG.info("the earlier figures of %s are in %s now", path, move_aside(path))
             write_one(path, (json.dumps(result, indent=2) + "\n").encode())
     return 0
+
+
+def _holds_something(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0  # nor is anything lost in a device
+
+
+def _check_figures(path: Path) -> None:
+    """Refuse a file that holds anything but figures of an earlier measurement."""
+    if not _holds_something(path):
+        return
+    try:
+        with path.open("rb") as file:
+            earlier = json.loads(file.read(LARGEST))
+    except (ValueError, RecursionError):
+        earlier = None
+    if not isinstance(earlier, dict) or not earlier.keys() >= FIGURES:
+        raise UsageError(
+            f"--json {str(path)!r} holds other things than figures of bench: choose another file"
+        )
 
 
 @contextmanager

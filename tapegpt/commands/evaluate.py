@@ -6,20 +6,35 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tapegpt.checkpoint import load
+from tapegpt.checkpoint import Run, load
+from tapegpt.corpus import Corpus, TokenStream
+from tapegpt.errors import TapegptError, UsageError
 from tapegpt.run_folder import best_of
 from tapegpt.runs.text import corpus_of, history_of, parts_of, read, whole
+from tapegpt.runs.unknown import check_known, known_part
 from tapegpt.system.compiler import require_compiler
 
 LOG = logging.getLogger("tapegpt")
 
 
-def run(folder: Path, data: Sequence[Path] | None, last: bool, as_json: bool) -> int:
-    """Measure and print. Returns the exit code."""
+def run(
+    folder: Path, data: Sequence[Path] | None, last: bool, skip_unknown: bool, as_json: bool
+) -> int:
+    """Measure and print. Returns the exit code.
+
+    skip_unknown: leave out what the run has no characters for, which is said.
+    """
+    if skip_unknown and data is None:
+        raise UsageError("--skip-unknown is for a text of --data: leave it out")
     saved = load(folder if last else best_of(folder))
+    left_out = 0
     if data is not None:
         name = " ".join(map(str, data))
         corpus = read(data, saved.training, saved.corpus_digest)
+        if skip_unknown:
+            corpus, left_out = _known_part(corpus, saved, name)
+        else:
+            check_known(corpus, saved, data)
         parts, trained_on = {name: whole(corpus, saved.model.block_size)}, None
     else:
         corpus = corpus_of(saved, history_of(folder))
@@ -32,7 +47,10 @@ def run(folder: Path, data: Sequence[Path] | None, last: bool, as_json: bool) ->
 
     measured = {name: measure(saved, part, name == trained_on) for name, part in parts.items()}
     if as_json:
-        shown = [{"text": name, **asdict(result)} for name, result in measured.items()]
+        shown = [
+            {"text": name, **asdict(result), "left_out": left_out}
+            for name, result in measured.items()
+        ]
         print(json.dumps({"run": str(folder), "step": saved.step, "measured": shown}, indent=2))
         return 0
     width = max(len(name) for name in [*measured, "text"])
@@ -50,3 +68,22 @@ def run(folder: Path, data: Sequence[Path] | None, last: bool, as_json: bool) ->
                 saved.model.block_size,
             )
     return 0
+
+
+def _known_part(corpus: Corpus, run: Run, name: str) -> tuple[Corpus, int]:
+    known, left_out = known_part(corpus, run)
+    what = "characters" if isinstance(corpus, TokenStream) else "documents"
+    if len(known) == 0:
+        raise TapegptError(
+            f"the run does not know the characters of any of the {left_out} {what} of {name}:"
+            " choose another --data"
+        )
+    if left_out:
+        LOG.warning(
+            "%s: %d of %d %s are left out, whose characters the run does not know",
+            name,
+            left_out,
+            len(corpus),
+            what,
+        )
+    return known, left_out

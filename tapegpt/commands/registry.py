@@ -51,7 +51,11 @@ def _train_flags(parser: Parser) -> None:
         " is moved aside)",
     )
     files = parser.group("files")
-    files.add_argument("--resume", action="store_true", help="go on with the run under --out")
+    files.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run under --out, up to --steps or --seconds in all",
+    )
     parser.add_path(
         "--init-from",
         "DIR",
@@ -89,6 +93,7 @@ def _train_flags(parser: Parser) -> None:
     add_settings(parser, ModelConfig, TrainConfig)
     for name in PRINTED:
         parser.add_setting(name, *settings_of(SampleConfig)[name])
+    parser.expect_bare("--data", "--out")
 
 
 def _sample_flags(parser: Parser) -> None:
@@ -127,6 +132,7 @@ def _sample_flags(parser: Parser) -> None:
         action="store_true",
         help="continue each line of standard input, as it is typed",
     )
+    parser.expect_bare("--run", "--run")
 
 
 def _bench_flags(parser: Parser) -> None:
@@ -176,6 +182,12 @@ def _eval_flags(parser: Parser) -> None:
     parser.group("files").add_argument(
         "--last", action="store_true", help="measure the last state, also where a better was kept"
     )
+    parser.group("files").add_argument(
+        "--skip-unknown",
+        action="store_true",
+        help="leave out documents of --data (characters of a text) that are not in the run's"
+        " alphabet, and say how many",
+    )
     _own_network_flag(parser)
     _json_flag(parser)
 
@@ -217,6 +229,7 @@ def _baseline_flags(parser: Parser) -> None:
         "model",
         "from how many characters before it each is predicted (default 6)",
     )
+    parser.expect_bare("--data", "--data")
     _json_flag(parser)
 
 
@@ -240,8 +253,19 @@ def _train(options: argparse.Namespace) -> int:
 
     files = train.Files(**{name: getattr(options, name) for name in train.Files._fields})
     printed = {name: getattr(options, name) for name in PRINTED}
-    sampling = SampleConfig(**{name: value for name, value in printed.items() if value is not None})
-    return train.run(options.preset, settings, files, sampling, options.quiet, options.arguments)
+    chosen = {name: value for name, value in printed.items() if value is not None}
+    draws = chosen.get("num_samples") != 0
+    if not draws:
+        del chosen["num_samples"]
+    sampling = SampleConfig(**chosen)
+    return train.run(
+        options.preset,
+        settings,
+        files,
+        sampling if draws else None,
+        options.quiet,
+        options.arguments,
+    )
 
 
 def _sample(options: argparse.Namespace) -> int:
@@ -309,7 +333,7 @@ def _eval(options: argparse.Namespace) -> int:
 
     from tapegpt.commands import evaluate
 
-    return evaluate.run(options.run, options.data, options.last, options.json)
+    return evaluate.run(options.run, options.data, options.last, options.skip_unknown, options.json)
 
 
 class Command(NamedTuple):

@@ -66,6 +66,16 @@ class TokenStream:
         ids = tokenizer.encode(self.tokenizer.characters)[self._ids]
         return TokenStream(tokenizer, self.digest, self._codes, ids, self._mapped)
 
+    def restricted(self, tokenizer: Tokenizer) -> "TokenStream":
+        """The same text in another alphabet, without the characters that that lacks."""
+        known = set(tokenizer.characters)
+        kept = np.array([character in known for character in self.tokenizer.characters])
+        shared = "".join(c for c in self.tokenizer.characters if c in known)
+        ids = np.full(len(kept), -1, np.int32)
+        ids[kept] = tokenizer.encode(shared)
+        codes = self._codes[kept[self._ids][self._codes]]
+        return TokenStream(tokenizer, self.digest, codes, ids[self._ids], None)
+
     def windows(self, begins: NDArray[np.int64], length: int) -> NDArray[np.int32]:
         """The tokens from each of these places on: (windows, length)."""
         if self._mapped is not None:
@@ -143,6 +153,20 @@ def _texts(path: Path | Traversable, watch: Watcher | None) -> Any:
         end = _last_start(text) if piece else len(text)
         text, rest = text[:end], text[end:]
         yield text if text.isascii() else composed(text)
+
+
+def first_unknown(path: Path | Traversable, known: str) -> tuple[str, int] | None:
+    """The first character of a file, line ends aside, that is not known; and its line, from 1 on.
+
+    None where there is none.
+    """
+    line, alphabet = 1, {*known, "\n"}
+    for text in _texts(path, None):
+        if unknown := set(text) - alphabet:
+            place = min(map(text.index, unknown))
+            return text[place], line + text.count("\n", 0, place)
+        line += text.count("\n")
+    return None
 
 
 def composed(text: str) -> str:

@@ -7,6 +7,7 @@ import stat
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -91,6 +92,18 @@ def _replace(folder: Path, contents: Mapping[str, Iterable[bytes | memoryview]])
             with suppress(OSError):
                 os.unlink(path + NEW)
         raise
+
+
+def move_aside(path: Path) -> Path:
+    """Give a file, m.jsonl say, the first name m-1.jsonl, m-2.jsonl, ... that is free.
+
+    Returns that. Of a link the file itself is renamed.
+    """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(1))
+    aside = next(name for name in names if not os.path.lexists(name))
+    os.rename(path, aside)
+    return aside
 
 
 def delete(folder: Path, pattern: str, keep: Container[str]) -> None:

@@ -1,6 +1,7 @@
 """--metrics: a JSON line a step, in a file that holds nothing else, or on standard output."""
 
 import json
+import logging
 import math
 import os
 import re
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 
 from tapegpt.errors import TapegptError, UsageError
 from tapegpt.run_folder import RunFolder
+from tapegpt.system.atomic_files import move_aside
 
+LOG = logging.getLogger("tapegpt")
 STANDARD_OUTPUT = Path("-")
 VALUE = rb"(null|-?[0-9][0-9.e+-]*)"
 LINE = rb'\{"step": [0-9]+, "loss": %b(, "(seconds|val_loss|test_loss)": %b)*\}\n' % (VALUE, VALUE)
@@ -85,7 +88,10 @@ def _are_ours(stream: IO[bytes], resume: bool) -> bool:
 
 @contextmanager
 def open_metrics(path: Path | None, step: int) -> Iterator[IO[bytes] | None]:
-    """Go on after the lines of so many steps: a process that was killed may have left more."""
+    """Go on after the lines of so many steps: a process that was killed may have left more.
+
+    A training that begins moves the metrics of an earlier one aside, which is said.
+    """
     if path is None:
         yield None
         return
@@ -93,8 +99,12 @@ def open_metrics(path: Path | None, step: int) -> Iterator[IO[bytes] | None]:
         yield _StandardOutput()  # type: ignore[misc]  # of a stream, what write_metrics needs
         return
     try:
-        if step > 0 and path.is_file():
-            os.truncate(path, _metrics_until(path, step))
+        if path.is_file() and path.stat().st_size > 0:
+            if step > 0:
+                os.truncate(path, _metrics_until(path, step))
+            else:
+                aside = move_aside(path)
+                LOG.info("the metrics of an earlier training, %s, are in %s now", path, aside)
         stream = path.open("ab" if step > 0 else "wb", buffering=0)
     except OSError as error:
         raise MetricsError(path, error) from error

@@ -47,6 +47,19 @@ def test_bench_counts_the_operations_of_the_documents_it_trains_on(call, monkeyp
     assert row.share_of_peak == pytest.approx(row.gflops / 2)
 
 
+def test_bench_replaces_nothing(call, monkeypatch, refused):
+    monkeypatch.setattr(bench, "LADDER", ())
+    call("bench", "--json", "b.json")
+    earlier = Path("b.json").read_bytes()
+    _, err = call("bench", "--json", "b.json")
+    assert "the earlier figures of b.json are in b-1.json now\n" in err
+    assert Path("b-1.json").read_bytes() == earlier
+    assert set(json.loads(Path("b.json").read_text())) == bench.FIGURES
+    for text in ("notes", "[]", '{"rows": []}', "[" * 10**5):
+        Path("notes").write_text(text)
+        refused("bench", "--json", "notes", names="--json 'notes' holds other things than figures")
+
+
 def test_bench_where_no_figures_can_be_written(call, monkeypatch):
     monkeypatch.setattr(bench, "LADDER", ())
     _, err = call("bench", "--json", "missing/b.json", code=1)

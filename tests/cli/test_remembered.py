@@ -184,9 +184,47 @@ def test_what_eval_counts(call):
 def test_eval_refusals(call, refused):
     call(*TRAIN, "--steps", "5")
     Path("text").write_text("ABC\n")
-    refused("eval", "--data", "text", code=1, names="character 'A' (U+0041) is not in the alpha")
+    refused(
+        *("eval", "--data", "text"),
+        code=1,
+        names="character 'A' (U+0041) on line 1 of 'text' is not in the alphabet of the run, and 1"
+        " of 1 documents have such: --skip-unknown leaves those out\n",
+    )
+    refused("eval", "--data", "text", "--skip-unknown", code=1, names="of any of the 1 documents")
+    refused("eval", "--skip-unknown", names="--skip-unknown is for a text of --data")
     refused("eval", "--data", "missing", code=1, names="'missing' cannot be read")
     refused("eval", "missing", code=1, names="'missing/run.json'")
+
+
+def test_eval_leaves_out_documents_that_it_cannot_read(call):
+    call(*TRAIN, "--steps", "5")
+    Path("known").write_text("abc\nba\n")
+    Path("some").write_text("abc\r\n \tAb\r\n\r\nx\u00e9y\nba\n", encoding="utf-8")
+    _, err = call("eval", "--data", "known", "--data", "some", code=1)
+    assert "'A' (U+0041) on line 2 of 'some' is not" in err
+    assert "2 of 6 documents have such" in err
+    flags = ["--data", "some", "--skip-unknown"]
+    _, err = call("eval", *flags)
+    assert "some: 2 of 4 documents are left out, whose characters the run does not know\n" in err
+    known = json.loads(call("eval", "--data", "known", "--json")[0])["measured"]
+    some = json.loads(call("eval", *flags, "--json")[0])["measured"]
+    assert some == [{**known[0], "text": "some", "left_out": 2}]
+    assert known[0]["left_out"] == 0
+
+
+def test_eval_leaves_out_characters_of_a_text_that_it_cannot_read(call):
+    Path("book").write_text("abc ba\ncab\n" * 30)
+    call("train", "--text", "--data", "book", "--n-embd", "8", "--block-size", "8", "--steps", "5")
+    Path("known").write_text("abc\nba\n" * 9)
+    Path("some").write_text("abc\nbZ\u00e9a\n" * 9, encoding="utf-8")
+    _, err = call("eval", "--data", "some", code=1)
+    assert "'Z' (U+005A) on line 2 of 'some' is not" in err
+    assert "18 of 81 characters are such" in err
+    flags = ["--data", "some", "--skip-unknown"]
+    assert "some: 18 of 81 characters are left out" in call("eval", *flags)[1]
+    known = json.loads(call("eval", "--data", "known", "--json")[0])["measured"]
+    some = json.loads(call("eval", *flags, "--json")[0])["measured"]
+    assert some == [{**known[0], "text": "some", "left_out": 18}]
 
 
 def test_parts_are_those_of_the_trainer():

@@ -42,7 +42,8 @@ def test_what_is_not_ours_is_refused(call, refused, name, is_folder):
     path = Path("a") / name / "mine" if is_folder else Path("a") / name
     path.parent.mkdir(parents=True)
     path.write_text('{"mine": 1}')
-    refused(*TRAIN, "--out", "a", code=1, names=["'a' holds", "another --out"])
+    beside = ": choose another --out, or --overwrite to save a run beside it\n"
+    refused(*TRAIN, "--out", "a", code=1, names=["'a' holds", beside])
     if name in ("run.json", "notes.txt", ".git"):
         Path("a").rename("out")
         refused(*TRAIN, code=1, names="'out' holds")
@@ -145,7 +146,7 @@ def test_a_run_that_was_stopped_does_not_overwrite(call, monkeypatch):
 
     monkeypatch.setattr(Trainer, "advance", advance)
     _, err = call(*TRAIN, "--out", "a", "--overwrite", code=143)
-    assert "saved in a-1: go on with --resume --out a-1\n" in err
+    assert "saved in a-1: go on with tapegpt train --resume --out a-1\n" in err
     assert everything("a") == before
     assert load(Path("a-1")).step == 1
 
@@ -260,12 +261,23 @@ def test_metrics_replace_nothing_but_metrics(refused, text):
 
 
 @pytest.mark.parametrize("rest", [b"", b'{"ste', b'{"step": 5, "lo'])
-def test_metrics_replace_metrics(call, rest):
+def test_metrics_move_earlier_ones_aside(call, rest):
     call(*TRAIN, *HOLD_OUT, "--test-fraction", "0.1", "--out", "a", "--metrics", "m.jsonl")
     with open("m.jsonl", "ab") as stream:
         stream.write(rest)
-    call(*TRAIN, "--out", "b", "--metrics", "m.jsonl")
+    earlier = Path("m.jsonl").read_bytes()
+    _, err = call(*TRAIN[:-1], "--out", "b", "--metrics", "m.jsonl")
     assert len(metrics(Path("m.jsonl"))) == 4
+    assert "the metrics of an earlier training, m.jsonl, are in m-1.jsonl now\n" in err
+    assert Path("m-1.jsonl").read_bytes() == earlier
+
+
+def test_metrics_behind_a_link(call):
+    Path("link.jsonl").symlink_to("m.jsonl")
+    for out in ("a", "b"):
+        call(*TRAIN, "--out", out, "--metrics", "link.jsonl")
+    assert Path("link.jsonl").is_symlink()
+    assert len(metrics(Path("m.jsonl"))) == len(metrics(Path("m-1.jsonl"))) == 4
 
 
 def test_metrics_beside_a_run_that_is_moved(call, refused):
