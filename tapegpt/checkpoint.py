@@ -367,7 +367,7 @@ def _refusing(
         yield
     except OSError as error:
         if isinstance(error, FileNotFoundError) and os.path.basename(path) == MANIFEST:
-            remedy = "train a run first (python -m tapegpt train), or name the folder of one"
+            remedy = "train a run first (tapegpt train), or name the folder of one"
         problem = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
         raise RunError(f"cannot read {str(path)!r}: {problem}: {remedy}") from error
     except MemoryError as error:

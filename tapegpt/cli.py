@@ -11,7 +11,7 @@ from tapegpt import __version__
 from tapegpt.commands.flags import Parser, one_line
 from tapegpt.commands.registry import COMMANDS, parser_of
 from tapegpt.commands.terminal import printable
-from tapegpt.errors import TapegptError
+from tapegpt.errors import TapegptError, UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,5 +104,7 @@ def _with_config(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace
 
     try:
         return parser.parse([*arguments_of(options.config, parser, arguments), *arguments])
-    except TapegptError as error:
+    except UsageError as error:
         parser.error(str(error))
+    except TapegptError as error:  # of a file: the help says nothing of those
+        parser.exit(error.exit_code, f"tapegpt: error: {one_line(str(error), 1000)}\n")

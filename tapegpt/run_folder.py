@@ -12,6 +12,7 @@ The folder best in it belongs to the run: it is locked with it and never followe
 import itertools
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -65,11 +66,6 @@ class RunFolder:
         """Whether the new run has still to take the place of an earlier one."""
         return self._earlier
 
-    @property
-    def how_to_go_on(self) -> str:
-        """The flags that go on with the run, beside those that began it."""
-        return "--resume" if self.path == self._home else f"--resume --out {self.path}"
-
     def check(self) -> None:
         """Refuse a folder whose contents a new run must not replace; lock it, if it is there."""
         try:
@@ -90,11 +86,11 @@ class RunFolder:
             if self._overwrite and not _may_lose_best(self._home):
                 raise self._not_its_best()
             return
-        what, go_on = (f"{names[0]!r}", "") if not is_run else ("a run", " --resume to go on,")
-        raise TapegptError(
-            f"--out {str(self._home)!r} holds {what}: choose{go_on} another --out, or --overwrite"
-            " to replace it"
-        )
+        if is_run:
+            problem = "a run: choose --resume to go on, another --out, or --overwrite to replace it"
+        else:
+            problem = f"{names[0]!r}: choose another --out, or --overwrite to save a run beside it"
+        raise TapegptError(f"--out {str(self._home)!r} holds {problem}")
 
     def _not_its_best(self) -> RunError:
         return RunError(
@@ -270,6 +266,11 @@ class RunFolder:
         except OSError as error:
             raise _cannot_write(folder, error) from error
         self._locked.add(key)
+
+
+def how_to_go_on(folder: Path, *flags: str) -> str:
+    """The command that goes on with the run there."""
+    return shlex.join(["tapegpt", "train", "--resume", "--out", str(folder), *flags])
 
 
 def best_of(folder: Path) -> Path:

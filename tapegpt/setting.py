@@ -33,7 +33,7 @@ Group = Literal[
 ]
 
 
-SHARE = Number(lambda x: 0 <= x < 1, "a number from 0 up to but not 1")
+SHARE = Number(lambda x: 0 <= x < 1, "a number from 0 to below 1")
 ABOVE_ZERO = Number(lambda x: 0 < x < inf, "a finite number above 0")
 FROM_ZERO = Number(lambda x: 0 <= x < inf, "a finite number from 0 up")
 TO_ONE = Number(lambda x: 0 < x <= 1, "a number above 0 and at most 1")

@@ -158,7 +158,7 @@ class TrainConfig:
         " held-out character, from half a block before it at least (windows overlap by half)",
     )
     steps: int | None = setting(  # None: DEFAULT_STEPS, or those that `seconds` has time for
-        None, COUNT, "length", "how many steps to train", default=str(DEFAULT_STEPS)
+        None, COUNT, "length", "how many steps to train in all", default=str(DEFAULT_STEPS)
     )
     seconds: float | None = setting(
         None,

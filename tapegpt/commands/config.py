@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tapegpt.bounds import did_you_mean, show
-from tapegpt.errors import UsageError
+from tapegpt.errors import TapegptError, UsageError
 
 if TYPE_CHECKING:
     from tapegpt.commands.flags import Parser
@@ -19,7 +19,8 @@ def arguments_of(path: Path, parser: "Parser", given: Sequence[str]) -> list[str
     """The arguments that the file stands for, but for flags that the command line gives.
 
     A key is a flag without its dashes, with - or _; true sets a flag that has no value, and a list
-    gives a flag several times. Raises `UsageError`.
+    gives a flag several times. Raises `UsageError`, and `TapegptError` for a file that cannot be
+    read.
     """
     named = parser.flags_in(given)
     if named & BUDGETS:
@@ -46,7 +47,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise UsageError(f"--config {str(path)!r} is too large: choose a file of settings")
         return tomllib.loads(text.decode())
     except OSError as error:
-        raise UsageError(
+        raise TapegptError(
             f"cannot read --config {str(path)!r}: {error.strerror}: choose another file"
         ) from error
     except (ValueError, RecursionError) as error:  # of tomllib and of decode

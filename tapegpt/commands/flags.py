@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
         self._with_value: dict[str, bool] = {}  # whether it may be the next argument with a dash
         self._groups: dict[str, Any] = {}
+        self._meant = ("", "")
 
     def add_setting(self, name: str, known: Setting, default: object) -> None:
         """A flag for a setting of a configuration."""
@@ -88,8 +90,17 @@ class Parser(argparse.ArgumentParser):
             name = unknown[0].partition("=")[0]
             if name.startswith("-"):
                 self.unknown("flag", name, self._option_string_actions)
-            self.unknown("argument", name, ())
+            self._unknown_argument(unknown[0])
         return options
+
+    def expect_bare(self, file: str, folder: str) -> None:
+        """The flags that a file, or a folder, is meant for that has none before it."""
+        self._meant = (file, folder)
+
+    def _unknown_argument(self, argument: str) -> NoReturn:
+        name = self._meant[os.path.isdir(argument)]
+        meant = f" (did you mean {name} {shlex.quote(argument)}?)" if name else ""
+        self.error(f"unknown argument {argument!r}{meant}")
 
     @property
     def known_flags(self) -> set[str]:

@@ -1,15 +1,16 @@
 """tapegpt info: what is in a run, without computing anything."""
 
 import json
-import shlex
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tapegpt.checkpoint import Run, load_manifest
 from tapegpt.commands.terminal import printable
+from tapegpt.corpus.files import STANDARD_INPUT
 from tapegpt.models.registry import parameter_totals
-from tapegpt.run_folder import best_of
+from tapegpt.run_folder import best_of, how_to_go_on
 from tapegpt.runs.history import History
 from tapegpt.runs.text import history_of, remembered_text
 from tapegpt.setting import settings_of, unmet
@@ -22,15 +23,34 @@ def run(folder: Path, as_json: bool, as_toml: bool) -> int:
     best = best_of(folder)
     best_step = load_manifest(best).step if best != folder else None
     if as_toml:
-        for name, value in _used(saved.model, saved.training).items():
-            # A TOML string is written as a JSON string is, and so are numbers and booleans.
-            print(f"{name.replace('_', '-')} = {json.dumps(value, ensure_ascii=False)}")
+        for line in _toml(folder, saved, history):
+            print(line)
     elif as_json:
         print(json.dumps(_facts(folder, saved, history, best_step), indent=2))
     else:
         for name, value in _lines(folder, saved, history, best_step):
             print(f"{name:10} {printable(value)}")
     return 0
+
+
+def _toml(folder: Path, run: Run, history: History | None) -> Iterator[str]:
+    """A file for train --config, which trains on the same text as the run."""
+    yield printable(f"# The run in {folder}.")
+    if history is None:
+        yield "# It does not say what it was trained on: add data = FILE."
+    else:
+        yield printable(f"# It was begun by: {history.sessions[0].command}")
+        settings: dict[str, Any] = {"data": list(history.text)} if history.text else {}
+        if str(STANDARD_INPUT) in history.text:
+            yield "# The text was standard input, which - stands for."
+        yield from map(_assigned, settings, settings.values())
+    used = _used(run.model, run.training)
+    yield from map(_assigned, used, used.values())
+
+
+def _assigned(name: str, value: object) -> str:
+    """A line of TOML: strings and lists are written as JSON's are, so are numbers and booleans."""
+    return f"{name.replace('_', '-')} = {json.dumps(value, ensure_ascii=False)}"
 
 
 def _facts(
@@ -76,7 +96,7 @@ def _lines(
         lines.append(("test_loss", f"{history.test_loss:.4f}"))
     for session in history.sessions if history is not None else ():
         lines.append(("began", f"{session.began} by tapegpt {session.version}: {session.command}"))
-    lines.append(("go on", _how_to_go_on(folder, run)))
+    lines.append(("go on", _going_on(folder, run)))
     return lines
 
 
@@ -114,10 +134,9 @@ def _done(run: Run) -> str:
     return f"{run.step} steps in {run.elapsed:.1f} of {run.training.seconds:g} seconds"
 
 
-def _how_to_go_on(folder: Path, run: Run) -> str:
-    more = ["tapegpt", "train", "--resume", "--out", str(folder)]
+def _going_on(folder: Path, run: Run) -> str:
     if run.training.steps is not None and run.step >= run.training.steps:
-        more += ["--steps", str(2 * run.step)]
-    elif run.training.seconds is not None and run.elapsed >= run.training.seconds:
-        more += ["--seconds", f"{2 * run.training.seconds:g}"]
-    return shlex.join(more)
+        return how_to_go_on(folder, "--steps", str(2 * run.step))
+    if run.training.seconds is not None and run.elapsed >= run.training.seconds:
+        return how_to_go_on(folder, "--seconds", f"{2 * run.training.seconds:g}")
+    return how_to_go_on(folder)

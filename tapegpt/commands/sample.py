@@ -87,8 +87,8 @@ def _draw(saved: Run, config: SampleConfig, options: Options, marks: Marks | Non
         count = print_texts(texts, saved.model.block_size, marks, options.mark)
     if options.new and count < wanted:
         raise TapegptError(
-            f"of {most} texts only {count} are new and different: choose a higher --temperature,"
-            " or fewer --num-samples"
+            f"of {most} texts only {count} {'is' if count == 1 else 'are'} new and different:"
+            " choose a higher --temperature, or fewer --num-samples"
         )
     if marks is not None and not options.new:
         LOG.info("%s", marks.summary)

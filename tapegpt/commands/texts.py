@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import TextIO
 
 from tapegpt.commands.terminal import harmless
-from tapegpt.runs.marks import PLACES, Marks
+from tapegpt.runs.marks import Marks
 
 WIDEST = 24  # characters of a text before its mark
 CUT = "\u2026"  # ends a text that ends with the block
@@ -32,8 +32,8 @@ def print_texts(
         line = text
         if terminal:
             line = harmless(text) + (CUT if len(text) >= block_size else "")
-            if mark:
-                line = f"{line:{min(block_size, WIDEST) + 1}}  {PLACES.get(mark, mark)}"
+            if marks is not None:
+                line = f"{line:{min(block_size, WIDEST) + 1}}  {marks.spelled(mark)}"
         elif column:
             line = f"{text}\t{mark}"
         print(line, file=stream)

@@ -17,7 +17,7 @@ from tapegpt.commands.texts import print_texts
 from tapegpt.corpus import default_corpus
 from tapegpt.errors import UsageError
 from tapegpt.presets import configure, dial
-from tapegpt.run_folder import RunFolder, best_of
+from tapegpt.run_folder import RunFolder, best_of, how_to_go_on
 from tapegpt.runs.history import begun
 from tapegpt.runs.marks import Marks
 from tapegpt.runs.text import corpus_of, history_of, parts_of, read, remembered_text
@@ -27,7 +27,7 @@ from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig, from_dict
 from tapegpt.system.compiler import require_compiler
 from tapegpt.system.host import peak_gflops, processors
 from tapegpt.system.signals import stop_signals
-from tapegpt.train.amounts import amount
+from tapegpt.train.amounts import amount, brief
 from tapegpt.train.data import with_held_out
 from tapegpt.train.metrics import STANDARD_OUTPUT, MetricsError, check_metrics, open_metrics
 
@@ -57,13 +57,13 @@ def run(
     preset: str | None,
     settings: Mapping[str, object],
     files: Files,
-    sampling: SampleConfig,
+    sampling: SampleConfig | None,
     quiet: bool,
     arguments: Sequence[str],
 ) -> int:
     """Train, save, print samples. Returns the exit code.
 
-    sampling: how many samples are drawn at the end, and how.
+    sampling: how many samples are drawn at the end, and how; None: none are.
     arguments: the command line, which the run remembers.
     """
     with ExitStack() as held:
@@ -133,7 +133,7 @@ def run(
     moved = f"; the earlier run is in {folder.aside} now" if folder.aside else ""
     if stop:
         of = "" if training.steps is None else f" of {training.steps}"
-        rest = "" if trainer.finished else f": go on with {folder.how_to_go_on}"
+        rest = "" if trainer.finished else f": go on with {how_to_go_on(folder.path)}"
         LOG.warning(
             "stopped after step %d%s; saved in %s%s%s", trainer.step, of, folder.path, moved, rest
         )
@@ -150,7 +150,9 @@ def run(
     # Standard output is for metrics alone where they go there.
     stream = sys.stderr if files.metrics == STANDARD_OUTPUT else sys.stdout
     with trainer.predicting(saver.best_weights()):
-        if training.text:
+        if sampling is None:
+            pass
+        elif training.text:
             writer = TextWriter(stream, training.bytes)
             writer.write_all(texts_of(trainer.compiled, trainer.tokenizer, sampling, trainer.rng))
         else:
@@ -168,7 +170,7 @@ def _speed(trainer: "Trainer", first_step: int, begin: float) -> str:
     steps, seconds = trainer.step - first_step, trainer.elapsed - begin
     rate = steps / max(seconds, 1e-9)
     tokens = amount(rate * trainer.tokens_per_step)
-    said = f"{steps} steps in {seconds:.1f} s: {rate:.0f} steps/s, {tokens} tokens/s"
+    said = f"{steps} steps in {brief(seconds)} s: {rate:.0f} steps/s, {tokens} tokens/s"
     if seconds < WORTH_MEASURING:
         return said
     some = min(steps, 1000)
@@ -238,14 +240,27 @@ def _resumed_settings(
     budget = {"steps": None, "seconds": None} if changed.keys() & {"steps", "seconds"} else {}
     training = from_dict(TrainConfig, {**asdict(saved.training), **budget, **changed})
     check_used(settings, saved.model, training)
-    for name, total, done in (
-        ("steps", training.steps, saved.step),
-        ("seconds", training.seconds, saved.elapsed),
-        ("patience", training.patience, saved.stale),
-    ):
-        if total is not None and total <= done:
-            raise UsageError(
-                f"the run in {out} has spent its {flag(name)} {total}:"
-                f" choose {flag(name)} above {done}"
-            )
+    if problem := _spent(saved, training):
+        raise UsageError(f"the run in {out} has {problem}")
     return saved.model, training
+
+
+def _spent(saved: Run, training: TrainConfig) -> str | None:
+    """What leaves nothing to train, and what to choose instead; None if something is left."""
+    steps, seconds, patience = training.steps, training.seconds, training.patience
+    if steps is not None and saved.step >= steps:
+        return (
+            f"done {saved.step} steps, and --steps is the total: --steps {saved.step + steps}"
+            f" trains {steps} more"
+        )
+    if seconds is not None and saved.elapsed >= seconds:
+        return (
+            f"trained for {brief(saved.elapsed)} s, and --seconds is the total:"
+            f" --seconds {brief(saved.elapsed + seconds)} trains {brief(seconds)} s more"
+        )
+    if patience is not None and saved.stale >= patience:
+        return (
+            f"had {saved.stale} evaluations without improvement: choose --patience above"
+            f" {saved.stale}"
+        )
+    return None

@@ -28,7 +28,7 @@ class Optimizers:
     def sgd(self, leaves: Leaves = None, *, lr: float = 0.1, momentum: float = 0.0) -> Optimizer:
         """v = momentum v + g, w = w - lr v. (Polyak 1964)
 
-        momentum: from 0 up to but not 1.
+        momentum: from 0 to below 1.
         """
         return self._optimizer("sgd", leaves, lr, momentum=momentum)
 

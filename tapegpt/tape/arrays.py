@@ -230,12 +230,12 @@ class ArrayOperations(Shaping):
     def dropout(self, x: Node, rate: float, key: Input, residual: Node | None = None) -> Array:
         """residual + x with a random share of its elements left out and the rest made up for it.
 
-        rate: that share, from 0 up to but not 1, in steps of 2^-32. The key, one number, chooses
+        rate: that share, from 0 to below 1, in steps of 2^-32. The key, one number, chooses
         what is left out, anew for each record; 0 leaves nothing out. (Srivastava et al. 2014)
         """
         x, shape = self._given(x)
         if not isinstance(rate, Number) or not 0 <= rate < 1:
-            raise TapeError(f"dropout leaves out a share from 0 up to but not 1, not {rate!r:.60}")
+            raise TapeError(f"dropout leaves out a share from 0 to below 1, not {rate!r:.60}")
         if self._known(key).count * key.width != 1:
             raise TapeError(f"dropout wants a key of one number, not {key}")
         start = self._residual("dropout", residual, shape.rows, shape.width)

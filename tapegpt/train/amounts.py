@@ -9,6 +9,11 @@ def amount(number: float) -> str:
     return f"{number:.0f}"
 
 
+def brief(seconds: float) -> str:
+    """Seconds in two digits at least: 0.033, 1.2, 31, 3600.5."""
+    return f"{seconds:.2g}" if seconds < 1 else f"{seconds:.1f}".removesuffix(".0")
+
+
 def duration(seconds: float) -> str:
     """Seconds, or minutes and hours where there are many: 1:05:00 h."""
     whole = round(seconds)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tapegpt.checkpoint import Array, Run, RunError, load, save
 from tapegpt.errors import TapegptError
-from tapegpt.run_folder import BEST, RunFolder
+from tapegpt.run_folder import BEST, RunFolder, how_to_go_on
 from tapegpt.runs.history import History
 from tapegpt.train.trainer import Trainer
 
@@ -122,7 +122,7 @@ class Saver:
         except RunError as error:
             return RunError(f"{problem}; nor in --rescue: {error}")
         return RunError(
-            f"{problem}; saved in {str(rescue)!r} instead: go on with --resume --out {rescue}"
+            f"{problem}; saved in {str(rescue)!r} instead: go on with {how_to_go_on(rescue)}"
         )
 
 

@@ -131,6 +131,11 @@ def test_links_lead_somewhere(path):
         assert (ROOT / name).exists(), name
 
 
+def test_every_command_is_in_the_table():
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `tapegpt (\w+)", text, re.M) == list(cli.COMMANDS)
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 700
 

@@ -73,7 +73,12 @@ def test_early_stopping(call, monkeypatch, refused):
     assert "2 evaluations without improvement: stopped early\n" in err
     assert load(Path("out")).step == 12
     assert load(Path("out/best")).step == 6
-    refused("train", "--resume", *flags, names=["spent its --patience 2", "--patience above 2"])
+    refused(
+        "train",
+        "--resume",
+        *flags,
+        names="has had 2 evaluations without improvement: choose --patience above 2",
+    )
     call("train", "--resume", *flags, "--patience", "3")
     assert load(Path("out")).step == 30
     assert load(Path("out/best")).step == 24

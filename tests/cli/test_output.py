@@ -89,7 +89,7 @@ def test_a_terminal_is_sent_no_commands(tapegpt):
     for arguments in ([*train, "--out", "again"], greedy):
         shown = on_a_terminal(tapegpt, *arguments)
         escaped = "\\x1b]0;a\\x07\\x9b2J\\x7f\\u202eb\\u2066\tc\u05d0\u200d"
-        assert f"{escaped}  in the training part\n" in shown
+        assert f"{escaped}  in the corpus\n" in shown
         assert not re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\u202e\u2066]", shown)
 
 

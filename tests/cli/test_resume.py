@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from command_line import (
     saved,
     untimed,
 )
+from saved_run import make_run
 
 from tapegpt import run_folder
-from tapegpt.checkpoint import load
+from tapegpt.checkpoint import load, save
 from tapegpt.corpus import read_documents
 from tapegpt.settings import ModelConfig, TrainConfig
 from tapegpt.system.signals import stop_signals
@@ -33,7 +35,8 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_happened(tapegpt):
     whole = tapegpt("train", *flags, "--out", "whole", "--metrics", "whole.jsonl")
     flags = ["--out", "parts", "--metrics", "parts.jsonl", *flags]
     first = interrupted(tapegpt, signal.SIGINT, *flags)
-    stopped = r"stopped after step (\d+) of 4000; saved in parts: go on with --resume\n"
+    go_on = "go on with tapegpt train --resume --out parts"
+    stopped = rf"stopped after step (\d+) of 4000; saved in parts: {go_on}\n"
     step = int(re.search(stopped, first)[1])
     assert len(metrics(tapegpt.folder / "parts.jsonl")) == step
     second = interrupted(tapegpt, signal.SIGTERM, "--resume", *flags)
@@ -66,7 +69,10 @@ def test_a_signal_before_the_first_step(call, monkeypatch):
 
     monkeypatch.setattr(Trainer, "advance", compiling)
     _, err = call("train", "--data", SKY, code=143)
-    assert "stopped after step 0 of 1000; saved in out: go on with --resume" in err
+    assert (
+        "stopped after step 0 of 1000; saved in out: go on with tapegpt train --resume --out out\n"
+        in err
+    )
     assert Path("out/run.json").exists()
 
 
@@ -133,8 +139,9 @@ def test_resume_refusals(call, refused):
     refused(*resume, *kept, "--preset", "microgpt", names="--preset microgpt")
     refused(*resume, *kept, "--momentum", "0.9", names="--momentum 0.9 is for --optimizer sgd")
     refused(*resume, *kept, "--steps", "0", names="--steps 0")
-    refused("train", "--resume", *kept, names=["spent its --steps 3", "--steps above 3"])
-    refused(*resume, *kept, "--steps", "3", names="--steps above 3")
+    done = "the run in out has done 3 steps, and --steps is the total: --steps "
+    refused("train", "--resume", *kept, names=f"{done}6 trains 3 more\n")
+    refused(*resume, *kept, "--steps", "2", names=f"{done}5 trains 2 more\n")
     refused(*resume, *kept, "--out", "missing", code=1, names="'missing/run.json'")
     assert saved(Path("out")) == before
     call(*resume, *kept)
@@ -158,6 +165,16 @@ def test_a_run_of_the_first_release(call, name, flags, texts):
     after = load(Path(name))
     assert before.step in (600, 9501) and after.step > before.step
     assert after.model == before.model
+
+
+def test_seconds_that_are_spent(refused):
+    timed = replace(make_run().training, steps=None, seconds=31.0)
+    save(make_run(training=timed, elapsed=31.004872121000517), Path("out"))
+    refused(
+        *("train", "--resume"),
+        names="the run in out has trained for 31 s, and --seconds is the total: --seconds 62"
+        " trains 31 s more\n",
+    )
 
 
 def test_a_damaged_run_is_not_resumed(call, refused):

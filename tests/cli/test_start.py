@@ -17,6 +17,7 @@ from tapegpt.cli import COMMANDS
 from tapegpt.commands import bench, registry
 from tapegpt.commands.flags import given
 from tapegpt.presets import PRESETS, configure
+from tapegpt.runs.history import HISTORY
 from tapegpt.settings import ModelConfig, TrainConfig
 
 
@@ -30,7 +31,7 @@ from tapegpt.settings import ModelConfig, TrainConfig
         (["presets"], 0),
         (["info", "missing"], 1),
         (["eval", "missing"], 1),
-        (["train", "--config", "missing.toml"], 2),
+        (["train", "--config", "missing.toml"], 1),
         (["tarin"], 2),
         (["train", "--step", "5"], 2),
         (["train", "--out=~nobody-of-this-name/x"], 2),
@@ -120,7 +121,11 @@ def test_help_names_every_flag(call):
         (["train", "--n-emb=5"], "unknown flag '--n-emb' (did you mean --n-embd?)"),
         (["train", "--n_embd=5"], "unknown flag '--n_embd' (did you mean --n-embd?)"),
         (["sample", "--temprature", "1"], "(did you mean --temperature?)"),
-        (["train", "names.txt"], "unknown argument 'names.txt'"),
+        (["train", "names.txt"], "unknown argument 'names.txt' (did you mean --data names.txt?)"),
+        (["train", "--resume", "."], "unknown argument '.' (did you mean --out .?)"),
+        (["baseline", "a b"], "unknown argument 'a b' (did you mean --data 'a b'?)"),
+        (["sample", "runs/my"], "unknown argument 'runs/my' (did you mean --run runs/my?)"),
+        (["bench", "runs/my"], "unknown argument 'runs/my': see tapegpt bench --help"),
         (["train", "--steps"], "--steps wants a value: see"),
         (["train", "--out", "--resume"], "if '--resume' is meant, write --out=--resume"),
         (["train", "--metrics", "-m"], "if '-m' is meant, write --metrics=-m"),
@@ -235,10 +240,24 @@ def test_flags_from_a_file(call):
 
 def test_the_settings_of_a_run_as_such_a_file(call):
     flags = ["--model", "rnn", "--optimizer", "sgd", "--steps", "4", "--threads", "1"]
-    call("train", "--data", SKY, *flags)
-    Path("c.toml").write_text(call("info", "--toml")[0])
-    call("train", "--data", SKY, "--config", "c.toml", "--out", "b")
-    assert saved(Path("b")) == saved(Path("out"))
+    shutil.copy(SKY, "it's \u00e9.txt")
+    call("train", "--data", SKY, "--data", "it's \u00e9.txt", *flags)
+    text = call("info", "--toml")[0]
+    assert "# The run in out.\n# It was begun by: tapegpt train --data " in text
+    Path("c.toml").write_text(text, encoding="utf-8")
+    Path("elsewhere").mkdir()
+    call("train", "--config", "c.toml", "--out", "elsewhere/b")
+    assert saved(Path("elsewhere/b")) == saved(Path("out"))
+
+
+def test_a_file_of_settings_says_what_it_does_not_know(call):
+    call("train", "--steps", "3", "--n-embd", "8")
+    assert "data" not in call("info", "--toml")[0]  # the names, as without --data
+    (Path("out") / HISTORY).unlink()
+    assert (
+        "# It does not say what it was trained on: add data = FILE.\n"
+        in (call("info", "--toml")[0])
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,8 +277,15 @@ def test_the_settings_of_a_run_as_such_a_file(call):
 def test_files_that_are_no_settings(refused, text, said):
     Path("c.toml").write_text(text)
     refused("train", "--config", "c.toml", names=said)
+
+
+def test_a_file_of_settings_that_cannot_be_read(call):
     Path("d.toml").mkdir()
-    refused("train", "--config", "d.toml", names="cannot read --config 'd.toml': Is a directory")
+    for name, problem in (("d.toml", "Is a directory"), ("no.toml", "No such file or directory")):
+        _, err = call("train", "--config", name, code=1)
+        assert err == (
+            f"tapegpt: error: cannot read --config '{name}': {problem}: choose another file\n"
+        )
 
 
 def test_completion(call, monkeypatch):

@@ -35,6 +35,13 @@ def test_a_terminal_shows_where_texts_are_from():
     )
 
 
+def test_a_corpus_that_is_all_trained_on_has_no_parts():
+    terminal, marks = Terminal(), Marks(Parts(["anna"], [], []), 8)
+    print_texts(["anna", "emil"], 8, marks, stream=terminal)
+    assert terminal.getvalue().splitlines() == ["anna       in the corpus", "emil       new"]
+    assert marks.summary == "1 of 2 is in the corpus"
+
+
 @pytest.mark.parametrize("column", [False, True])
 def test_a_file_gets_the_texts_as_they_are(column):
     file, marks = io.StringIO(), Marks(PARTS, 8)

@@ -68,8 +68,7 @@ def test_every_bit_of_the_manifest_and_the_header_counts(folder):
 
 def test_missing_pieces(tmp_path, folder):
     assert refused(tmp_path / "nowhere").endswith(
-        "No such file or directory: train a run first (python -m tapegpt train), "
-        "or name the folder of one"
+        "No such file or directory: train a run first (tapegpt train), or name the folder of one"
     )
     assert "Not a directory" in refused(folder / "run.json")
     tensors = tensors_file(folder)
