@@ -1,11 +1,11 @@
 """A real autograd tape, in Python, that trains a GPT at the speed of the machine."""
 
 import os
-import warnings
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as type checkers know it: to import typing takes as long as the help
 if TYPE_CHECKING:
+    from typing import Any
+
     from tapegpt.api.language_model import GPT, RNN, LanguageModel, load
     from tapegpt.api.texts import Corpus, Text
     from tapegpt.api.training import train as train
@@ -66,13 +66,17 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    from importlib import import_module
+
     if name in _MODULES:
         return import_module(_MODULES[name])
     if name in _PLACES:
         # A network of one's own is a Model.
         return getattr(import_module(_PLACES[name]), "Model" if name == "Network" else name)
     if name == "Node":
+        import warnings
+
         warnings.warn("tapegpt.Node is now tapegpt.Scalar", DeprecationWarning, stacklevel=2)
         return __getattr__("Scalar")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,17 +1,20 @@
-"""The command line: parse, call, and turn errors into one line and an exit code."""
+"""The command line: parse, call, and turn errors into one line and an exit code.
 
-import argparse
-import logging
+Imports stand where they are used: the help is to answer at once.
+"""
+
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 
-from tapegpt import __version__
-from tapegpt.commands.flags import Parser, one_line
-from tapegpt.commands.registry import COMMANDS, parser_of
-from tapegpt.commands.terminal import printable
+from tapegpt.commands.overview import DOES, SHOWN
 from tapegpt.errors import TapegptError, UsageError
+
+TYPE_CHECKING = False  # as type checkers know it: to import typing takes as long as the help
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from tapegpt.commands.flags import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,11 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parse(arguments)
     options.arguments = arguments
-    handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine("tapegpt: %(message)s"))
-    log = logging.getLogger("tapegpt")
-    log.addHandler(handler)
-    log.setLevel(logging.WARNING if getattr(options, "quiet", False) else logging.INFO)
+
+    import logging
+
+    from tapegpt.commands.messages import shown
+
+    with shown(logging.WARNING if getattr(options, "quiet", False) else logging.INFO):
+        return _run(options)
+
+
+def _run(options: "Namespace") -> int:
     try:
         code = options.command(options)
         sys.stdout.flush()
@@ -48,12 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # of no file that the command line names: those have their own lines
         _discard_output()
         return _fail(options, f"{error.filename or 'output'}: {error.strerror or error}")
-    finally:
-        log.removeHandler(handler)
 
 
-def _fail(options: argparse.Namespace, problem: str, exit_code: int = 1) -> int:
+def _fail(options: "Namespace", problem: str, exit_code: int = 1) -> int:
+    from tapegpt.commands.flags import one_line
+    from tapegpt.commands.terminal import printable
+
     if options.debug:
+        import traceback
+
         for line in traceback.format_exc().splitlines():
             print(printable(line), file=sys.stderr)
     print(f"tapegpt: error: {one_line(problem, 1000)}", file=sys.stderr)
@@ -65,42 +76,32 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class _OneLine(logging.Formatter):
-    """Messages name files, whose names may hold anything."""
+def _parse(arguments: Sequence[str]) -> "Namespace":
+    if arguments and arguments[0] in DOES:
+        from tapegpt.commands.registry import parser_of
 
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    if arguments and arguments[0] in COMMANDS:
         return _with_config(parser_of(arguments[0]), arguments[1:])
-    parser = Parser(
-        prog="tapegpt",
-        description="A real autograd tape, in Python, that trains a GPT at the speed of the"
-        " machine.",
-        epilog="The first three: tapegpt train, tapegpt sample, tapegpt info. Each command has a"
-        " --help of its own.",
-    )
-    parser.add_argument("--version", action="version", version=f"tapegpt {__version__}")
-    commands = parser.add_subparsers(metavar="command")
-    for name, command in COMMANDS.items():
-        commands.add_parser(name, help=command.does)
-    if not arguments:
-        parser.print_help()
-        parser.exit()
-    if not arguments[0].startswith("-"):
-        parser.unknown("command", arguments[0], COMMANDS)
-    return parser.parse(arguments[:1])
+    shown = arguments[0] if arguments else "--help"
+    if shown in SHOWN:
+        print(SHOWN[shown])
+        sys.exit(0)
+
+    from tapegpt.commands.flags import Parser
+
+    parser = Parser(prog="tapegpt")
+    if shown.startswith("-"):
+        parser.unknown("flag", shown.partition("=")[0], SHOWN)
+    parser.unknown("command", shown, DOES)
 
 
-def _with_config(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+def _with_config(parser: "Parser", arguments: Sequence[str]) -> "Namespace":
     """The flags' values; those of a --config file where the command line does not name them."""
     options = parser.parse(arguments)
     if getattr(options, "config", None) is None:
         return options
 
     from tapegpt.commands.config import arguments_of
+    from tapegpt.commands.flags import one_line
 
     try:
         return parser.parse([*arguments_of(options.config, parser, arguments), *arguments])

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from tapegpt.bounds import Whole
 from tapegpt.commands.flags import Parser, add_settings, given
+from tapegpt.commands.overview import DOES
 from tapegpt.errors import UsageError
 from tapegpt.models.registry import import_model
 from tapegpt.presets import PRESETS, configure
@@ -25,7 +26,7 @@ COUNTED_CONTEXT = Whole(0, 16)  # characters
 def parser_of(name: str) -> Parser:
     """The parser of a command's flags."""
     command = COMMANDS[name]
-    does = f"{command.does[0].upper()}{command.does[1:]}."
+    does = f"{DOES[name][0].upper()}{DOES[name][1:]}."
     parser = Parser(prog=f"tapegpt {name}", description=does)
     command.add_flags(parser)
     parser.add_argument(
@@ -337,35 +338,20 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 class Command(NamedTuple):
-    """A command: what it does, its flags, and the function that runs it and returns a code."""
+    """A command: its flags, and the function that runs it and returns a code."""
 
-    does: str
     add_flags: Callable[[Parser], None]
     run: Callable[[argparse.Namespace], int]
 
 
 COMMANDS = {
-    "train": Command(
-        "train a model, save it under --out and print 20 samples", _train_flags, _train
-    ),
-    "sample": Command("draw texts from a saved run", _sample_flags, _sample),
-    "info": Command("tell what is in a saved run", _info_flags, _info),
-    "eval": Command("measure a saved run on a text", _eval_flags, _eval),
-    "presets": Command("spell out the presets of train", _presets_flags, _presets),
-    "baseline": Command(
-        "measure what counting alone knows of a text, without a network",
-        _baseline_flags,
-        _baseline,
-    ),
-    "bench": Command(
-        "time training at every granularity, as a share of the machine's peak",
-        _bench_flags,
-        _bench,
-    ),
-    "warmup": Command("compile and cache the kernels", lambda parser: None, _warmup),
-    "completion": Command(
-        "print a script that completes commands and flags in a shell",
-        _completion_flags,
-        _completion,
-    ),
+    "train": Command(_train_flags, _train),
+    "sample": Command(_sample_flags, _sample),
+    "info": Command(_info_flags, _info),
+    "eval": Command(_eval_flags, _eval),
+    "presets": Command(_presets_flags, _presets),
+    "baseline": Command(_baseline_flags, _baseline),
+    "bench": Command(_bench_flags, _bench),
+    "warmup": Command(lambda parser: None, _warmup),
+    "completion": Command(_completion_flags, _completion),
 }

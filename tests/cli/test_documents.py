@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 import tapegpt
-from tapegpt import cli
-from tapegpt.commands import bench
+from tapegpt.commands import bench, registry
 from tapegpt.commands.flags import given
 from tapegpt.presets import configure
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
@@ -115,7 +114,7 @@ def test_commands_in_sentences_are_understood(path):
         command, *arguments = shlex.split(line)
         if "--help" in arguments:
             continue
-        options = cli.parser_of(command).parse(arguments)
+        options = registry.parser_of(command).parse(arguments)
         if command == "train":
             configure(options.preset, given(options, ModelConfig, TrainConfig))
         elif command == "sample":
@@ -133,7 +132,7 @@ def test_links_lead_somewhere(path):
 
 def test_every_command_is_in_the_table():
     text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| `tapegpt (\w+)", text, re.M) == list(cli.COMMANDS)
+    assert re.findall(r"^\| `tapegpt (\w+)", text, re.M) == list(registry.COMMANDS)
 
 
 def test_the_readme_is_short():

@@ -9,13 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from command_line import SKY, Cli, metrics, saved
+from command_line import SKY, Cli, metrics, posix, saved
 
-from tapegpt import cli
+import tapegpt
 from tapegpt.checkpoint import load
-from tapegpt.cli import COMMANDS
 from tapegpt.commands import bench, registry
 from tapegpt.commands.flags import given
+from tapegpt.commands.registry import COMMANDS
 from tapegpt.presets import PRESETS, configure
 from tapegpt.runs.history import HISTORY
 from tapegpt.settings import ModelConfig, TrainConfig
@@ -59,6 +59,47 @@ def test_help_and_refusals_do_not_import_numba(tmp_path, arguments, code):
     assert "tapegpt.cli" in imported
     assert not {"numba", "llvmlite"} & set(imported)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"]])
+def test_the_overview_imports_next_to_nothing(tmp_path, arguments):
+    cli = Cli(tmp_path)
+    cli.environment["PYTHONPATH"] = str(Path(tapegpt.__file__).parents[1])
+    # Without site, which may import for itself what an installation needs.
+    result = cli(*arguments, python=("-S", "-X", "importtime", "-m", "tapegpt"))
+    imported = re.findall(r"\| +(\S+)$", result.stderr, re.M)
+    assert {name for name in imported if name.startswith("tapegpt")} == {
+        *("tapegpt", "tapegpt.cli", "tapegpt.commands", "tapegpt.commands.overview"),
+        "tapegpt.errors",
+    }
+    assert not {"argparse", "typing", "logging", "pathlib", "dataclasses"} & set(imported)
+
+
+LEAVING = """
+import atexit, sys
+atexit.register(print, "the interpreter is taken down")
+from tapegpt.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["presets"], 0), (["info", "missing"], 1)])
+def test_the_end_of_a_command_is_the_end_of_the_process(tmp_path, arguments, code):
+    """And all that it has printed is there, also where that is more than a pipe holds."""
+    result = Cli(tmp_path)(*arguments, python=("-c", LEAVING), code=code)
+    usual = Cli(tmp_path)(*arguments, code=code)
+    assert (result.stdout, result.stderr) == (usual.stdout, usual.stderr)
+    assert "taken down" not in result.stdout
+    assert result.stdout.endswith("\n") == (code == 0)
+
+
+@posix
+def test_an_output_that_fails_at_the_end_is_not_passed_over(tmp_path):
+    with open("/dev/full", "w") as full:
+        process = Cli(tmp_path).start("presets", python=("-c", LEAVING), stdout=full)
+        _, err = process.communicate()
+    assert process.returncode == 1
+    assert "No space left on device" in err
 
 
 @pytest.mark.parametrize("command", ["train", "sample", "bench", "warmup"])
@@ -181,7 +222,7 @@ def test_without_arguments_there_is_the_help(call):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_has_a_sentence_in_a_group(command):
-    for action in cli.parser_of(command)._actions:
+    for action in registry.parser_of(command)._actions:
         assert action.help and len(action.help) > 8, action
 
 
@@ -214,7 +255,7 @@ def test_presets_spells_them_out(call, refused):
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_the_flags_that_it_is_spelled_as(call, name):
     flags = call("presets", name)[0].split()[1:]
-    options = cli.parser_of("train").parse(flags)
+    options = registry.parser_of("train").parse(flags)
     assert configure(None, given(options, ModelConfig, TrainConfig)) == configure(name, {})
 
 

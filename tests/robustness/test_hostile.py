@@ -22,10 +22,10 @@ from pathlib import Path
 
 import pytest
 
-from tapegpt import cli, corpus
+from tapegpt import corpus
 from tapegpt.bounds import Number, Whole, flag
 from tapegpt.checkpoint import load
-from tapegpt.commands import bench
+from tapegpt.commands import bench, registry
 from tapegpt.corpus.documents import MEMORY
 from tapegpt.errors import TapegptError
 from tapegpt.setting import GRANULARITIES, MODELS, OPTIMIZERS, SCHEDULES, settings_of, unmet
@@ -440,7 +440,7 @@ def test_refused_arguments(tmp_path):
 @pytest.mark.parametrize(("command", "name", "kind"), NUMBERS, ids=NAMES)
 def test_spellings_of_a_number(command, name, kind):
     for spelling in SPELLINGS:
-        options = cli.parser_of(command).parse([f"{name}={spelling}"])
+        options = registry.parser_of(command).parse([f"{name}={spelling}"])
         assert vars(options)[name[2:].replace("-", "_")] in (8, [8])
 
 
