@@ -94,6 +94,13 @@ EXPECTED = {
     "text-1m": (
         ModelConfig(**TEXT_NETWORK, n_layer=4, n_embd=128), TrainConfig(**TEXT, seconds=60.0)
     ),
+    # With 2 layers, 64 wide, 0.0075 more; with the block and the layers of text-1m 0.008.
+    "text-1m-counts": (
+        ModelConfig(
+            **(TEXT_NETWORK | {"block_size": 256}), n_layer=3, n_embd=96, counting=8
+        ),
+        TrainConfig(**(TEXT | {"batch_size": 8}), seconds=60.0),
+    ),
     "text-5m": (
         ModelConfig(**TEXT_NETWORK, n_layer=4, n_embd=128, dropout=0.1),
         TrainConfig(**TEXT, seconds=300.0),
