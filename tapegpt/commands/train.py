@@ -100,6 +100,7 @@ def run(
         from tapegpt.sampling.stream import texts_of
         from tapegpt.train.loop import train
         from tapegpt.train.progress import Compiling
+        from tapegpt.train.ready import loaders
         from tapegpt.train.saving import Saver
         from tapegpt.train.trainer import Trainer
 
@@ -112,10 +113,14 @@ def run(
         else:
             trainer = Trainer(model, training, corpus)
         needed = trainer.compiled.kernels
-        with helped(training.dtype, needed, stop), Compiling(quiet) as compiling:
-            trainer.compiled.load(
-                goes_on=lambda ready, total: compiling.update(ready, total) and not stop
-            )
+        others = loaders(trainer, sampling is not None, (training.seconds or 0) >= WORTH_MEASURING)
+        with Compiling(quiet, 2 * len(needed) + len(others)) as compiling:
+            with helped(training.dtype, needed, stop):
+                trainer.compiled.load(goes_on=lambda ready, _: compiling.update(ready) and not stop)
+            for ready, load_one in enumerate(others, 2 * len(needed) + 1):
+                if not stop:
+                    load_one()
+                    compiling.update(ready)
         folder.prepare(evaluates=training.val_fraction > 0)
         text = [path for path in paths if isinstance(path, Path) and path != default_corpus()]
         history = begun(arguments, text, earlier, trainer.step)

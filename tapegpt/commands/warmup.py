@@ -33,11 +33,11 @@ def run() -> int:
         for direction in (FORWARD, BACKWARD)
         for kernel in sorted(_recorded(dtype))
     ]
-    with Compiling(quiet=False) as compiling:
+    with Compiling(quiet=False, total=len(kernels)) as compiling:
         addresses = {dtype: new_table() for dtype in DTYPES}
         for ready, (dtype, direction, kernel) in enumerate(kernels, 1):
             load_kernels(addresses[dtype], np.dtype(dtype), [kernel], direction)
-            compiling.update(ready, len(kernels))
+            compiling.update(ready)
     for dtype in DTYPES:
         # What calls the operations is the same code for all models.
         training = TrainConfig(val_fraction=0.5, dtype=dtype, optimizer="muon")

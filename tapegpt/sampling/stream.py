@@ -100,6 +100,16 @@ def draw_text(
         yield shown.add(tokenizer.decode(tokens), last=left == 0)
 
 
+def load_continuation(compiled: CompiledModel) -> None:
+    """Load, or compile, what drawing a text needs, but for the kernels of the model."""
+    program, few_rows = compiled.program, compiled.program_for(1)
+    limits = kernel_limits(SampleConfig(), program.vocab_size, program.likelihoods.dtype)
+    window, filled = _window(compiled, [0], len(program.logits))
+    nothing = np.zeros((1, 0))
+    state, drawn = np.array([filled, 0]), nothing.astype(np.int64)
+    continue_texts(program, few_rows, window, state, *limits, nothing, drawn)
+
+
 def _window(
     compiled: CompiledModel, tokens: list[int], block: int
 ) -> tuple[NDArray[np.int64], int]:

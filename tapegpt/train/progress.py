@@ -218,14 +218,31 @@ class Progress:
 
 
 class Compiling:
-    """How many kernels are ready; nothing is shown where that takes no time to speak of."""
+    """How many kernels are ready; nothing is shown where that takes no time to speak of.
 
-    def __init__(self, quiet: bool) -> None:
+    On a terminal there is a line as soon as one is compiled, elsewhere one now and then.
+    """
+
+    def __init__(self, quiet: bool, total: int) -> None:
         self._silent = quiet
         self._silent_since = time.perf_counter()
+        self._ready, self._total = 0, total
         self._bar: Any = None
+        self._held = ExitStack()
 
     def __enter__(self) -> Self:
+        from numba.core.event import Listener, install_listener
+
+        show = self._show
+
+        class Started(Listener):  # type: ignore[misc]  # Numba has no types
+            def on_start(self, event: object) -> None:
+                show()
+
+            def on_end(self, event: object) -> None:
+                """What is ready is told to `update`."""
+
+        self._held.enter_context(install_listener("numba:compile", Started()))
         return self
 
     def __exit__(
@@ -234,22 +251,28 @@ class Compiling:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._held.close()
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, ready: int, total: int) -> bool:
+    def update(self, ready: int) -> bool:
         """So many are ready. Returns True."""
-        if self._silent or time.perf_counter() - self._silent_since < NO_TIME:
-            return True
-        if sys.stderr.isatty():
-            if self._bar is None:
-                from tqdm import tqdm
-
-                shape = "compiling: {n_fmt} of {total_fmt} kernels, {elapsed} {bar:10}"
-                self._bar = tqdm(total=total, bar_format=shape, dynamic_ncols=True, leave=False)
-            self._bar.n = ready
-            self._bar.refresh()
-        elif time.perf_counter() - self._silent_since >= LONGEST_SILENCE:
-            print(f"compiling: {ready} of {total} kernels", file=sys.stderr)
+        self._ready = ready
+        silence = time.perf_counter() - self._silent_since
+        if self._bar is not None or silence >= NO_TIME:
+            self._show()
+        if silence >= LONGEST_SILENCE and not self._silent and not sys.stderr.isatty():
+            print(f"compiling: {ready} of {self._total} kernels", file=sys.stderr)
             self._silent_since = time.perf_counter()
         return True
+
+    def _show(self) -> None:
+        if self._silent or not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            shape = "compiling: {n_fmt} of {total_fmt} kernels, {elapsed} {bar:10}"
+            self._bar = tqdm(total=self._total, bar_format=shape, dynamic_ncols=True, leave=False)
+        self._bar.n = self._ready
+        self._bar.refresh()

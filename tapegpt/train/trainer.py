@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tapegpt.checkpoint import Run, RunError, state_names
 from tapegpt.corpus import Corpus
-from tapegpt.corpus.documents import Piece
+from tapegpt.corpus.documents import Piece, TokenizedCorpus
 from tapegpt.counting.table import CountTable
 from tapegpt.counting.texts import table_of
 from tapegpt.graph.compile import CompiledModel, compiled_model
@@ -33,6 +33,7 @@ from tapegpt.train.stopping import StepBudget, TimeBudget, budget_of
 from tapegpt.train.sweep_size import check_memory, check_table, documents_per_sweep
 from tapegpt.train.workers import Threads
 
+NOTHING = Piece(TokenizedCorpus(np.zeros(0, np.int32), np.zeros(1, np.int64)), 0)
 PASSES_A_STEP = 3  # forward, and backward, which is two
 
 
@@ -173,6 +174,10 @@ class Trainer:
         else:
             self.stale += 1
         return loss
+
+    def load_evaluation(self) -> None:
+        """Load, or compile, what `evaluate` and `test` call, but for the kernels of the model."""
+        total_loss(self.compiled, self._threads, [NOTHING])
 
     def test(self, weights: Mapping[str, NDArray[np.floating]] | None = None) -> float:
         """The loss on what was held out for the end, as `evaluate` measures it.

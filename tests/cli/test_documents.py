@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,23 @@ def test_commands_run(call, short, monkeypatch, path):
         out, err = call(*arguments)
         assert out or arguments[0] == "completion", line
         assert "Traceback" not in err
+
+
+def written(path):
+    """The folders and files that the commands of a page write, but for out: that is moved aside."""
+    for line in commands(path):
+        command, *arguments = shlex.split(line)[1:]
+        flags = {"train": ("--out", "--metrics", "--rescue"), "bench": ("--json",)}.get(command, ())
+        for flag, value in pairwise(arguments):
+            if flag in flags:
+                yield value
+
+
+def test_all_pages_can_be_followed_in_one_clone():
+    """No two write the same folder or file."""
+    pages = {path.name: set(written(path)) for path in DOCUMENTS}
+    assert len(set().union(*pages.values())) == sum(map(len, pages.values())), pages
+    assert "runs/places" in pages["README.md"] and "loss.jsonl" in pages["training.md"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

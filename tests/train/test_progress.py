@@ -150,24 +150,43 @@ def test_a_live_line_fits_the_window(monkeypatch, columns):
 def test_how_many_kernels_are_ready(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    with Compiling(quiet=False) as compiling:
+    with Compiling(quiet=False, total=40) as compiling:
         for ready in range(1, 41):
             now[0] += 1.0
-            assert compiling.update(ready, 40)
+            assert compiling.update(ready)
     assert lines(capsys) == [f"compiling: {n} of 40 kernels" for n in (10, 20, 30, 40)]
-    with Compiling(quiet=True) as compiling:
+    with Compiling(quiet=True, total=2) as compiling:
         now[0] += 60
-        compiling.update(1, 2)
+        compiling.update(1)
     assert lines(capsys) == []
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with Compiling(quiet=False) as compiling:
+    with Compiling(quiet=False, total=3) as compiling:
         now[0] += 0.1
-        compiling.update(1, 3)
+        compiling.update(1)
         assert terminal.text == ""
         now[0] += 1
-        compiling.update(2, 3)
+        compiling.update(2)
     assert "compiling: 2 of 3 kernels" in terminal.text
+
+
+def test_a_kernel_that_is_compiled_is_shown_at_once(monkeypatch):
+    import numba
+
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.0)
+    terminal, shown = Terminal(), []
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    class Waited(Compiling):
+        def _show(self):
+            super()._show()
+            shown.append(terminal.text)
+
+    with Waited(quiet=False, total=3) as compiling:
+        compiling.update(1)
+        assert terminal.text == ""
+        numba.njit(lambda x: x + 1)(1)
+    assert "compiling: 1 of 3 kernels" in shown[0]
 
 
 def test_a_signal_ends_compiling_after_the_kernel(call, monkeypatch):
