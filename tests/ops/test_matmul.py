@@ -14,7 +14,15 @@ from tapegpt.kernels.ops.product.amx import (
     amx_room,
     large_matmul,
 )
-from tapegpt.kernels.ops.product.matmul import PACKED_BYTES, PACKED_ROWS, PANEL_DEPTH, matmul
+from tapegpt.kernels.ops.product.matmul import (
+    FEW_ROWS,
+    LONG_COLUMNS,
+    PACKED_BYTES,
+    PACKED_ROWS,
+    PANEL_DEPTH,
+    ROWS_TOGETHER,
+    matmul,
+)
 from tapegpt.kernels.ops.product.matrix import IDENTITY, RELU, Left, Result, Right, Shape
 from tapegpt.kernels.simd import (
     PAIR_TILE,
@@ -23,6 +31,7 @@ from tapegpt.kernels.simd import (
     VECTOR_BYTES,
     WIDE_TILE,
 )
+from tapegpt.setting import DTYPES
 
 # The unit itself, and an emulated one.
 with_unit = pytest.mark.skipif(not MATRIX_UNIT, reason="no AMX here")
@@ -80,6 +89,27 @@ def fewer(sizes):
     """The emulated unit takes long."""
     rows, depth, vectors = sizes
     return rows, depth, min(vectors, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", range(1, FEW_ROWS + 1))
+@pytest.mark.parametrize("depth", [0, 1, ROWS_TOGETHER, 2 * ROWS_TOGETHER + 3])
+@pytest.mark.parametrize("start", [-1, 0])
+def test_few_rows_with_rows_longer_than_a_block(dtype, rows, depth, start):
+    rng, columns = np.random.default_rng(0), 2 * LONG_COLUMNS + VECTOR_BYTES
+    a, b, out = (
+        rng.integers(-9, 10, shape).astype(dtype)
+        for shape in ((rows, depth), (depth, columns), (rows, columns))
+    )
+    expected = a @ b + (out if start == 0 else 0)
+    matmul(
+        Left(a.ravel(), 0, depth, 1),
+        Right(b.ravel() if depth else np.zeros(1, dtype), 0, columns, False),
+        Result(out.ravel(), 0, columns, start, IDENTITY),
+        Shape(rows, depth, columns),
+        0,
+    )
+    np.testing.assert_array_equal(out, expected)
 
 
 @every_product

@@ -24,6 +24,10 @@ LONG_DEPTH = 64
 # Packing B does not pay for so few rows of A.
 FEW_ROWS = 3
 
+# For those, long rows of B are read one after the other: so many columns of out stay in the
+# first-level cache, to which so many rows of B are added at a time.
+LONG_COLUMNS, ROWS_TOGETHER = 2048, 4
+
 
 @inlined
 def activated(y, b, activation, at):
@@ -160,6 +164,41 @@ def few_rows(a, b, out, shape):
 
 
 @inlined
+def add_rows(a, b, out, columns, together):
+    """out += A B for a row of A with `together` elements: columns a vector at a time."""
+    for c in range(0, columns, simd.lanes(b.array)):
+        y = simd.load(out.array, out.begin + c)
+        for k in range(together):
+            x = simd.splat(b.array, a.array[a.begin + k * a.step])
+            y = simd.fma(x, simd.load(b.array, b.begin + k * b.row + c), y)
+        simd.store(out.array, out.begin + c, y)
+
+
+@jit
+def long_rows(a, b, out, shape):
+    """matmul of few rows of A with long rows of B, without an activation."""
+    end = padded(out.array, shape.columns)
+    whole = shape.depth - shape.depth % ROWS_TOGETHER
+    for column in range(0, end, LONG_COLUMNS):
+        columns = min(LONG_COLUMNS, end - column)
+        for r in range(shape.rows):
+            part = part_of(out, r * out.row + column)
+            for c in range(0, columns, simd.lanes(out.array)):
+                y = simd.splat(out.array, 0)
+                if out.start >= 0:
+                    y = simd.load(out.array, part.start + c)
+                simd.store(out.array, part.begin + c, y)
+            for k in range(0, whole, ROWS_TOGETHER):
+                left = Left(a.array, a.begin + r * a.row + k * a.step, a.row, a.step)
+                right = Right(b.array, b.begin + k * b.row + column, b.row, False)
+                add_rows(left, right, part, columns, ROWS_TOGETHER)
+            for k in range(whole, shape.depth):
+                left = Left(a.array, a.begin + r * a.row + k * a.step, a.row, a.step)
+                right = Right(b.array, b.begin + k * b.row + column, b.row, False)
+                add_rows(left, right, part, columns, 1)
+
+
+@inlined
 def square_product(left, square, out, offsets, count):
     """One tile: out = start + (the rows of A that `left` points to) times a square of B."""
     tile = simd.tile_zeros(out.array, SQUARE_ROWS, 1)
@@ -224,13 +263,17 @@ def matmul(a, b, out, shape, room):
     if b.transposed and shape.rows <= FEW_ROWS:
         few_rows(a, b, out, shape)
         return
+    far = b.row * b.array.itemsize >= PACKED_BYTES
+    if far and shape.rows <= FEW_ROWS and out.activation == IDENTITY:
+        long_rows(a, b, out, shape)
+        return
     array, columns, depth = b.array, shape.columns, shape.depth
     # Elsewhere, and with an activation, panels are as quick.
     done, thin, flat = 0, columns <= simd.lanes(array), depth <= simd.lanes(array)
     squares = thin or flat if b.transposed else thin and flat
     if a.step == 1 and out.activation == IDENTITY and squares:
         done = square_by_square(a, b, out, shape)
-    packing = b.transposed or (b.row * array.itemsize >= PACKED_BYTES and shape.rows >= PACKED_ROWS)
+    packing = b.transposed or (far and shape.rows >= PACKED_ROWS)
     end = padded(out.array, columns)
     for k in range(done, max(1, depth), PANEL_DEPTH):
         count = min(PANEL_DEPTH, depth - k)
