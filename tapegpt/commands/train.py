@@ -260,8 +260,8 @@ def _spent(saved: Run, training: TrainConfig) -> str | None:
         )
     if seconds is not None and saved.elapsed >= seconds:
         return (
-            f"trained for {brief(saved.elapsed)} s, and --seconds is the total:"
-            f" --seconds {brief(saved.elapsed + seconds)} trains {brief(seconds)} s more"
+            f"trained for {brief(saved.elapsed)} s, and --seconds is the total: --seconds"
+            f" {brief(saved.elapsed + seconds)} trains {seconds:g} s more"
         )
     if patience is not None and saved.stale >= patience:
         return (

@@ -10,8 +10,8 @@ def amount(number: float) -> str:
 
 
 def brief(seconds: float) -> str:
-    """Seconds in two digits at least: 0.033, 1.2, 31, 3600.5."""
-    return f"{seconds:.2g}" if seconds < 1 else f"{seconds:.1f}".removesuffix(".0")
+    """Seconds in two digits at least: 0.033, 1.2, 31.0, 3600.5."""
+    return f"{seconds:.2g}" if seconds < 1 else f"{seconds:.1f}"
 
 
 def duration(seconds: float) -> str:

@@ -172,7 +172,7 @@ def test_seconds_that_are_spent(refused):
     save(make_run(training=timed, elapsed=31.004872121000517), Path("out"))
     refused(
         *("train", "--resume"),
-        names="the run in out has trained for 31 s, and --seconds is the total: --seconds 62"
+        names="the run in out has trained for 31.0 s, and --seconds is the total: --seconds 62.0"
         " trains 31 s more\n",
     )
 
