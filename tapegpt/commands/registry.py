@@ -66,7 +66,8 @@ def _train_flags(parser: Parser) -> None:
     files.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace what --out holds, once the new run is finished or has been evaluated",
+        help="replace the run that --out holds, once the new one is finished or has been evaluated;"
+        " files of one's own stay beside it",
     )
     parser.add_value(
         "--save-every",
@@ -81,7 +82,8 @@ def _train_flags(parser: Parser) -> None:
         "FILE",
         "write every step's loss (nats, by default the mean over documents of the mean over"
         " positions), and val_loss, test_loss and the seconds of training where measured, as JSON"
-        " lines; - is standard output, and samples then go to standard error",
+        " lines; those of an earlier training are moved aside; - is standard output, and samples"
+        " then go to standard error",
     )
     files.add_argument(
         "--quiet", action="store_true", help="show no progress, only samples and warnings"
