@@ -44,8 +44,10 @@ def run(
 
     require_compiler()
     from tapegpt.runs.measure import measure
+    from tapegpt.train.progress import Compiling
 
-    measured = {name: measure(saved, part, name == trained_on) for name, part in parts.items()}
+    with Compiling(quiet=False):
+        measured = {name: measure(saved, part, name == trained_on) for name, part in parts.items()}
     if as_json:
         shown = [
             {"text": name, **asdict(result), "left_out": left_out}

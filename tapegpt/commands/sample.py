@@ -18,6 +18,7 @@ from tapegpt.runs.marks import NEW, Marks
 from tapegpt.runs.text import corpus_of, history_of, parts_of, read_for
 from tapegpt.setting import LARGEST_SIZE
 from tapegpt.settings import SampleConfig
+from tapegpt.system.compiler import require_compiler
 
 LOG = logging.getLogger("tapegpt")
 SEED_BITS = 32
@@ -49,13 +50,17 @@ def run(options: Options, config: SampleConfig) -> int:
     anew = config.seed is None
     if anew:
         config = replace(config, seed=secrets.randbits(SEED_BITS))
+    require_compiler()
+    from tapegpt.train.progress import Compiling
+
     try:
-        if options.interactive:
-            stream.answer(saved, config)
-        elif goes_on:
-            stream.draw(saved, config)
-        else:
-            _draw(saved, config, options, marks)
+        with Compiling(quiet=not LOG.isEnabledFor(logging.INFO)):
+            if options.interactive:
+                stream.answer(saved, config)
+            elif goes_on:
+                stream.draw(saved, config)
+            else:
+                _draw(saved, config, options, marks)
     except KeyboardInterrupt:  # which is how a long text ends
         _say_seed(anew, config)
         raise

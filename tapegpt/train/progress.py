@@ -221,28 +221,35 @@ class Compiling:
     """How many kernels are ready; nothing is shown where that takes no time to speak of.
 
     On a terminal there is a line as soon as one is compiled, elsewhere one now and then.
+
+    total: how many there are. None: nobody knows, and the line is gone whenever none is compiled.
     """
 
-    def __init__(self, quiet: bool, total: int) -> None:
+    def __init__(self, quiet: bool, total: int | None = None) -> None:
         self._silent = quiet
         self._silent_since = time.perf_counter()
         self._ready, self._total = 0, total
+        self._depth = 0  # kernels that are compiled for each other
+        self._begin: float | None = None
         self._bar: Any = None
         self._held = ExitStack()
 
     def __enter__(self) -> Self:
         from numba.core.event import Listener, install_listener
 
-        show = self._show
+        compiling = self
 
-        class Started(Listener):  # type: ignore[misc]  # Numba has no types
+        class Watcher(Listener):  # type: ignore[misc]  # Numba has no types
             def on_start(self, event: object) -> None:
-                show()
+                compiling._depth += 1
+                compiling._show()
 
             def on_end(self, event: object) -> None:
-                """What is ready is told to `update`."""
+                compiling._depth -= 1
+                if compiling._depth == 0 and compiling._total is None:
+                    compiling._hide()
 
-        self._held.enter_context(install_listener("numba:compile", Started()))
+        self._held.enter_context(install_listener("numba:compile", Watcher()))
         return self
 
     def __exit__(
@@ -252,8 +259,7 @@ class Compiling:
         traceback: TracebackType | None,
     ) -> None:
         self._held.close()
-        if self._bar is not None:
-            self._bar.close()
+        self._hide()
 
     def update(self, ready: int) -> bool:
         """So many are ready. Returns True."""
@@ -272,7 +278,14 @@ class Compiling:
         if self._bar is None:
             from tqdm import tqdm
 
-            shape = "compiling: {n_fmt} of {total_fmt} kernels, {elapsed} {bar:10}"
+            of_all = "{n_fmt} of {total_fmt} kernels, {elapsed} {bar:10}"
+            shape = f"compiling: {of_all if self._total else '{elapsed}'}"
             self._bar = tqdm(total=self._total, bar_format=shape, dynamic_ncols=True, leave=False)
+            self._begin = self._bar.start_t = self._begin or self._bar.start_t
         self._bar.n = self._ready
         self._bar.refresh()
+
+    def _hide(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

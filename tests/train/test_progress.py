@@ -189,6 +189,22 @@ def test_a_kernel_that_is_compiled_is_shown_at_once(monkeypatch):
     assert "compiling: 1 of 3 kernels" in shown[0]
 
 
+def test_where_nobody_knows_how_many_there_are_the_line_goes_with_the_kernel(monkeypatch):
+    import numba
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Compiling(quiet=False):
+        for _ in range(2):
+            numba.njit(lambda x: x + 1)(1)
+            assert terminal.text.endswith("\r")  # of an empty line
+            print("a text", file=terminal)
+    assert re.search(r"\rcompiling: 00:0\d", terminal.text)
+    with Compiling(quiet=True):
+        numba.njit(lambda x: x + 1)(1)
+    assert terminal.text.endswith("a text\n")
+
+
 def test_a_signal_ends_compiling_after_the_kernel(call, monkeypatch):
     import os
     import signal
