@@ -302,7 +302,7 @@ def test_kernel_cache(tmp_path, monkeypatch, caplog, code):
 
     def compile_again():
         kernel = jit(increment)
-        kernel._cache = kernel_cache.KernelCache(increment)
+        kernel.dispatcher._cache = kernel_cache.KernelCache(increment)
         return kernel(1.0)
 
     warnings = 0
