@@ -26,35 +26,50 @@ def moons(count, rng):
     return points, signs
 
 
+def new_layers(tape, rng, sizes=(2, 16, 16, 1)):
+    """For every neuron its weights and its bias."""
+    return [
+        [
+            ([tape.var(rng.uniform(-1, 1)) for _ in range(before)], tape.var(0.0))
+            for _ in range(after)
+        ]
+        for before, after in pairwise(sizes)
+    ]
+
+
+def numbers_of(layers):
+    """All parameters, one after the other."""
+    return [p for layer in layers for weights, bias in layer for p in (*weights, bias)]
+
+
+def scores_of(tape, layers, points):
+    """What the net says of each point: a row of two nodes."""
+
+    def score(x):
+        for layer in layers[:-1]:
+            x = [(tape.dot(weights, x) + bias).relu() for weights, bias in layer]
+        ((weights, bias),) = layers[-1]
+        return tape.dot(weights, x) + bias
+
+    return [score(point) for point in points]
+
+
+def loss_of(tape, layers, scores, signs):
+    """What the scores lack of a margin of 1, and a little of the squares of all parameters."""
+    parameters = numbers_of(layers)
+    margins = [(1 - score * sign).relu() for score, sign in zip(scores, signs, strict=True)]
+    return tape.sum(margins) * (1 / len(signs)) + tape.dot(parameters, parameters) * 1e-4
+
+
 def main(steps=100, count=100):
     rng = random.Random(1337)
     points, signs = moons(count, rng)
     tape = Tape()
-    parameters = []
+    layers = new_layers(tape, rng)
+    scores = scores_of(tape, layers, [[tape.var(x) for x in point] for point in points])
+    loss = loss_of(tape, layers, scores, signs)
 
-    def neuron(inputs, activates):
-        weights = [tape.var(rng.uniform(-1, 1)) for _ in inputs]
-        bias = tape.var(0.0)
-        parameters.extend([*weights, bias])
-        return weights, bias, activates
-
-    sizes = [2, 16, 16, 1]
-    layers = [
-        [neuron(range(before), activates=after > 1) for _ in range(after)]
-        for before, after in pairwise(sizes)
-    ]
-
-    def score(x):
-        for layer in layers:
-            outputs = [tape.dot(weights, x) + bias for weights, bias, _ in layer]
-            x = [out.relu() if layer[0][2] else out for out in outputs]
-        return x[0]
-
-    scores = [score([tape.var(value) for value in point]) for point in points]
-    margins = [(1 - out * sign).relu() for out, sign in zip(scores, signs, strict=True)]
-    squares = tape.dot(parameters, parameters)
-    loss = tape.sum(margins) * (1 / count) + squares * 1e-4
-
+    parameters = numbers_of(layers)
     opt, losses = tape.sgd(parameters), []
     for step in range(steps):
         opt.lr = 1.0 - 0.9 * step / steps

@@ -66,3 +66,15 @@ def test_a_recipe_with_two_seeds(tmp_path):
     run("-m", "tapegpt", "train", *flags, "--seed", "2", "--out", out, "--metrics", tmp_path / "m")
     last = json.loads((tmp_path / "m").read_text().splitlines()[-1])
     assert f"{last['test_loss']:.4f}" == f"{second:.4f}"
+
+
+def test_the_library_beside_others_has_their_results():
+    """Those of the libraries that are installed: of NumPy, always."""
+    rows = dict(line.split(": ") for line in run("bench/library.py", "--check").splitlines())
+    for name, others in {
+        "Rosenbrock in 1e6 dimensions, gradient": "tapegpt, NumPy",
+        "logistic regression, 1e5 x 32, a step": "tapegpt, NumPy",
+        "an operation of one's own, 256 x 256": "tapegpt, built in",
+    }.items():
+        assert rows[name].startswith(others) and rows[name].endswith(" agree")
+    assert len(rows) == 13
