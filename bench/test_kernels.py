@@ -177,6 +177,6 @@ def recorded(case: Case):
     window = BatchRange(0, positions, 0, rows)
     replay_forward(tape_arrays, 0, len(tape_arrays.records), window, 1)
     tape_arrays.grads[:] = 0
-    tape_arrays.grads[root] = 1
+    tape_arrays.grads[root.id] = 1
     replay_backward(tape_arrays, 0, len(tape_arrays.records), window, 1)
     return tape_arrays, begin, end, window

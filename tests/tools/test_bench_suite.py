@@ -34,6 +34,14 @@ def test_a_benchmark_describes_itself(tmp_path):
     assert both[-1].endswith(": 1.00 |")
 
 
+def test_a_kernel_can_be_measured():
+    printed = run(
+        *("-m", "pytest", "bench/test_kernels.py", "--benchmark-only", "-p", "no:cacheprovider"),
+        *("-k", "linear and 16 and 112 and not backward", "--benchmark-max-time", "0.01", "-q"),
+    )
+    assert re.search(r"\b[1-9]\d* passed", printed)
+
+
 def test_peers_run_as_fast_as_the_processor_lets_them():
     """Whatever the machine tells their libraries to take it for."""
     code = "import os; os.environ.update(OPENBLAS_CORETYPE='Prescott', OPENBLAS_L2_SIZE='1')\n"
