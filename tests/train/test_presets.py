@@ -101,6 +101,12 @@ EXPECTED = {
         ),
         TrainConfig(**(TEXT | {"batch_size": 8}), seconds=60.0),
     ),
+    "text-5m-counts": (
+        ModelConfig(
+            **(TEXT_NETWORK | {"block_size": 256}), n_layer=3, n_embd=96, counting=8, dropout=0.1
+        ),
+        TrainConfig(**(TEXT | {"batch_size": 8}), seconds=300.0),
+    ),
     "text-5m": (
         ModelConfig(**TEXT_NETWORK, n_layer=4, n_embd=128, dropout=0.1),
         TrainConfig(**TEXT, seconds=300.0),
