@@ -9,6 +9,7 @@ of many times, in seconds of the process, all its threads: the machine may be sh
 """
 
 import argparse
+import gc
 import math
 import sys
 import time
@@ -26,7 +27,7 @@ from library_rows.scalars import moons, scalars
 from tapegpt.system.host import cpu_name, vector_name
 
 COLUMNS = (OURS, "micrograd", "NumPy", "PyTorch", "PyTorch compiled", "JAX", "built in")
-SECONDS = 12.0  # for all rounds of a row
+SECONDS = 8.0  # for all rounds of a row
 ROUND = 0.005  # seconds that the calls behind a time take, at least
 
 
@@ -93,6 +94,8 @@ def parts(result: Any) -> tuple[Any, ...]:
 
 def timed(ways: dict[str, Callable[[], Any]]) -> dict[str, float]:
     """Seconds of a call, the least of many rounds in turn."""
+    gc.collect()
+    gc.freeze()  # or every collection would go through all that the libraries have loaded
     calls = {name: max(1, math.ceil(ROUND / seconds(way, 1))) for name, way in ways.items()}
     least = dict.fromkeys(ways, math.inf)
     end, rounds = time.perf_counter() + SECONDS, 0

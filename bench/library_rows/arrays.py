@@ -35,8 +35,8 @@ def logistic(rows: int, columns: int = 32) -> Ways:
     signs = np.where(rng.normal(size=columns) @ points > 0, 1, -1).astype(np.float32)
     tape = Tape("float32")
     weights = tape.parameter(np.zeros((1, columns)))
-    log_loss = elementwise(lambda score, sign: (-(score * sign)).softplus())
-    loss = tape.mean(log_loss(weights @ points, tape.array(signs)))
+    of_scores = elementwise(lambda score, sign: (-(score * sign)).softplus())
+    loss = tape.mean(of_scores(weights @ points, tape.array(signs)))
     opt = tape.sgd(lr=RATE)
     yield OURS, lambda: opt.step(loss)
 
