@@ -1,13 +1,14 @@
 """Which nodes of a tape have so many uses that a float32 gradient loses digits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tapegpt.kernels.layout import OPCODE, OPCODE_BITS
+from tapegpt.kernels.layout import NONE, OPCODE, OPCODE_BITS
 from tapegpt.kernels.loops.precise_sweep import NEVER, OftenUsed
-from tapegpt.kernels.registry import FIRST_CALLED
+from tapegpt.kernels.op import ListOp, place
+from tapegpt.kernels.registry import FIRST_CALLED, OPERATIONS
 from tapegpt.tape.handles import MULTIPLY_ADD
 from tapegpt.tape.types import Ids, Shape
 
@@ -20,10 +21,14 @@ def often_used(
 ) -> OftenUsed:
     """The nodes below size that records, (count, 4), and operands name OFTEN times and more.
 
-    Some of these numbers are sizes and not nodes. They may add a node that has fewer uses, which
-    costs time and changes nothing else.
+    Some of these numbers are sizes and not nodes, but the lengths of lists, which repeat, are left
+    out. They may add a node that has fewer uses, which costs time and changes nothing else.
     """
-    code, out, left, right = records[records[:, 0] & OPCODE < FIRST_CALLED].astype(np.int64).T
+    codes = records[:, 0] & OPCODE
+    lists = [code for code in np.unique(codes) if isinstance(OPERATIONS[code], ListOp)]
+    operands = _without_lengths(records, operands, lists)
+    pairs = records[(codes < FIRST_CALLED) & ~np.isin(codes, lists)]
+    code, out, left, right = pairs.astype(np.int64).T
     added = code & OPCODE == MULTIPLY_ADD
     sums = (out - (code >> OPCODE_BITS))[added]
     uses = np.zeros(size, np.int64)
@@ -38,3 +43,14 @@ def often_used(
     before = np.searchsorted(records[:, 1], nodes, side="right")
     stops = np.union1d(before, np.arange(0, len(records), STRETCH))
     return OftenUsed(nodes, before, stops, np.zeros(len(nodes))) if len(nodes) else NEVER
+
+
+def _without_lengths(records: NDArray[np.uint32], operands: Ids, lists: Sequence[int]) -> Ids:
+    """The operands, with NONE for how long each list is, of records with these opcodes."""
+    nodes = operands.copy()
+    for code in lists:
+        operation = OPERATIONS[code]
+        assert isinstance(operation, ListOp)
+        begins = records[records[:, 0] & OPCODE == code, 2].astype(np.int64)
+        nodes[begins + place(operation.args, "length")] = NONE
+    return nodes

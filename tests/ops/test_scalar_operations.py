@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from microgpt_reference import Graph
 from references import softmax
 
+from tapegpt.kernels.loops.precise_sweep import NEVER
 from tapegpt.tape import Tape
 
 Function = Callable[..., float]
@@ -426,6 +427,17 @@ def test_float32_gradients_of_a_node_used_very_often_keep_their_digits(
     share = {"add": 1, "multiply_adds": 1 + 2 * tenth}.get(name, tenth)
     for node in (w, x):
         assert tape.grad(node) == pytest.approx(count * share, rel=2e-6)
+
+
+def test_numbers_that_are_no_nodes_are_no_uses() -> None:
+    """Each node is used a few times; the length of the lists, 4, stands there 5,000 times."""
+    tape = Tape("float32")
+    nodes = [tape.var(0.5) for _ in range(20_000)]
+    sums = [tape.sum(nodes[i : i + 4]) for i in range(0, len(nodes), 4)]
+    tape.backward(tape.sum([tape.softmax(sums[i : i + 4])[0] for i in range(0, len(sums), 4)]))
+    assert tape._often_used() is NEVER
+    tape.backward(tape.sum([*sums, *[nodes[4]] * 5000]))
+    assert nodes[4].id in tape._often_used().nodes
 
 
 def test_lookup_reads_its_input_at_every_replay() -> None:
