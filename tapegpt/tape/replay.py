@@ -105,8 +105,8 @@ class Replay(Memory):
         then the gradients are those of the sum of the products of its elements with the seed's.
         """
         plain = self._scalar(root) if seed is None else self._any(root)
-        given = np.ones(()) if seed is None else np.asarray(seed, self.dtype)
-        if given.shape != self.shape(plain):
+        given: Any = 1 if seed is None else np.asarray(seed, self.dtype)
+        if seed is not None and given.shape != self.shape(plain):
             raise TapeError(
                 f"backward: a seed of the shape {given.shape} for a node of {self.shape(plain)}"
             )

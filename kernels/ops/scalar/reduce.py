@@ -11,6 +11,9 @@ from tapegpt.kernels.simd.math import NEAR, exp_any, exp_near
 # Softmax works on so many nodes at a time, and wants its list to be a multiple as long.
 SOFTMAX_LANES = 4
 
+# A sum of so many terms loses nothing to speak of in its own type.
+FEW_TERMS = 8
+
 
 class Args(NamedTuple):
     length: Column
@@ -24,10 +27,16 @@ args, _ = readers(Args)
 @jit
 def sum_forward(values, operands, inputs, out, at):
     count, nodes = args(operands, at)
-    total = 0.0  # float64: millions of terms in float32 would lose half of their digits
-    for i in range(nodes, nodes + count):
-        total += values[operands[i]]
-    values[out] = total
+    if count <= FEW_TERMS:
+        total = values.dtype.type(0)
+        for i in range(nodes, nodes + count):
+            total += values[operands[i]]
+        values[out] = total
+    else:
+        whole = 0.0  # float64: millions of terms in float32 would lose half of their digits
+        for i in range(nodes, nodes + count):
+            whole += values[operands[i]]
+        values[out] = whole
 
 
 @jit
@@ -46,7 +55,7 @@ def repeats(operands, nodes, count):
 
     Its gradient is then added up before it is added: bit by bit millions would lose digits.
     """
-    return count > 1 and operands[nodes] == operands[nodes + 1]
+    return count > FEW_TERMS and operands[nodes] == operands[nodes + 1]
 
 
 @jit
