@@ -221,7 +221,8 @@ def test_evaluations_take_none_of_the_seconds(call, monkeypatch):
     paces = []
 
     def slow_advance(trainer, count, pace=0.0):
-        paces.append(pace)
+        if count > 0:  # to do none compiles what steps need
+            paces.append(pace)
         now[0] += 0.125 * count
         return advance(trainer, count, pace)
 
@@ -237,7 +238,7 @@ def test_evaluations_take_none_of_the_seconds(call, monkeypatch):
     assert (run.step, run.elapsed) == (40, 5)
     evaluated = [line["seconds"] for line in lines if "val_loss" in line]
     assert evaluated == [0.5 * i for i in range(1, 11)]
-    assert paces[2:] == [0.125] * (len(paces) - 2)
+    assert paces == [0.0] + [0.125] * (len(paces) - 1)
 
 
 @pytest.mark.parametrize("seconds_a_step", [1e-5, 0.01, 0.3, 7.0])
