@@ -49,6 +49,9 @@ class LazyKernel:
     def __call__(self, *arguments: Any) -> Any:
         return self.dispatcher(*arguments)
 
+    def __reduce__(self) -> Any:
+        return self.dispatcher.__reduce__()  # copies and pickles are Numba's
+
     def __getattr__(self, name: str) -> Any:
         # Numba takes this for its own dispatcher, by _numba_type_ and targetoptions.
         return getattr(self.dispatcher, name)

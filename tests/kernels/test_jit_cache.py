@@ -4,6 +4,7 @@ The package holds a copy of kernels/compile/ and two small kernels files, one ca
 """
 
 import compileall
+import copy
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tapegpt import vmath
 from tapegpt.system import ownership
 
 posix = pytest.mark.skipif(os.name != "posix", reason="owners and modes")
@@ -560,3 +562,8 @@ def test_a_package_without_sources_has_a_cache(empty: Tiny) -> None:
         source.unlink()
     assert empty.run() == Run(20.0, [COMPILING])
     assert empty.run() == Run(20.0, [])
+
+
+def test_kernels_can_be_copied_and_pickled():
+    made = copy.copy(vmath.exp), copy.deepcopy(vmath.exp), pickle.loads(pickle.dumps(vmath.exp))
+    assert all(kernel is vmath.exp.dispatcher for kernel in made)
