@@ -22,8 +22,8 @@ def trainer_of(workload: Workload) -> Trainer:
     return Trainer(workload.model, workload.training, workload.documents)
 
 
-def peer_of(name: str, workload: Workload):
-    """A peer that starts from the same weights as `trainer_of`; skips if it is not installed."""
+def peer_of(name: str, workload: Workload, trainer: Trainer):
+    """A peer that starts from the trainer's weights; skips if it is not installed."""
     package, module, kind = PEERS[name]
     pytest.importorskip(package, reason=f"{name} is not installed: pip install {package}")
     if name == "PyTorch compiled" and not (shutil.which("g++") or shutil.which("clang++")):
@@ -31,4 +31,4 @@ def peer_of(name: str, workload: Workload):
     if name == "JAX padded" and not workload.batches().packed:
         pytest.skip(f"{workload.name} has no padding")
     peer = getattr(importlib.import_module(f"peers.{module}"), kind)
-    return peer(workload, trainer_of(workload).compiled.weights)
+    return peer(workload, trainer.compiled.weights)

@@ -2,12 +2,14 @@
 
 import pytest
 from contenders import PEERS, peer_of, trainer_of
-from workloads import step_workloads
+from workloads import long_workloads, step_workloads
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", ["tapegpt", *PEERS])
-@pytest.mark.parametrize("workload", step_workloads(), ids=lambda workload: workload.name)
+@pytest.mark.parametrize(
+    "workload", [*step_workloads(), *long_workloads()], ids=lambda workload: workload.name
+)
 def test_step(measure, workload, name):
     steps, trainer = workload.steps, trainer_of(workload)
     if name == "tapegpt":
@@ -16,7 +18,7 @@ def test_step(measure, workload, name):
             trainer.advance(steps)
 
     else:
-        peer, done = peer_of(name, workload), 0
+        peer, done = peer_of(name, workload, trainer), 0
 
         def run():
             nonlocal done
@@ -32,4 +34,5 @@ def test_step(measure, workload, name):
         unit="",
         scale=1e6 / steps / workload.batch_size if small else 1e3 / steps,
         flops=trainer.flops(steps),
+        rounds=3 if steps == 1 else 7,
     )

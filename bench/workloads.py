@@ -122,7 +122,25 @@ def step_workloads() -> list[Workload]:
         Workload(f"d{width}", ModelConfig(n_embd=width), 16, batches, documents)
         for width in (16, 32, 64, 128)
     ]
-    text = "\n".join(names)
-    pieces = tuple(text[at : at + 65] for at in range(0, len(text) - 65, 65))
-    model = ModelConfig(n_layer=4, n_embd=128, block_size=64)
-    return [*small, Workload("nanogpt", model, 12, 8, pieces)]
+    return [*small, _stream("nanogpt", 4, 4, 128, 64, 12, steps=8)]
+
+
+def long_workloads() -> list[Workload]:
+    """Blocks of text, up to the size of the smallest GPT-2."""
+    return [
+        _stream("4 x 128, block 256", 4, 4, 128, 256, 8, steps=2),
+        _stream("2 x 128, block 1024", 2, 4, 128, 1024, 4, steps=1),
+        _stream("6 x 384, block 256", 6, 6, 384, 256, 8, steps=1),
+        _stream("12 x 768, block 256", 12, 12, 768, 256, 2, steps=1),
+    ]
+
+
+def _stream(
+    name: str, n_layer: int, n_head: int, n_embd: int, block_size: int, batch_size: int, steps: int
+) -> Workload:
+    """Documents as long as the block, cut from all names: no batch has padding."""
+    text = "\n".join(read_documents(default_corpus()))
+    size = block_size + 1
+    pieces = tuple(text[at : at + size] for at in range(0, len(text) - size, size))
+    model = ModelConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size)
+    return Workload(name, model, batch_size, steps, pieces)

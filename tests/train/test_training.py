@@ -27,6 +27,7 @@ from tapegpt.sampling import sample_in_turn
 from tapegpt.setting import DTYPES, GRANULARITIES, OPTIMIZERS, SCHEDULES
 from tapegpt.settings import ModelConfig, SampleConfig, TrainConfig
 from tapegpt.train import sweep_size
+from tapegpt.train.initialization import normals
 from tapegpt.train.trainer import Trainer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -567,3 +568,11 @@ def test_loss_falls(granularity, dtype):
     trainer = make(granularity=granularity, dtype=dtype, batch_size=len(DOCUMENTS))
     losses = trainer.advance(CONFIG.steps)
     assert losses[-1] < 0.8 * losses[0]
+
+
+@given(st.lists(st.integers(0, 50), max_size=5), st.integers())
+def test_normal_numbers_drawn_together_are_those_of_the_generator(counts, seed):
+    together, single = random.Random(seed), random.Random(seed)
+    for count in counts:
+        assert normals(together, count).tolist() == [single.gauss(0, 1) for _ in range(count)]
+        assert together.getstate() == single.getstate()
