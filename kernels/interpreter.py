@@ -23,7 +23,7 @@ from tapegpt.kernels.compile.indirect_call import (
     records_at,
 )
 from tapegpt.kernels.compile.jit import inlined, jit
-from tapegpt.kernels.layout import OPCODE, BatchRange
+from tapegpt.kernels.layout import NOTHING_BACK, OPCODE, BatchRange
 from tapegpt.kernels.ops import recurrence
 from tapegpt.kernels.ops.recurrence import carry_args, position_range, previous_args
 from tapegpt.kernels.program import TapeArrays
@@ -85,9 +85,9 @@ def reverse_sweep(tape_arrays, begin, end, batch_range):
             carry, here = i, position_range(inputs, starts, batch_range.end_position - 1)
             i -= 1
         else:
-            # topk has none: it chooses columns, and no gradient passes.
+            # topk has no kernel: it chooses columns, and no gradient passes.
             address = kernels[code, BACKWARD]
-            if address != 0:
+            if address != 0 and back != NOTHING_BACK:
                 call_backward(address, values, grads, operands, inputs, out, at, back, here)
             i -= 1
             if code == PREVIOUS:

@@ -24,7 +24,7 @@ from tapegpt.kernels import simd
 from tapegpt.kernels.compile.indirect_call import kernel_type, matrices_signature
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import NONE, padded, row_stride, stride
-from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH, WIDE, matmul, transpose
+from tapegpt.kernels.ops.product.matmul import matmul, matmul_room, transpose
 from tapegpt.kernels.ops.product.matrix import IDENTITY, Left, Result, Right, Shape
 from tapegpt.kernels.registry import address
 
@@ -78,13 +78,9 @@ class Work(NamedTuple):
 
 def room_for(rows: int, columns: int, lanes: int) -> int:
     """Elements that a thread needs to move a matrix of this shape."""
-    side = min(rows, columns)
-    return 2 * rows * stride(columns, lanes) + 4 * side * stride(side, lanes) + panel_room(lanes)
-
-
-def panel_room(lanes: int) -> int:
-    """Elements in which matmul packs a panel."""
-    return PANEL_DEPTH * WIDE * lanes
+    side, longest = min(rows, columns), max(rows, columns)
+    packed = matmul_room(longest, longest, longest, lanes, transposed=True)
+    return 2 * rows * stride(columns, lanes) + 4 * side * stride(side, lanes) + packed
 
 
 @inlined

@@ -117,6 +117,6 @@ LINEAR = ArrayOp(
     variants=(make_linear(large_matmul), (packed_forward, backward)),
     backward_reads=("x",),
     adds_to="start",
-    optional=("x",),
+    optional=("x", "start"),
     row_by_row=True,
 )

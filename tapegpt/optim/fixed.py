@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapegpt.graph.records import Record
-from tapegpt.kernels.layout import NONE, OPCODE
-from tapegpt.kernels.op import ArrayOp, gradient_place
+from tapegpt.kernels.layout import NONE, NOTHING_BACK, OPCODE
+from tapegpt.kernels.op import ArrayOp, Kind, fields_of_kind, gradient_place
 from tapegpt.kernels.registry import OPERATIONS
 from tapegpt.optim.packing import Packing
 from tapegpt.tape.types import Ids
@@ -18,39 +18,48 @@ from tapegpt.tape.types import Ids
 if TYPE_CHECKING:
     from tapegpt.tape import Tape
 
+BACK = 3  # the field of a record
+
 
 class Fixed(NamedTuple):
-    """Which arrays products pass no gradient to, and what follows from that."""
+    """Which arrays get no gradient, and what follows from that."""
 
     arrays: frozenset[int]
+    records: NDArray[np.uint32]  # all, (count, 4)
     operands: Ids  # of all records
     clear: NDArray[np.int64]  # see kernels/loops/descent.py
 
 
 def fixed_arrays(tape: Tape, packing: Packing) -> Fixed:
-    """The arrays that no record computes and the optimizer does not move.
+    """Leave out of the reverse sweep what leads only to arrays that the optimizer does not move.
 
-    A product with them passes a gradient to its other operand alone: with data that is half of its
-    reverse sweep.
+    An operation on nothing but those is left out whole: its result stays as it is too. A product
+    with one passes a gradient to its other operand alone: with data that is half of its work.
     """
-    records, operands = tape._record_rows(), np.array(tape._operands, np.int64)
-    optional = [
-        code
-        for code, operation in enumerate(OPERATIONS)
-        if isinstance(operation, ArrayOp) and operation.optional
-    ]
+    records, operands = tape._record_rows().copy(), np.array(tape._operands, np.int64)
     codes = records[:, 0] & OPCODE
-    arrays = set()
-    for number in np.flatnonzero(np.isin(codes, optional)).tolist():
+    known = [code for code, operation in enumerate(OPERATIONS) if isinstance(operation, ArrayOp)]
+    numbers = np.flatnonzero(np.isin(codes, known)).tolist()
+    made = set(records[numbers, 1].tolist())
+    fixed = {array for array in tape._shapes if array not in made and not packing.moves(array)}
+    arrays: set[int] = set()
+    for number in numbers:
         operation = OPERATIONS[codes[number]]
         assert isinstance(operation, ArrayOp)
         _, out, at, back = records[number].tolist()
         record = Record(number, operation, out, at, back, operands)
+        names = fields_of_kind(operation.args, Kind.DIFFERENTIABLE, Kind.PARAMETER)
+        given = {array for array in record.arrays(names) if array != NONE}
+        if given and given <= fixed and out in tape._shapes:
+            records[number, BACK] = NOTHING_BACK
+            fixed.add(out)
+            arrays |= {out, *given}
+            continue
         for name in operation.optional:
             array = record.argument(name)
-            if not packing.moves(array) and not (records[:, 1] == array).any():
+            if array in fixed:
                 operands[back + gradient_place(operation.args, name)] = NONE
                 arrays.add(array)
     bounds = [0, *(x for a in sorted(arrays) for x in (a, a + tape.extents[a])), len(tape)]
     clear = np.array(list(pairwise(bounds))[::2], np.int64)
-    return Fixed(frozenset(arrays), operands, clear)
+    return Fixed(frozenset(arrays), records, operands, clear)

@@ -67,8 +67,8 @@ class Optimizer:
         """Do a step, or n of them, in compiled code: forward, back, update.
 
         loss: a scalar node. Returns its value before the step, or before each, float64[n]. The
-        gradients of the last step stay on the tape, but those of arrays that stay as they are:
-        products with them pass none.
+        gradients of the last step stay on the tape, but those of arrays that stay as they are, and
+        of what is computed from these alone: few operations pass them any.
 
         Raises DivergedError at the first loss or update that is not finite: the tape then has the
         values of before that step, and the optimizer is of no more use. Raises TapeError where the
@@ -142,7 +142,7 @@ class Optimizer:
         descent = Descent(root, end, self.steps, learning_rate)
         batch_range = BatchRange(*map(int, tape._batch_range()))
         done = descend(
-            tape._live_arrays()._replace(operands=fixed.operands),
+            tape._live_arrays()._replace(records=fixed.records, operands=fixed.operands),
             tape._often_used(),
             batch_range,
             self._group,

@@ -22,7 +22,7 @@ from tapegpt.kernels.ops import (
 )
 from tapegpt.kernels.ops.product.amx import AMX_LEAST, amx_room
 from tapegpt.kernels.ops.product.lane_batching import LANE_COLUMNS
-from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH, WIDE
+from tapegpt.kernels.ops.product.matmul import matmul_room
 from tapegpt.renamed import renamed_argument
 from tapegpt.tape.bulk import HANDLES
 from tapegpt.tape.guards import all_or_nothing, alone
@@ -68,11 +68,15 @@ class ArrayOperations(Shaping):
                 f"linear: x has {n_in} columns, W {weights.width}: they must be the same"
             )
         start = self._residual("linear", residual, rows, n_out)
-        variant, room = 0, PANEL_DEPTH * WIDE * self.lanes
-        capacity = self._capacity(rows)
+        variant, capacity = 0, self._capacity(rows)
+        # Of x W^T, of dout W and of dout^T x.
+        room = max(
+            matmul_room(capacity, n_in, n_out, self.lanes),
+            matmul_room(capacity, n_out, n_in, self.lanes),
+            matmul_room(n_out, capacity, n_in, self.lanes, transposed=True),
+        )
         if MATRIX_UNIT and self.dtype == np.float32 and min(capacity, n_in, n_out) >= AMX_LEAST:
             variant = 1
-            # Of x W^T, of dout W and of dout^T x.
             products = (capacity, n_in), (capacity, n_out), (n_out, capacity)
             room = max(room, *(amx_room(*product) for product in products))
         arguments = linear.Args(rows, n_in, n_out, x, w=w, start=start, room=room)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from tapegpt.kernels.layout import BATCH
 from tapegpt.kernels.ops.array import array_product, reductions, shaping
 from tapegpt.kernels.ops.elementwise import MEAN, UnaryArgs
-from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH, WIDE
+from tapegpt.kernels.ops.product.matmul import matmul_room
 from tapegpt.tape.guards import all_or_nothing
 from tapegpt.tape.handles import Array, Node
 from tapegpt.tape.leaves import Leaves
@@ -26,8 +26,14 @@ class Shaping(Leaves):
         self._of_fixed_rows("matmul", y)
         if left.width != right.rows:
             raise TapeError(f"matmul: {self.shape(x)} and {self.shape(y)} do not match")
-        room = PANEL_DEPTH * WIDE * self.lanes
-        arguments = array_product.Args(left.rows, left.width, right.width, x, y, room=room)
+        rows, n_in, n_out = self._capacity(left.rows), left.width, right.width
+        # Of x y, of dout y^T and of x^T dout.
+        room = max(
+            matmul_room(rows, n_in, n_out, self.lanes),
+            matmul_room(rows, n_out, n_in, self.lanes),
+            matmul_room(n_in, rows, n_out, self.lanes, transposed=True),
+        )
+        arguments = array_product.Args(left.rows, n_in, n_out, x, y, room=room)
         return self._record_array(
             array_product.MATMUL, Shape(left.rows, right.width, right.stride), arguments
         )

@@ -15,13 +15,16 @@ from tapegpt.kernels.ops.product.amx import (
     large_matmul,
 )
 from tapegpt.kernels.ops.product.matmul import (
+    BLOCK_ROWS,
     FEW_ROWS,
+    GROUP_BYTES,
     LONG_COLUMNS,
     PACKED_BYTES,
     PACKED_ROWS,
     PANEL_DEPTH,
     ROWS_TOGETHER,
     matmul,
+    matmul_room,
 )
 from tapegpt.kernels.ops.product.matrix import IDENTITY, RELU, Left, Result, Right, Shape
 from tapegpt.kernels.simd import (
@@ -79,10 +82,11 @@ def products(draw):
 gaps = st.integers(0, 9)
 
 
-def room_for(multiply, dtype, rows, depth):
+def room_for(multiply, dtype, rows, depth, columns):
     """What a product packs its operands in."""
-    panel = PANEL_DEPTH * WIDEST * VECTOR_BYTES // np.dtype(dtype).itemsize
-    return np.zeros(panel if multiply is matmul else amx_room(rows, depth), dtype)
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
+    count = matmul_room(rows, depth, columns, lanes, transposed=True)
+    return np.zeros(count if multiply is matmul else amx_room(rows, depth), dtype)
 
 
 def fewer(sizes):
@@ -158,7 +162,7 @@ def test_product_is_exact_and_nothing_else_is_written(
     condition_block = guarded(with_gaps(condition, out_gap), guard)
     b_rows = padded(b.T if transposed == "b" else b)
     b_block = guarded(with_gaps(b_rows, b_gap), guard)
-    room = room_for(multiply, dtype, rows, depth)
+    room = room_for(multiply, dtype, rows, depth, columns)
     b_flat = np.concatenate([condition_block, b_block, guarded(room, guard)])
     packed = len(condition_block) + len(b_block) + guard
     out_block = guarded(with_gaps(out, out_gap), guard)
@@ -189,6 +193,40 @@ def test_product_is_exact_and_nothing_else_is_written(
     np.testing.assert_array_equal(b_flat, b_before)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("transposed", [None, "a", "b"])
+@pytest.mark.parametrize("start", [-1, 0])
+def test_product_of_several_blocks(dtype, transposed, start):
+    rng, itemsize = np.random.default_rng(1), np.dtype(dtype).itemsize
+    lanes = VECTOR_BYTES // itemsize
+    rows, depth = BLOCK_ROWS + TALLEST + 1, 2 * PANEL_DEPTH + 3
+    columns = GROUP_BYTES // itemsize + WIDEST * lanes + lanes
+    far = PACKED_BYTES // itemsize
+    a, b = np.zeros((rows, depth), dtype), np.zeros((depth, columns), dtype)
+    a[:], b[:] = (rng.integers(-9, 10, x.shape) for x in (a, b))
+    # Rows that are far apart, so that both are packed.
+    a_flat, b_flat = (
+        np.pad(x.T if name == transposed else x, ((0, 0), (0, far)))
+        for x, name in ((a, "a"), (b, "b"))
+    )
+    a_row, a_step = (1, rows + far) if transposed == "a" else (depth + far, 1)
+    b_row, b_size = b_flat.shape[1], b_flat.size
+    room = matmul_room(rows, depth, columns, lanes, transposed == "a")
+    b_flat = np.concatenate([b_flat.ravel(), np.zeros(room, dtype), [UNTOUCHED]]).astype(dtype)
+    out = rng.integers(-9, 10, (rows, columns)).astype(dtype)
+    expected = a @ b + (out if start == 0 else 0)
+    matmul(
+        Left(a_flat.ravel(), 0, a_row, a_step),
+        Right(b_flat, 0, b_row, transposed == "b"),
+        Result(out.ravel(), 0, columns, start, IDENTITY),
+        Shape(rows, depth, columns),
+        b_size,
+    )
+    np.testing.assert_array_equal(out, expected)
+    assert b_flat[-1] == UNTOUCHED
+    assert b_flat[b_size : b_size + room].any()
+
+
 @every_product
 @given(sizes=products(), seed=st.integers(0, 99))
 def test_rounding_error_is_that_of_a_sum(multiply, dtype, sizes, seed):
@@ -199,7 +237,7 @@ def test_rounding_error_is_that_of_a_sum(multiply, dtype, sizes, seed):
     a = rng.normal(size=(rows, depth)).astype(dtype)
     b = rng.normal(size=(depth, columns)).astype(dtype)
     out = np.zeros(rows * columns, dtype)
-    b_flat = np.concatenate([b.reshape(-1), room_for(multiply, dtype, rows, depth)])
+    b_flat = np.concatenate([b.reshape(-1), room_for(multiply, dtype, rows, depth, columns)])
     multiply(
         Left(a.reshape(-1), 0, depth, 1),
         Right(b_flat, 0, columns, False),
@@ -222,7 +260,7 @@ def test_nan_stays_nan(multiply, dtype, activation, nan):
     lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
     a = np.full(TALLEST + 1, np.uint32(nan).view(np.float32), dtype)
     out = np.zeros(len(a) * lanes, dtype)
-    room = room_for(multiply, dtype, len(a), 1)
+    room = room_for(multiply, dtype, len(a), 1, lanes)
     b = np.concatenate([np.ones(out.size, dtype), room])
     multiply(
         Left(a, 0, 1, 1),
@@ -240,7 +278,7 @@ def test_what_is_not_finite_does_not_vanish(multiply, dtype, transposed):
     side = max(4, VECTOR_BYTES // np.dtype(dtype).itemsize)
     a, b, out = (np.ones((side, side), dtype) for _ in range(3))
     a[1, 2], b[0, 3] = np.inf, -np.inf
-    b_flat = np.concatenate([b.reshape(-1), room_for(multiply, dtype, side, side)])
+    b_flat = np.concatenate([b.reshape(-1), room_for(multiply, dtype, side, side, side)])
     a_row, a_step = (1, side) if transposed else (side, 1)
     multiply(
         Left((a.T if transposed else a).reshape(-1), 0, a_row, a_step),
@@ -275,7 +313,7 @@ def test_the_matrix_unit_is_as_good_as_float32(
     a_flat = (a.T if transposed else a).reshape(-1)
     errors = []
     for multiply in (amx_matmul, matmul):
-        room = room_for(multiply, "float32", AMX_LEAST, depth)
+        room = room_for(multiply, "float32", AMX_LEAST, depth, 2 * SIDE)
         out = np.zeros((AMX_LEAST, 2 * SIDE), np.float32)
         multiply(
             Left(a_flat, 0, a_row, a_step),
@@ -294,7 +332,7 @@ def test_the_matrix_unit_rounds_a_single_product_once(amx_matmul, large_matmul):
     rng = np.random.default_rng(0)
     a, b = (rng.uniform(1, 2, 16 * SIDE).astype(np.float32) for _ in range(2))
     out = np.zeros((len(a), len(b)), np.float32)
-    room = room_for(amx_matmul, "float32", len(a), 1)
+    room = room_for(amx_matmul, "float32", len(a), 1, len(b))
     amx_matmul(
         Left(a, 0, 1, 1),
         Right(np.concatenate([b, room]), 0, len(b), False),

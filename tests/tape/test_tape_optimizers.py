@@ -151,6 +151,31 @@ def test_products_pass_what_is_fixed_no_gradient(product):
     np.testing.assert_allclose(x.grad, data, rtol=1e-9)
 
 
+def test_what_is_computed_from_fixed_arrays_alone_gets_no_gradient():
+    rng, tape = np.random.default_rng(3), Tape()
+    frozen, w = (tape.parameter(rng.normal(size=(4, 4))) for _ in range(2))
+    x = tape.array(rng.normal(size=(5, 4)))
+    hidden = tape.linear(tape.rmsnorm(x), frozen).tanh()
+    out = tape.linear(hidden, w, residual=hidden)
+    loss = (out * out).mean()
+    tape.backward(loss)
+    before, expected, others = w.value, w.grad, [node.grad for node in (x, frozen, hidden)]
+    opt = tape.sgd([w], lr=0.5)
+    for _ in range(2):
+        tape.set_value(w, before)
+        opt.step(loss)
+        np.testing.assert_allclose(w.grad, expected, rtol=1e-12)
+        for node in (x, frozen, hidden):
+            with pytest.raises(TapeError, match=r"is fixed.*call backward first"):
+                _ = node.grad
+    tape.set_value(w, before)
+    tape.backward(loss)
+    for node, grad in zip((x, frozen, hidden), others, strict=True):
+        np.testing.assert_allclose(node.grad, grad, rtol=1e-12)
+    tape.sgd([frozen], lr=0.5).step(loss)  # through the other one, which stays as it is
+    np.testing.assert_allclose(frozen.grad, others[1], rtol=1e-12)
+
+
 def test_what_one_optimizer_holds_fixed_another_moves():
     tape = Tape()
     x, w = tape.parameter([[1.0, 2.0]]), tape.parameter([[3.0], [4.0]])

@@ -5,6 +5,7 @@ a matrix unit.
 """
 
 from tapegpt.kernels import simd
+from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import padded
 from tapegpt.kernels.ops.product.matrix import IDENTITY, RELU, Left, Result, Right, moved, part_of
@@ -14,8 +15,12 @@ from tapegpt.kernels.simd import PAIR_TILE, SINGLE_TILE, SQUARE_ROWS, TAIL_ROWS,
 PANEL_DEPTH = 128
 
 # Rows of B so many bytes apart spread a panel over more pages than the TLB holds. It is packed if
-# so many rows of A use it.
+# so many rows of A use it; likewise a transposed A, if so many columns of B do.
 PACKED_BYTES, PACKED_ROWS = 1024, 100
+
+# Larger products go block by block: so many rows of A, and so many bytes of every row of B. As deep
+# as a panel, both stay in the second-level cache. The rows are a multiple of all tiles'.
+BLOCK_ROWS, GROUP_BYTES = 288, 1024
 
 # Wide matrices are large: the next tile of out is prefetched during a tile that takes long enough,
 # over this many rows of B.
@@ -258,8 +263,52 @@ def square_by_square(a, b, out, shape):
 
 
 @jit
+def pack_columns(a, rows, depth, target, array):
+    """Copy the first `rows` rows of a transposed A to array[target], BLOCK_ROWS for each step."""
+    whole = rows - rows % simd.lanes(array)
+    for k in range(depth):
+        source, place = a.begin + k * a.step, target + k * BLOCK_ROWS
+        for r in range(0, whole, simd.lanes(array)):
+            simd.store(array, place + r, simd.load(a.array, source + r))
+        for r in range(whole, rows):
+            array[place + r] = a.array[source + r]
+
+
+@inlined
+def next_panel(array, columns):
+    """Vectors of the next panel where so many columns are left, whole vectors."""
+    vectors = min(WIDE, columns // simd.lanes(array))
+    if vectors < WIDE:
+        vectors = PAIR if vectors >= PAIR else 1
+    return vectors
+
+
+@jit
+def pack_panels(b, depth, first, end, columns, room):
+    """Pack the panels of B from column `first` on, one after the other."""
+    array = b.array
+    while first < end:
+        width = next_panel(array, end - first) * simd.lanes(array)
+        if b.transposed:
+            corner = Right(array, b.begin + first * b.row, b.row, True)
+            transpose(corner, min(width, columns - first), depth, room, width)
+        else:
+            pack(Right(array, b.begin + first, b.row, False), depth, width, room)
+        room += depth * width
+        first += width
+
+
+def matmul_room(rows: int, depth: int, columns: int, lanes: int, transposed: bool = False) -> int:
+    """Elements in which matmul packs B, and A if that is transposed."""
+    group = WIDE * lanes
+    if rows > BLOCK_ROWS:
+        group = max(group, min(GROUP_BYTES // VECTOR_BYTES, -(-columns // lanes)) * lanes)
+    return PANEL_DEPTH * group + transposed * min(depth, PANEL_DEPTH) * BLOCK_ROWS
+
+
+@jit
 def matmul(a, b, out, shape, room):
-    """out = activation(start + A B), see matrix.py. room: where a panel fits in B's array."""
+    """out = activation(start + A B), see matrix.py. room: where matmul_room elements fit in B's."""
     if b.transposed and shape.rows <= FEW_ROWS:
         few_rows(a, b, out, shape)
         return
@@ -267,43 +316,57 @@ def matmul(a, b, out, shape, room):
     if far and shape.rows <= FEW_ROWS and out.activation == IDENTITY:
         long_rows(a, b, out, shape)
         return
-    array, columns, depth = b.array, shape.columns, shape.depth
+    array, columns, depth, size = b.array, shape.columns, shape.depth, simd.lanes(b.array)
     # Elsewhere, and with an activation, panels are as quick.
-    done, thin, flat = 0, columns <= simd.lanes(array), depth <= simd.lanes(array)
+    done, thin, flat = 0, columns <= size, depth <= size
     squares = thin or flat if b.transposed else thin and flat
     if a.step == 1 and out.activation == IDENTITY and squares:
         done = square_by_square(a, b, out, shape)
     packing = b.transposed or (far and shape.rows >= PACKED_ROWS)
-    end = padded(out.array, columns)
+    far_left = a.row == 1 and a.step * array.itemsize >= PACKED_BYTES
+    packing_left = far_left and columns >= PACKED_ROWS
+    end = padded(array, columns)
+    group = WIDE * size
+    if shape.rows > BLOCK_ROWS:
+        group = max(group, GROUP_BYTES // array.itemsize)
+    room_left = room + PANEL_DEPTH * min(group, max(WIDE * size, end))
     for k in range(done, max(1, depth), PANEL_DEPTH):
         count = min(PANEL_DEPTH, depth - k)
-        left = Left(a.array, a.begin + k * a.step, a.row, a.step)
-        column = 0
-        while column < end:
-            vectors = min(WIDE, (end - column) // simd.lanes(out.array))
-            if vectors < WIDE:
-                vectors = PAIR if vectors >= PAIR else 1
-            width = vectors * simd.lanes(out.array)
-            right, right_row = b.begin + k * b.row + column, b.row
+        start = out.start if k == 0 else out.begin
+        activation = out.activation if k + count == depth else IDENTITY
+        for first in range(0, end, group):
+            last = min(first + group, end)
             if packing:
-                if b.transposed:
-                    corner = Right(array, b.begin + column * b.row + k, b.row, True)
-                    transpose(corner, min(width, columns - column), count, room, width)
-                else:
-                    pack(Right(array, right, b.row, False), count, width, room)
-                right, right_row = room, width
-            panel_of_b = Right(array, right, right_row, False)
-            panel_of_out = Result(
-                out.array,
-                out.begin + column,
-                out.row,
-                moved(out.start if k == 0 else out.begin, column),
-                moved(out.activation if k + count == depth else IDENTITY, column),
-            )
-            if vectors == WIDE:
-                wide_panel(left, panel_of_b, panel_of_out, shape.rows, count)
-            elif vectors == PAIR:
-                pair_panel(left, panel_of_b, panel_of_out, shape.rows, count)
-            else:
-                single_panel(left, panel_of_b, panel_of_out, shape.rows, count)
-            column += width
+                right = b.begin + (k if b.transposed else k * b.row)
+                pack_panels(
+                    Right(array, right, b.row, b.transposed), count, first, last, columns, room
+                )
+            for top in range(0, shape.rows, BLOCK_ROWS):
+                rows = min(BLOCK_ROWS, shape.rows - top)
+                left = Left(a.array, a.begin + top * a.row + k * a.step, a.row, a.step)
+                if packing_left and (first == 0 or shape.rows > BLOCK_ROWS):
+                    pack_columns(left, rows, count, room_left, array)
+                if packing_left:
+                    left = Left(array, room_left, 1, BLOCK_ROWS)
+                column, packed = first, room
+                while column < last:
+                    vectors = next_panel(array, last - column)
+                    width, place = vectors * size, top * out.row + column
+                    panel_of_b = Right(array, b.begin + k * b.row + column, b.row, False)
+                    if packing:
+                        panel_of_b = Right(array, packed, width, False)
+                    panel_of_out = Result(
+                        out.array,
+                        out.begin + place,
+                        out.row,
+                        moved(start, place),
+                        moved(activation, place),
+                    )
+                    if vectors == WIDE:
+                        wide_panel(left, panel_of_b, panel_of_out, rows, count)
+                    elif vectors == PAIR:
+                        pair_panel(left, panel_of_b, panel_of_out, rows, count)
+                    else:
+                        single_panel(left, panel_of_b, panel_of_out, rows, count)
+                    column += width
+                    packed += count * width
