@@ -187,6 +187,12 @@ class TrainConfig:
         "optimizer",
         "how much all weights shrink, embeddings included",
     )
+    cautious_decay: bool = setting(
+        False,
+        Switch(),
+        "optimizer",
+        "shrink only weights that the step brings nearer to 0",
+    )
     adam_rate: float = setting(
         0.004,
         ABOVE_ZERO,

@@ -141,7 +141,7 @@ def matrices_signature(floats):
     """What the update of matrices returns and takes, see loops/muon.py."""
     integer, number = types.int64, types.float64
     arrays = (floats, floats, floats, floats, integer, INTEGERS)
-    return number(*arrays, integer, integer, number, number, number)
+    return number(*arrays, integer, integer, number, number, number, types.boolean)
 
 
 def call_address(context, builder, signature, address, arguments):
@@ -211,6 +211,7 @@ def call_matrices(
     momentum,
     rate,
     decay,
+    cautious,
 ):
     """kernel(values, grads, momenta, rooms, begin, matrices, count, ...), likewise."""
     signature = matrices_signature(values)

@@ -5,6 +5,8 @@ With g the gradient, m the momentum and w the matrix, (R, C):
     m = momentum m + (1 - momentum) g,   u = momentum m + (1 - momentum) g
     w = (1 - rate weight_decay) w - rate sqrt(max(1, R / C)) U V^T,    where u = U S V^T
 
+With cautious decay (L. Chen and others 2025) weight_decay is 0 where w and U V^T differ in sign.
+
 U V^T is approached by Newton-Schulz steps: x = (a + b A + c A^2) x, A = x x^T, from x = u / |u|.
 All of these are polynomials of the first A, times x. So the steps are taken by square matrices,
 which are symmetric and commute, and x is multiplied once, at the end: half of the work for a
@@ -171,11 +173,14 @@ def orthogonalise(array, work, rows, columns, squares):
 
 
 @jit
-def move_matrix(values, grads, momenta, rooms, begin, first, shape, momentum, rate, decay):
+def move_matrix(
+    values, grads, momenta, rooms, begin, first, shape, momentum, rate, decay, cautious
+):
     """Move the matrix at values[first], and clear its gradient.
 
-    rooms[begin : ]: room_for so many elements. decay: the share that weights lose. Returns the sum
-    of the weights afterwards, finite if they are.
+    rooms[begin : ]: room_for so many elements. decay: the share that weights lose; cautious: only
+    where the step brings them nearer to 0. Returns the sum of the weights afterwards, finite if
+    they are.
     """
     rows, columns = shape
     work, size = places(rooms, begin, rows, columns), simd.lanes(values)
@@ -205,10 +210,16 @@ def move_matrix(values, grads, momenta, rooms, begin, first, shape, momentum, ra
     if moves:
         orthogonalise(rooms, work, rows, columns, squares)
         step = -rate * math.sqrt(max(1.0, rows / columns) / squares)
-    kept, factor, total = simd.splat(values, 1 - decay), simd.splat(values, step), zero
+    kept, lost = simd.splat(values, 1 - decay), simd.splat(values, -decay)
+    factor, total = simd.splat(values, step), zero
     for r in range(0, rows * row, row):
         for i in range(r, r + padded(values, columns), size):  # what may lie between rows is any
-            w = simd.load(values, first + i) * kept
+            w = simd.load(values, first + i)
+            if not cautious:
+                w = w * kept
+            elif moves:
+                direction = simd.load(rooms, work.result + i)
+                w = simd.fma(simd.where_positive(w * direction, w), lost, w)
             if moves:
                 w = simd.fma(simd.load(rooms, work.result + i), factor, w)
             simd.store(values, first + i, w)
@@ -218,7 +229,7 @@ def move_matrix(values, grads, momenta, rooms, begin, first, shape, momentum, ra
 
 @jit
 def move_matrices(
-    values, grads, momenta, rooms, begin, matrices, count, thread, momentum, rate, decay
+    values, grads, momenta, rooms, begin, matrices, count, thread, momentum, rate, decay, cautious
 ):
     """Move a thread's matrices of the list; returns the sum of their weights.
 
@@ -238,5 +249,6 @@ def move_matrices(
                 momentum,
                 rate,
                 decay,
+                cautious,
             )
     return total

@@ -38,6 +38,7 @@ class Optimizer(NamedTuple):
     clip_norm: float  # infinite where gradients of any length will do
     averaging: float  # share of the steps that the averaged weights look back on, 0 for none
     muon: Muon
+    cautious_decay: bool = False  # only weights that the step brings nearer to 0 decay
 
 
 @jit
@@ -107,7 +108,11 @@ def adam(values, grads, optimizer, begin, end, step, learning_rate):
     scale = math.sqrt(1 - beta2**step)
     rate = learning_rate * scale / (1 - beta1**step)
     old, new = simd.splat(values, beta2), simd.splat(values, 1 - beta2)
-    kept = simd.splat(values, 1 - learning_rate * optimizer.weight_decay)
+    decay = learning_rate * optimizer.weight_decay
+    if optimizer.cautious_decay:
+        decay_cautiously(values, grads, m, beta1, begin, end, decay)
+        decay = 0.0
+    kept = simd.splat(values, 1 - decay)
     zero = total = simd.splat(values, 0)
     for i in range(begin, end, simd.lanes(values)):
         g = simd.load(grads, i)
@@ -122,6 +127,19 @@ def adam(values, grads, optimizer, begin, end, step, learning_rate):
         simd.store(grads, i, zero)
         total = total + moved
     return math.isfinite(simd.sum_lanes(total))
+
+
+# w = (1 - share) w where w (beta1 m + (1 - beta1) g) > 0
+@jit
+def decay_cautiously(values, grads, m, beta1, begin, end, share):
+    """Cautious weight decay (L. Chen and others 2025): of weights that the step makes smaller.
+
+    A pass of its own, so that the others' loop stays as it is.
+    """
+    lost = simd.splat(values, -share)
+    for i in range(begin, end, simd.lanes(values)):
+        w, mean = simd.load(values, i), simd.load(m, i) * beta1 + simd.load(grads, i) * (1 - beta1)
+        simd.store(values, i, simd.fma(simd.where_positive(w * mean, w), lost, w))
 
 
 @jit
@@ -141,6 +159,7 @@ def muon(values, grads, optimizer, thread, learning_rate):
         optimizer.momentum,
         learning_rate,
         learning_rate * optimizer.weight_decay,
+        optimizer.cautious_decay,
     )
     return math.isfinite(total)
 

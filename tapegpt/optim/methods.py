@@ -51,12 +51,22 @@ class Optimizers:
         betas: tuple[float, float] = BETAS,
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        cautious_decay: bool = False,
     ) -> Optimizer:
         """Adam, where a step also takes lr weight_decay of each number.
 
-        (Loshchilov and Hutter 2019)
+        (Loshchilov and Hutter 2019) cautious_decay: only of those that the step brings nearer to
+        0 (L. Chen and others, "Cautious Weight Decay", 2025).
         """
-        return self._optimizer("adamw", leaves, lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        return self._optimizer(
+            "adamw",
+            leaves,
+            lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            cautious_decay=cautious_decay,
+        )
 
     def muon(
         self,
@@ -69,10 +79,12 @@ class Optimizers:
         betas: tuple[float, float] = BETAS,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        cautious_decay: bool = False,
     ) -> Optimizer:
         """Muon (Jordan et al. 2024) for these arrays, and AdamW at adam_lr for other leaves.
 
-        matrices: hidden weights; leaves: all that is moved, those arrays too.
+        matrices: hidden weights; leaves: all that is moved, those arrays too. cautious_decay: as
+        with adamw.
         """
         from tapegpt.optim.update import checked_rate
 
@@ -91,6 +103,7 @@ class Optimizers:
             betas=betas,
             eps=eps,
             weight_decay=weight_decay,
+            cautious_decay=cautious_decay,
             other_rate=checked_rate(adam_lr, "adam_lr") / checked_rate(lr),
         )
 

@@ -32,6 +32,7 @@ class Update:
     betas: tuple[float, float] = (0.0, 0.0)
     eps: float = 0.0
     weight_decay: float = 0.0
+    cautious_decay: bool = False
     momentum: float = 0.0
     other_rate: float = 1.0  # Muon: of what is no matrix, by that of matrices
     matrices: tuple[int, ...] = ()  # Muon: array nodes
@@ -62,6 +63,7 @@ class Update:
             beta2=float(self.betas[1]),
             epsilon=float(self.eps),
             weight_decay=float(self.weight_decay),
+            cautious_decay=bool(self.cautious_decay),
             momentum=float(self.momentum),
             clip_norm=math.inf,
             averaging=0.0,

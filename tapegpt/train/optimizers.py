@@ -33,17 +33,17 @@ class Optimizer(NamedTuple):
         return model.learning_rates.get(self.name, self.learning_rate)
 
 
+_ADAM = ("beta1", "beta2", "epsilon")
+_DECAY = ("weight_decay", "cautious_decay")
 _ROWS = (
-    Optimizer("adam", "ADAM", ("adam.m", "adam.v"), ("beta1", "beta2", "epsilon"), 0.01),
-    Optimizer(
-        "adamw", "ADAM", ("adam.m", "adam.v"), ("beta1", "beta2", "epsilon", "weight_decay"), 0.01
-    ),
+    Optimizer("adam", "ADAM", ("adam.m", "adam.v"), _ADAM, 0.01),
+    Optimizer("adamw", "ADAM", ("adam.m", "adam.v"), (*_ADAM, *_DECAY), 0.01),
     Optimizer("sgd", "SGD", ("sgd.velocity",), ("momentum",), 0.1, memory="momentum"),
     Optimizer(
         "muon",
         "MUON",
         ("muon.m", "muon.v"),
-        ("beta1", "beta2", "epsilon", "weight_decay", "momentum", "adam_rate"),
+        (*_ADAM, *_DECAY, "momentum", "adam_rate"),
         0.02,
     ),
 )
@@ -75,4 +75,5 @@ def kernel_optimizer(
         averaging=config.averaging,
         clip_norm=math.inf if config.clip_norm is None else config.clip_norm,
         muon=muon,
+        cautious_decay=bool(used("cautious_decay")),
     )

@@ -131,15 +131,22 @@ def gpt_logits(weights, n_layer, n_head, tokens):
     return linear(x, weights["lm_head"])
 
 
-def adam(w, g, m, v, step, rate, beta1, beta2, epsilon, weight_decay=0.0):
+def adam(w, g, m, v, step, rate, beta1, beta2, epsilon, weight_decay=0.0, cautious=False):
     """Algorithm 2 of Loshchilov and Hutter (2019); without decay that of Kingma and Ba (2015).
 
-    The rate is their schedule's, for the decay too. Returns w, m and v after the step.
+    The rate is their schedule's, for the decay too. cautious: algorithm 1 of Chen and others
+    (2025). Returns w, m and v after the step.
     """
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * g**2
     unbiased_m, unbiased_v = m / (1 - beta1**step), v / (1 - beta2**step)
-    return w - rate * (unbiased_m / (np.sqrt(unbiased_v) + epsilon) + weight_decay * w), m, v
+    change = unbiased_m / (np.sqrt(unbiased_v) + epsilon)
+    return w - rate * (change + weight_decay * decaying(w, change, cautious)), m, v
+
+
+def decaying(w, change, cautious):
+    """The weights that decay, 0 where one does not: a step goes against the change."""
+    return np.where(w * change > 0, w, 0) if cautious else w
 
 
 def sgd(w, g, velocity, rate, momentum):
@@ -158,12 +165,13 @@ def orthogonalised(x, steps=5):
     return x
 
 
-def muon(w, g, m, rate, momentum, weight_decay=0.0):
+def muon(w, g, m, rate, momentum, weight_decay=0.0, cautious=False):
     """w and the momentum m after a step."""
     m = momentum * m + (1 - momentum) * g
     moved = orthogonalised(momentum * m + (1 - momentum) * g)
     rows, columns = w.shape
-    return (1 - rate * weight_decay) * w - rate * max(1, rows / columns) ** 0.5 * moved, m
+    lost = rate * weight_decay * decaying(w, moved, cautious)
+    return w - lost - rate * max(1, rows / columns) ** 0.5 * moved, m
 
 
 def clip(g, longest):

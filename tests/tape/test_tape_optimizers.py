@@ -54,8 +54,8 @@ def sgd(w, g, state, step):
     return w - 0.1 * speed
 
 
-def adam(w, g, state, step, decay=0.0):
-    settings = (step, 0.1, *BETAS, EPS, decay)
+def adam(w, g, state, step, decay=0.0, cautious=False):
+    settings = (step, 0.1, *BETAS, EPS, decay, cautious)
     new, state["m"], state["v"] = references.adam(
         w, g, state.get("m", 0.0), state.get("v", 0.0), *settings
     )
@@ -68,6 +68,12 @@ MADE = {
     "adamw": (
         lambda tape, leaves: tape.adamw(leaves, lr=0.1, betas=BETAS, eps=EPS, weight_decay=DECAY),
         lambda *given: adam(*given, decay=DECAY),
+    ),
+    "cautious adamw": (
+        lambda tape, leaves: tape.adamw(
+            leaves, lr=0.1, betas=BETAS, eps=EPS, weight_decay=DECAY, cautious_decay=True
+        ),
+        lambda *given: adam(*given, decay=DECAY, cautious=True),
     ),
 }
 

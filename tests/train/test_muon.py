@@ -25,7 +25,7 @@ RATE, OTHER, MOMENTUM, DECAY = 0.03, 0.25, 0.9, 0.2
 class Made:
     """A model with drawn weights, and what updates them."""
 
-    def __init__(self, model, dtype, threads=1, seed=0, scale=1.0):
+    def __init__(self, model, dtype, threads=1, seed=0, scale=1.0, cautious=False):
         self.compiled = compiled_model(model, 5, "vector", dtype, 1)
         count = self.compiled.program.num_params
         self.names = hidden_matrices(model, self.compiled.weights)
@@ -36,7 +36,7 @@ class Made:
         self.muon = self.muon._replace(rooms=self.rooms)
         self.state = aligned_zeros(2 * count, np.dtype(dtype)).reshape(2, count)
         self.optimizer = Optimizer(
-            MUON, self.state, 0.8, 0.95, 1e-8, DECAY, MOMENTUM, np.inf, 0.0, self.muon
+            MUON, self.state, 0.8, 0.95, 1e-8, DECAY, MOMENTUM, np.inf, 0.0, self.muon, cautious
         )
         self.values = self.compiled.program.tape_arrays.values
         self.rng, self.threads, self.scale = np.random.default_rng(seed), threads, scale
@@ -67,7 +67,10 @@ class Made:
         return finite[0]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+# In float32 the sign of a step is at times another than the reference's.
+@pytest.mark.parametrize(
+    ("dtype", "cautious"), [("float32", False), ("float64", False), ("float64", True)]
+)
 @given(
     n_layer=st.integers(1, 2),
     width=st.sampled_from([1, 2, 5, 12, 16, 31, 33, 40, 65, 128]),
@@ -75,11 +78,13 @@ class Made:
     seed=st.integers(0, 99),
 )
 @settings(max_examples=12)
-def test_matrices_move_as_defined_and_the_rest_as_adamw(dtype, n_layer, width, activation, seed):
+def test_matrices_move_as_defined_and_the_rest_as_adamw(
+    dtype, cautious, n_layer, width, activation, seed
+):
     model = ModelConfig(
         n_layer=n_layer, n_embd=width, n_head=1, block_size=4, activation=activation
     )
-    made, tolerance = Made(model, dtype, seed=seed), TOLERANCES[dtype]
+    made, tolerance = Made(model, dtype, seed=seed, cautious=cautious), TOLERANCES[dtype]
     expected = {name: w.astype("float64") for name, w in made.compiled.weights.items()}
     first, second = dict.fromkeys(expected, 0.0), dict.fromkeys(expected, 0.0)
     assert len(made.names) == n_layer * (7 if activation == "swiglu" else 6)
@@ -89,9 +94,10 @@ def test_matrices_move_as_defined_and_the_rest_as_adamw(dtype, n_layer, width, a
         for name, g in gradients.items():
             w = expected[name]
             if name in made.names:
-                w, first[name] = references.muon(w, g, first[name], RATE, MOMENTUM, DECAY)
+                settings = (RATE, MOMENTUM, DECAY, cautious)
+                w, first[name] = references.muon(w, g, first[name], *settings)
             else:
-                settings = (step, RATE * OTHER, 0.8, 0.95, 1e-8, DECAY)
+                settings = (step, RATE * OTHER, 0.8, 0.95, 1e-8, DECAY, cautious)
                 w, first[name], second[name] = references.adam(
                     w, g, first[name], second[name], *settings
                 )

@@ -61,26 +61,29 @@ def doubles(array):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("beta1", "beta2", "epsilon", "weight_decay"),
+    ("beta1", "beta2", "epsilon", "weight_decay", "cautious"),
     [
-        (0.85, 0.99, 1e-8, 0.0),
-        (0.9, 0.999, 1e-3, 0.0),
-        (0.0, 0.0, 0.5, 0.0),
-        (0.85, 0.99, 1e-8, 0.01),
-        (0.9, 0.95, 1e-6, 3.0),
+        (0.85, 0.99, 1e-8, 0.0, False),
+        (0.9, 0.999, 1e-3, 0.0, False),
+        (0.0, 0.0, 0.5, 0.0, False),
+        (0.85, 0.99, 1e-8, 0.01, False),
+        (0.9, 0.95, 1e-6, 3.0, False),
+        (0.9, 0.95, 1e-6, 3.0, True),
     ],
 )
-def test_adam_and_adamw_are_those_of_the_papers(dtype, beta1, beta2, epsilon, weight_decay):
+def test_adam_and_adamw_are_those_of_the_papers(
+    dtype, beta1, beta2, epsilon, weight_decay, cautious
+):
     rng = np.random.default_rng(0)
     count, tolerance = vectors(dtype, 4), TOLERANCES[dtype]
     values, grads = random_arrays(dtype, count, rng, 1)
     m, v = state = zero_state(dtype, 2, count + MORE)
-    optimizer = made(state, ADAM, beta1, beta2, epsilon, weight_decay)
+    optimizer = made(state, ADAM, beta1, beta2, epsilon, weight_decay, cautious_decay=cautious)
     w, mean, square = doubles(values[:count]), 0.0, 0.0
     untouched = values[count:].copy()
     for step in range(1, 8):
         grads[:] = random_gradients(rng, count + MORE)
-        settings = (step, 0.1 / step, beta1, beta2, epsilon, weight_decay)
+        settings = (step, 0.1 / step, beta1, beta2, epsilon, weight_decay, cautious)
         w, mean, square = references.adam(w, doubles(grads[:count]), mean, square, *settings)
         beyond = grads[count:].copy()
         adam(values, grads, optimizer, 0, count, *settings[:2])
