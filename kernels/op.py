@@ -43,7 +43,8 @@ Slot = Annotated[int, Kind.NUMBER]  # where a run of `inputs` begins
 ScalarNode = Annotated[int, Kind.NUMBER]
 Column = Annotated[Any, Kind.NUMBER]  # a number, or an array of one for each of many records
 Block = Annotated[Any, Kind.REST]  # the last: a list of numbers, or such a list for each
-# An array to whose gradient, where it was recorded, the kernel always adds.
+# An array whose gradient lies where it was recorded: the kernel adds to it, or overwrites it if the
+# operation's `overwrites` names it.
 Parameter = Annotated[int, Kind.PARAMETER]
 Array = Annotated[int, Kind.NUMBER]  # one that is read alone
 # An array that the operation passes a gradient to, or NONE.
@@ -78,6 +79,13 @@ def with_gradients(args: type) -> tuple[int, ...]:
 
 
 @cache
+def with_overwrite(args: type) -> tuple[str, ...]:
+    """The arguments with a bit in `overwrite`, in its order."""
+    kinds = Kind.DIFFERENTIABLE, Kind.PARAMETER
+    return tuple(name for kind in kinds for name in fields_of_kind(args, kind))
+
+
+@cache
 def rooms_of(args: type) -> tuple[tuple[int, bool], ...]:
     """The places of arguments that are room for kernels, and whether records share it."""
     rooms = (Kind.ROOM, Kind.GRADIENT_ROOM, Kind.SHARED_ROOM)
@@ -93,7 +101,8 @@ def readers(args: type) -> tuple[Kernel, Kernel]:
 
     The second gives a NamedTuple of `overwrite`, a bit for each gradient; `dout`; and for each
     differentiable argument x `dx`, where its gradient lies, and `overwrite_dx`, its bit: whether
-    the gradient is written here first, rather than added to. `dx` of a GradientRoom is room.
+    the gradient is written here first, rather than added to. `dx` of a GradientRoom is room. A
+    parameter w has `overwrite_dw` alone.
     """
     return (
         inlined_made(lambda: _made_readers(args)["args"]),
@@ -109,11 +118,11 @@ def _made_readers(args: type) -> dict[str, Any]:
     ]
     fields = list(kinds(args))
     gradients = [f"d{fields[place]}" for place in with_gradients(args)]
-    differentiable = fields_of_kind(args, Kind.DIFFERENTIABLE)
-    names = ["overwrite", "dout", *gradients, *(f"overwrite_d{name}" for name in differentiable)]
+    written = with_overwrite(args)
+    names = ["overwrite", "dout", *gradients, *(f"overwrite_d{name}" for name in written)]
     grads = NamedTuple(f"{args.__name__}Grads", [(name, int) for name in names])  # type: ignore[misc]
     lists = [f"operands[back + {i}]" for i in range(2 + len(gradients))]
-    lists += [f"operands[back] & {1 << bit}" for bit in range(len(differentiable))]
+    lists += [f"operands[back] & {1 << bit}" for bit in range(len(written))]
     source = (
         f"def args(operands, at):\n    return Args({', '.join(places)})\n"
         f"def grads_of(operands, back):\n    return Grads({', '.join(lists)})\n"
@@ -173,6 +182,8 @@ class ArrayOp:
     adds_to: str = ""
     # The arguments to which the kernel passes no gradient where the place of that is NONE.
     optional: tuple[str, ...] = ()
+    # The parameters whose gradient the kernel overwrites where their bit is set.
+    overwrites: tuple[str, ...] = ()
     # Every row of the result is made of the same row of the arguments, in any order.
     row_by_row: bool = False
     several = False

@@ -19,6 +19,7 @@ class Descent(NamedTuple):
     end: int  # one past the last record that the root depends on
     first: int  # steps done before
     learning_rate: float
+    packs: bool  # else the optimizer moves what lies on the tape
 
 
 @inlined
@@ -40,17 +41,21 @@ def unpack(packed, array, stretches):
 
 
 @jit
-def descend(tape_arrays, often, batch_range, group, stretches, clear, optimizer, descent, losses):
+def descend(
+    tape_arrays, often, batch_range, group, before, stretches, clear, optimizer, descent, losses
+):
     """Do a step for every element of losses, (steps,): the loss before each is written there.
 
-    group: a thread on its own, whose values and grads, (packed,), are room for what lies at the
-    stretches, whole vectors. clear: first node and one after the last, (ranges, 2), of the
-    gradients that a step sets to zero; those between are neither read nor written. Returns the
-    number of steps done: fewer than asked for where a loss or an update is not finite. What lies on
-    the tape is then as it was before that step.
+    group: a thread on its own. Its values and grads, (packed,), are room for what lies at the
+    stretches, whole vectors; or, where nothing is packed, views of the tape's, and `before`,
+    (packed,), is room to copy the values to. clear: first node and one after the last, (ranges, 2),
+    of the gradients that a step sets to zero: records write the others before they read them.
+    Returns the number of steps done: fewer than asked for where a loss or an update is not finite.
+    The tape then has the values of before that step.
     """
     values, grads = tape_arrays.values, tape_arrays.grads
-    pack(values, group.values, stretches)
+    if descent.packs:
+        pack(values, group.values, stretches)
     for i in range(len(losses)):
         forward_sweep(tape_arrays, 0, descent.end, batch_range)
         losses[i] = values[descent.root]
@@ -60,9 +65,15 @@ def descend(tape_arrays, often, batch_range, group, stretches, clear, optimizer,
             grads[clear[k, 0] : clear[k, 1]] = 0
         grads[descent.root] = 1
         precise_reverse_sweep(tape_arrays, often, descent.end, batch_range)
-        pack(grads, group.grads, stretches)
+        if descent.packs:
+            pack(grads, group.grads, stretches)
+        else:
+            pack(values, before, stretches)
         step = descent.first + i + 1
         if not update(group, 0, len(group.values), optimizer, step, descent.learning_rate):
+            if not descent.packs:
+                unpack(before, values, stretches)
             return i
-        unpack(group.values, values, stretches)
+        if descent.packs:
+            unpack(group.values, values, stretches)
     return len(losses)

@@ -39,11 +39,12 @@ class Optimizer(NamedTuple):
     averaging: float  # share of the steps that the averaged weights look back on, 0 for none
     muon: Muon
     cautious_decay: bool = False  # only weights that the step brings nearer to 0 decay
+    clears: bool = True  # the gradients, after the update; Muon does so always
 
 
 @jit
 def update(group, thread, count, optimizer, step, learning_rate):
-    """Move parameters 0 to count - 1 against their gradients, which become 0.
+    """Move parameters 0 to count - 1 against their gradients, which become 0 where it clears.
 
     All threads of the group call it, and each moves a part of them. step counts from 1; count is a
     whole number of vectors. Returns whether all parameters are finite afterwards: a gradient that
@@ -124,7 +125,8 @@ def adam(values, grads, optimizer, begin, end, step, learning_rate):
         root = simd.quick_root(square) + optimizer.epsilon * scale
         moved = simd.fma(simd.load(values, i), kept, mean * -rate / root)
         simd.store(values, i, moved)
-        simd.store(grads, i, zero)
+        if optimizer.clears:
+            simd.store(grads, i, zero)
         total = total + moved
     return math.isfinite(simd.sum_lanes(total))
 
@@ -179,7 +181,8 @@ def sgd(values, grads, optimizer, begin, end, learning_rate):
         simd.store(velocity, i, speed)
         moved = simd.fma(speed, step, simd.load(values, i))
         simd.store(values, i, moved)
-        simd.store(grads, i, zero)
+        if optimizer.clears:
+            simd.store(grads, i, zero)
         total = total + moved
     return math.isfinite(simd.sum_lanes(total))
 

@@ -76,7 +76,7 @@ def make_linear(multiply):
         multiply(
             Left(grads, dout, ADJACENT, out_row),
             Right(values, x, x_row, False),
-            Result(grads, a.w, x_row, a.w, IDENTITY),
+            Result(grads, a.w, x_row, NONE if g.overwrite_dw else a.w, IDENTITY),
             Shape(a.n_out, last - first, a.n_in),
             a.room,
         )
@@ -118,5 +118,6 @@ LINEAR = ArrayOp(
     backward_reads=("x",),
     adds_to="start",
     optional=("x", "start"),
+    overwrites=("w",),
     row_by_row=True,
 )

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from tapegpt.graph.records import Record
 from tapegpt.kernels.layout import NONE, NOTHING_BACK, OPCODE
-from tapegpt.kernels.op import ArrayOp, Kind, fields_of_kind, gradient_place
+from tapegpt.kernels.op import ArrayOp, Kind, fields_of_kind, gradient_place, with_overwrite
+from tapegpt.kernels.ops.recurrence import PREVIOUS
 from tapegpt.kernels.registry import OPERATIONS
 from tapegpt.optim.packing import Packing
 from tapegpt.tape.types import Ids
@@ -30,11 +31,12 @@ class Fixed(NamedTuple):
     clear: NDArray[np.int64]  # see kernels/loops/descent.py
 
 
-def fixed_arrays(tape: Tape, packing: Packing) -> Fixed:
+def fixed_arrays(tape: Tape, packing: Packing, end: int) -> Fixed:
     """Leave out of the reverse sweep what leads only to arrays that the optimizer does not move.
 
     An operation on nothing but those is left out whole: its result stays as it is too. A product
-    with one passes a gradient to its other operand alone: with data that is half of its work.
+    with one passes a gradient to its other operand alone: with data that is half of its work. end:
+    of the records that are swept.
     """
     records, operands = tape._record_rows().copy(), np.array(tape._operands, np.int64)
     codes = records[:, 0] & OPCODE
@@ -60,6 +62,44 @@ def fixed_arrays(tape: Tape, packing: Packing) -> Fixed:
             if array in fixed:
                 operands[back + gradient_place(operation.args, name)] = NONE
                 arrays.add(array)
-    bounds = [0, *(x for a in sorted(arrays) for x in (a, a + tape.extents[a])), len(tape)]
+    written = arrays | overwritten(tape, records[:end], operands)
+    bounds = [0, *(x for a in sorted(written) for x in (a, a + tape.extents[a])), len(tape)]
     clear = np.array(list(pairwise(bounds))[::2], np.int64)
     return Fixed(frozenset(arrays), records, operands, clear)
+
+
+def overwritten(tape: Tape, records: NDArray[np.uint32], operands: Ids) -> set[int]:
+    """Set the bits of gradients that the first record of the reverse sweep can overwrite.
+
+    Returns the arrays that need not be cleared: none where anything but operations on arrays, a
+    scan, or a sweep with pauses may add to them.
+    """
+    operations = [OPERATIONS[code] for code in (records[:, 0] & OPCODE).tolist()]
+    unknown = any(not isinstance(x, ArrayOp) or x is PREVIOUS for x in operations)
+    if unknown or len(tape._often_used().nodes):
+        return set()
+    written: set[int] = set()
+    used: set[int] = set()
+    for number in range(len(records) - 1, -1, -1):
+        operation = operations[number]
+        assert isinstance(operation, ArrayOp)
+        _, out, at, back = records[number].tolist()
+        if back == NOTHING_BACK:
+            continue
+        record = Record(number, operation, out, at, back, operands)
+        names = with_overwrite(operation.args)
+        given = record.arrays(names)
+        for rest in fields_of_kind(operation.args, Kind.REST):
+            used.update(operands[record.place(rest) : back].tolist())
+        for bit, (name, array) in enumerate(zip(names, given, strict=True)):
+            parameter = name in fields_of_kind(operation.args, Kind.PARAMETER)
+            if (
+                array in tape._shapes
+                and array not in used
+                and given.count(array) == 1
+                and (not parameter or name in operation.overwrites)
+            ):
+                operands[record.overwrite_place] |= 1 << bit
+                written.add(array)
+        used.update(given)
+    return written

@@ -17,7 +17,7 @@ from tapegpt.kernels.loops.thread_group import ThreadGroup
 from tapegpt.optim.fixed import Fixed, fixed_arrays
 from tapegpt.optim.packing import Packing, packing_of
 from tapegpt.optim.update import Losses, Update, checked_rate
-from tapegpt.tape.alignment import aligned_zeros
+from tapegpt.tape.alignment import ALIGNMENT, aligned_zeros
 from tapegpt.tape.handles import Node
 from tapegpt.tape.types import Ids, TapeError
 
@@ -51,7 +51,7 @@ class Optimizer:
         self._packing: Packing | None = None  # until the first step
         self._kernel: KernelOptimizer | None = None
         self._group: ThreadGroup | None = None
-        self._fixed: tuple[tuple[int, int], Fixed] | None = None  # of a program
+        self._fixed: tuple[tuple[int, int, int], Fixed] | None = None  # of a program and its end
         self._generation = tape.generation
         if leaves is not None:
             self._pack()
@@ -111,20 +111,33 @@ class Optimizer:
         tape = self.tape
         self._packing = packing = packing_of(tape, self._leaves)
         self._kernel = self._update.kernel(tape, packing)
+        self._packs = self._update.name == "muon" or not packing.is_slice(
+            ALIGNMENT // tape.dtype.itemsize
+        )
+        self._before = aligned_zeros(packing.size, tape.dtype)
         self._group = ThreadGroup(
-            values=aligned_zeros(packing.size, tape.dtype),
-            grads=aligned_zeros(packing.size, tape.dtype),
+            values=self._before,
+            grads=aligned_zeros(packing.size, tape.dtype) if self._packs else self._before,
             other_grads=np.zeros((0, packing.size), tape.dtype),
             reports=np.zeros((1, 8)),
             arrivals=np.zeros(1, np.int64),
         )
 
-    def _fixed_arrays(self, packing: Packing) -> Fixed:
+    def _thread_group(self, packing: Packing) -> ThreadGroup:
+        """The group whose values and gradients are moved: packed, or where they lie on the tape."""
+        assert self._group is not None
+        if self._packs:
+            return self._group
+        first = int(packing.stretches[0, 0])
+        moved = slice(first, first + packing.size)
+        return self._group._replace(values=self.tape.values[moved], grads=self.tape.grads[moved])
+
+    def _fixed_arrays(self, packing: Packing, end: int) -> Fixed:
         """What gets no gradient, found once for each program."""
         tape = self.tape
-        program = (tape.generation.number, len(tape._records))
+        program = (tape.generation.number, len(tape._records), end)
         if self._fixed is None or self._fixed[0] != program:
-            self._fixed = (program, fixed_arrays(tape, packing))
+            self._fixed = (program, fixed_arrays(tape, packing, end))
         fixed = self._fixed[1]
         for begin in fixed.arrays - tape._without_gradient:
             tape.grads[begin : begin + tape.extents[begin]] = 0
@@ -138,14 +151,15 @@ class Optimizer:
             tape._load(direction)
         tape._evaluated = 0
         assert self._packing is not None
-        fixed = self._fixed_arrays(self._packing)
-        descent = Descent(root, end, self.steps, learning_rate)
+        fixed = self._fixed_arrays(self._packing, end)
+        descent = Descent(root, end, self.steps, learning_rate, self._packs)
         batch_range = BatchRange(*map(int, tape._batch_range()))
         done = descend(
             tape._live_arrays()._replace(records=fixed.records, operands=fixed.operands),
             tape._often_used(),
             batch_range,
-            self._group,
+            self._thread_group(self._packing),
+            self._before,
             self._packing.stretches,
             fixed.clear,
             self._kernel,

@@ -37,6 +37,11 @@ class Packing(NamedTuple):
         first, place, _ = self.stretches[at].tolist()
         return int(place + node - first)
 
+    def is_slice(self, lanes: int) -> bool:
+        """Whether the packed lie side by side on the tape already, in whole vectors."""
+        first, _, count = self.stretches[0].tolist()
+        return len(self.stretches) == 1 and first % lanes == 0 and count % lanes == 0
+
     def moves(self, node: int) -> bool:
         """Whether a node is one of the packed."""
         first, counts = self.stretches[:, 0], self.stretches[:, 2]

@@ -67,6 +67,7 @@ class Update:
             momentum=float(self.momentum),
             clip_norm=math.inf,
             averaging=0.0,
+            clears=False,
             muon=self._muon(tape, packing) if self.name == "muon" else no_matrices(tape.dtype),
         )
 

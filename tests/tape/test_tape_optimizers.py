@@ -182,6 +182,41 @@ def test_what_is_computed_from_fixed_arrays_alone_gets_no_gradient():
     np.testing.assert_allclose(frozen.grad, others[1], rtol=1e-12)
 
 
+GRAPHS = {
+    "twice by one record": lambda tape, u, w, x: (u @ u) @ w + w * w,
+    "by several records": lambda tape, u, w, x: (
+        tape.linear(tape.linear(x @ u, w), w, residual=u) + u
+    ),
+    "as a table too": lambda tape, u, w, x: tape.linear(tape.embed((u, [1, 3, 0, 1])), u) @ w,
+    "one row of it": lambda tape, u, w, x: tape.linear(x[:1], u) + w[2:3] * u,
+    "by scalars too": lambda tape, u, w, x: tape.linear(x, u) * tape.exp(tape.mean(w @ u)),
+    "by nobody": lambda tape, u, w, x: tape.linear(x, u).tanh(),
+}
+
+
+@pytest.mark.parametrize("leaves", ["all", "first", "second"])
+@pytest.mark.parametrize("used", GRAPHS)
+def test_gradients_of_a_step_are_those_of_backward(used, leaves):
+    """Also where a record overwrites what the step before left, instead of adding to zero."""
+    rng, tape = np.random.default_rng(4), Tape()
+    u, w = (tape.parameter(rng.normal(size=(4, 4))) for _ in range(2))
+    x = tape.array(rng.normal(size=(4, 4)))
+    out = GRAPHS[used](tape, u, w, x)
+    loss = (out * out).mean()
+    other = (tape.linear(out, w) * u).mean()
+    moved = {"all": [u, w], "first": [u], "second": [w]}[leaves]
+    opt = tape.sgd(None if leaves == "all" else moved, lr=1e-3)
+    for root in (loss, other, loss, loss):
+        tape.backward(root)
+        expected = [node.grad for node in moved]
+        before = [node.value for node in moved]
+        tape.grads[:] = 1e9 * (tape.grads != 0)  # as a step before would have left them
+        opt.step(root)
+        for node, value, grad in zip(moved, before, expected, strict=True):
+            np.testing.assert_allclose(node.grad, grad, rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(node.value, value - 1e-3 * grad, rtol=1e-12, atol=1e-12)
+
+
 def test_what_one_optimizer_holds_fixed_another_moves():
     tape = Tape()
     x, w = tape.parameter([[1.0, 2.0]]), tape.parameter([[3.0], [4.0]])
