@@ -84,7 +84,7 @@ def overwritten(tape: Tape, records: NDArray[np.uint32], operands: Ids) -> set[i
         operation = operations[number]
         assert isinstance(operation, ArrayOp)
         _, out, at, back = records[number].tolist()
-        if back == NOTHING_BACK:
+        if back == NOTHING_BACK or operation.backward is None:
             continue
         record = Record(number, operation, out, at, back, operands)
         names = with_overwrite(operation.args)
