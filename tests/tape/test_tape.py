@@ -219,6 +219,8 @@ def test_steep_records_that_the_root_does_not_need_pass_nothing_on() -> None:
         infinite += [tape.mul(node, two) for node in infinite]
         tape.dot(infinite[:4], [two] * 4)
         tape.dot(infinite[4:], infinite[4:])
+        tape.multiply_adds([two] * 4, infinite[:4], [two] * 4)
+        tape.multiply_adds([two] * 4, [zero] * 4, infinite[:4])
         tape.scale(two, math.inf)
         tape.tanh(infinite[0])
         tape.softplus(infinite[2])

@@ -4,6 +4,7 @@ Generated as flat source from the formulas and inlined by hand, so to speak: as 
 take more time to compile than all the rest, and as inlined functions ten times as long.
 """
 
+import math
 import re
 import textwrap
 
@@ -33,6 +34,12 @@ def vanishes(dout):
     times infinity is 0 here. A subnormal gradient is passed on: a steep slope may make it normal.
     """
     return dout == 0
+
+
+@inlined
+def finite(values, x):
+    """Whether a number is finite. (x - x is always 0, to the optimizer.)"""
+    return not math.isnan(x * values.dtype.type(0))
 
 
 PLACES = {
@@ -119,11 +126,38 @@ if {opcode} == {code}:
     continue
 """
 
+# Of operations that networks record side by side: one is often followed by others.
+FORWARD_ROW = """
+while i < end:
+    code, out, a, b = read_record(records, i)
+    if code != {code}:
+        break
+{lines}
+    i += 1
+"""
+
+BACKWARD_ROW = """
+while i >= begin:
+    code, out, a, b = read_record(records, i)
+    if code != {code}:
+        break
+    dout = grads[out]
+    if vanishes(dout):
+        break
+{lines}
+    i -= 1
+"""
+
+# Of products: a finite result had finite operands, and 0 times those is 0. Asked first because the
+# answer hardly ever changes: which gradients are 0, as of units of a ReLU that are off, is
+# mispredicted.
+PASSES = "if finite(values, values[out]) or not vanishes(dout):\n"
+
 FORWARD_CALL = "{name}_forward(values, operands, inputs, node, at)"
 BACKWARD_CALL = "{name}_backward(values, grads, operands, inputs, node, dout, at)"
 
 
-def make_chain(template, adjacent_template, lines_of, call):
+def make_chain(template, adjacent_template, row_template, lines_of, call):
     """The source of one direction."""
     adjacent = ""
     others: list[str] = []
@@ -134,11 +168,14 @@ def make_chain(template, adjacent_template, lines_of, call):
             lines = call.format(name=operation.name)
         if isinstance(operation, Formula) and operation.adjacent:
             if lines_of is backward_lines and not operation.plain:
-                lines = "if not vanishes(dout):\n" + textwrap.indent(lines, "    ")
+                lines = PASSES + textwrap.indent(lines, "    ")
             lines = textwrap.indent(lines, 8 * " ")
             opcode = "code & OPCODE" if operation.goes_on else "code"
             adjacent += adjacent_template.format(opcode=opcode, code=code, lines=lines)
         else:
+            if isinstance(operation, Formula) and operation.strided:
+                body = textwrap.indent(lines, "    ")
+                lines = f"{lines}\n{row_template.format(code=code, lines=body)}"
             test = "elif" if others else "if"
             others.append(f"{test} code == {code}:\n" + textwrap.indent(lines, "    "))
     return template.format(
@@ -147,13 +184,14 @@ def make_chain(template, adjacent_template, lines_of, call):
     )
 
 
-source = make_chain(FORWARD, FORWARD_ADJACENT, forward_lines, FORWARD_CALL)
-source += make_chain(BACKWARD, BACKWARD_ADJACENT, backward_lines, BACKWARD_CALL)
+source = make_chain(FORWARD, FORWARD_ADJACENT, FORWARD_ROW, forward_lines, FORWARD_CALL)
+source += make_chain(BACKWARD, BACKWARD_ADJACENT, BACKWARD_ROW, backward_lines, BACKWARD_CALL)
 names = {
     "np": np,
     "OPCODE": OPCODE,
     "OPCODE_BITS": OPCODE_BITS,
     "read_record": read_record,
+    "finite": finite,
     "vanishes": vanishes,
     "FIRST_SEVERAL": FIRST_SEVERAL,
     "FIRST_CALLED": len(SCALAR_OPS),
