@@ -303,7 +303,8 @@ def matmul_room(rows: int, depth: int, columns: int, lanes: int, transposed: boo
     group = WIDE * lanes
     if rows > BLOCK_ROWS:
         group = max(group, min(GROUP_BYTES // VECTOR_BYTES, -(-columns // lanes)) * lanes)
-    return PANEL_DEPTH * group + transposed * min(depth, PANEL_DEPTH) * BLOCK_ROWS
+    left = min(depth, PANEL_DEPTH) * BLOCK_ROWS if transposed and columns >= PACKED_ROWS else 0
+    return PANEL_DEPTH * group + left
 
 
 @jit
