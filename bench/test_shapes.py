@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from workloads import Workload, step_workloads
+from workloads import Workload, step_workloads, stream
 
 from tapegpt.settings import ModelConfig
 from tapegpt.train.trainer import Trainer
@@ -25,7 +25,7 @@ def measured(measure, workload: Workload, row: str) -> None:
         lambda: trainer.advance(workload.steps),
         table="shapes, picoseconds for each flop",
         row=row,
-        column="a step of 16 documents",
+        column="a step",
         unit="",
         scale=1e12 / flops,
         flops=flops,
@@ -46,3 +46,26 @@ def test_vocabularies(measure, width, vocab_size):
     documents = tuple("".join(rng.choices(letters, k=len(d))) for d in workload.documents)
     workload = replace(workload, documents=documents)
     measured(measure, workload, f"{width} wide, vocabulary {vocab_size}")
+
+
+@pytest.mark.parametrize("n_head", [1, 4, 16])
+def test_heads(measure, n_head):
+    workload = stream("heads", 2, n_head, 128, 256, 8, steps=1)
+    heads = "1 head" if n_head == 1 else f"{n_head} heads"
+    measured(measure, workload, f"128 wide, {heads}, block 256")
+
+
+@pytest.mark.parametrize(("block_size", "batch_size"), [(64, 64), (256, 16), (1024, 4)])
+def test_blocks(measure, block_size, batch_size):
+    """As many tokens a step, of which each sees up to a block before it."""
+    workload = stream("blocks", 2, 4, 128, block_size, batch_size, steps=1)
+    trainer = Trainer(workload.model, workload.training, workload.documents)
+    measure(
+        lambda: trainer.advance(workload.steps),
+        table="blocks, µs a token",
+        row=f"128 wide, block {block_size}",
+        column="a step of 4096 tokens",
+        unit="",
+        scale=1e6 / (block_size * batch_size),
+        flops=trainer.flops(workload.steps),
+    )

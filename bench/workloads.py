@@ -122,20 +122,20 @@ def step_workloads() -> list[Workload]:
         Workload(f"d{width}", ModelConfig(n_embd=width), 16, batches, documents)
         for width in (16, 32, 64, 128)
     ]
-    return [*small, _stream("nanogpt", 4, 4, 128, 64, 12, steps=8)]
+    return [*small, stream("nanogpt", 4, 4, 128, 64, 12, steps=8)]
 
 
 def long_workloads() -> list[Workload]:
     """Blocks of text, up to the size of the smallest GPT-2."""
     return [
-        _stream("4 x 128, block 256", 4, 4, 128, 256, 8, steps=2),
-        _stream("2 x 128, block 1024", 2, 4, 128, 1024, 4, steps=1),
-        _stream("6 x 384, block 256", 6, 6, 384, 256, 8, steps=1),
-        _stream("12 x 768, block 256", 12, 12, 768, 256, 2, steps=1),
+        stream("4 x 128, block 256", 4, 4, 128, 256, 8, steps=2),
+        stream("2 x 128, block 1024", 2, 4, 128, 1024, 4, steps=1),
+        stream("6 x 384, block 256", 6, 6, 384, 256, 8, steps=1),
+        stream("12 x 768, block 256", 12, 12, 768, 256, 2, steps=1),
     ]
 
 
-def _stream(
+def stream(
     name: str, n_layer: int, n_head: int, n_embd: int, block_size: int, batch_size: int, steps: int
 ) -> Workload:
     """Documents as long as the block, cut from all names: no batch has padding."""
