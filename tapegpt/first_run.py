@@ -39,7 +39,7 @@ def helped(dtype: str, kernels: Sequence[int], stop: Sequence[int] = ()) -> Iter
     There is none where training was compiled before, or one processor alone. After the block
     training and sampling are waited for, until there is something in `stop`.
     """
-    if processors() < 2 or not is_missing(train_steps):
+    if processors() < 2 or not is_missing(train_steps, dtype):
         yield
         return
     try:
@@ -58,7 +58,7 @@ def helped(dtype: str, kernels: Sequence[int], stop: Sequence[int] = ()) -> Iter
             yield
             end = time.monotonic() + LONGEST_WAIT
             # Sampling is compiled after training.
-            while process.poll() is None and is_missing(generate) and time.monotonic() < end:
+            while process.poll() is None and is_missing(generate, dtype) and time.monotonic() < end:
                 if stop:
                     break
                 time.sleep(BETWEEN_LOOKS)

@@ -7,7 +7,7 @@ kernel it calls, in another file, was edited. Here the cache belongs to the pack
         tapegpt/
             1f3a...     digest of every source file of the package, and of the versions of Python,
                         numba, llvmlite and NumPy
-                matmul-90b1....nbc      one compiled signature of one kernel
+                matmul-float32-90b1....nbc      one compiled signature of one kernel
 
 The name of a file, and the key stored in it, come from the kernel, what it closes over, the
 argument types, the CPU and Numba's settings. So no file is ever shared between two answers, an
@@ -272,8 +272,11 @@ class KernelCache(_Cache):
         settings = [repr(getattr(config, name, None)) for name in SETTINGS]
         cpu = (*target_context.codegen().magic_tuple(), VECTOR_BYTES, MATRIX_UNIT)
         key = (self._identity or _identity(self._function), signature, cpu, settings)
-        digest = hashlib.sha256(repr(key).encode()).hexdigest()
-        return cache_directory() / f"{self._function.__name__}-{digest[:16]}.nbc", key
+        text = repr(key)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        # Settings are float64 whatever arrays hold.
+        dtype = "float32" if "float32" in text else "float64"
+        return cache_directory() / f"{self._function.__name__}-{dtype}-{digest[:16]}.nbc", key
 
     def _load(self, signature: Any, target_context: Any) -> CompileResult | None:
         path, key = self._path_and_key(signature, target_context)
@@ -302,12 +305,12 @@ class KernelCache(_Cache):
         _write(path, hashlib.sha256(pickled).digest() + pickled)
 
 
-def is_missing(kernel: Any) -> bool:
-    """Whether the cache holds no signature of a kernel, and can take one."""
+def is_missing(kernel: Any, dtype: str) -> bool:
+    """Whether the cache holds no signature of a kernel with arrays of a type, and can take one."""
     try:
         directory = cache_directory()
         _make(directory)
         with TemporaryFile(dir=directory):
-            return not any(directory.glob(f"{kernel.__name__}-*.nbc"))
+            return not any(directory.glob(f"{kernel.__name__}-{dtype}-*.nbc"))
     except (OSError, RuntimeError):
         return False

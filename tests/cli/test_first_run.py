@@ -174,7 +174,7 @@ def test_what_it_goes_on_with_is_not_waited_for(started, tmp_path, monkeypatch):
     monkeypatch.setattr(first_run, "LONGEST_WAIT", 1000)
     with first_run.helped("float32", []):
         (folder,) = (tmp_path / "kernels" / "tapegpt").iterdir()
-        (folder / "generate-0123456789abcdef.nbc").touch()
+        (folder / "generate-float32-0123456789abcdef.nbc").touch()
     assert [process.returncode < 0 for process in started] == [True]
 
 
@@ -230,12 +230,15 @@ def test_one_processor_starts_none(started, monkeypatch):
 
 
 def test_a_cache_that_holds_training_starts_none(started, tmp_path):
-    first_run.is_missing(train_steps)  # creates the folder
+    first_run.is_missing(train_steps, "float32")  # creates the folder
     (folder,) = (tmp_path / "kernels" / "tapegpt").iterdir()
-    (folder / "train_steps-0123456789abcdef.nbc").touch()
+    (folder / "train_steps-float32-0123456789abcdef.nbc").touch()
     with first_run.helped("float32", []):
         pass
     assert started == []
+    with first_run.helped("float64", []):
+        pass
+    assert len(started) == 1
 
 
 def test_a_cache_that_cannot_be_written_starts_none(started, tmp_path):
