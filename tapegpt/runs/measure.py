@@ -56,7 +56,7 @@ def measure(run: Run, text: Sequence[str] | Part, trained_on: bool = False) -> M
             corpus = corpus._replace(folds=folds_in_documents(corpus.offsets, number))
         pieces = iter([Piece(corpus, 0)])
         documents, cut = len(text), int((lengths - run.model.block_size).clip(min=0).sum())
-    together = most_documents(run.model.block_size)
+    together = most_documents(run.model, tokenizer.vocab_size)
     try:
         compiled = network_of(run, together, crossed=trained_on)
     except MemoryError as error:

@@ -69,7 +69,7 @@ class Trainer:
             self.tokenizer.vocab_size,
             training.granularity,
             training.dtype,
-            documents_per_sweep(model, training),
+            documents_per_sweep(model, training, self.tokenizer.vocab_size),
             table,
         )
         self._threads = Threads(self.compiled, training.threads)
