@@ -99,9 +99,7 @@ class Optimizer:
         elif tape.generation is not generation:
             if not tape._survives(self._packing.last, generation.number):
                 raise TapeError("the leaves of this optimizer were forgotten by a reset")
-        elif self._leaves is None and not np.array_equal(
-            packing_of(tape, None).stretches, self._packing.stretches
-        ):
+        elif self._leaves is None and tape._parameters() != self._parameters:
             raise TapeError(
                 "parameters were recorded after the first step of this optimizer: make a new one"
             )
@@ -110,6 +108,7 @@ class Optimizer:
     def _pack(self) -> None:
         tape = self.tape
         self._packing = packing = packing_of(tape, self._leaves)
+        self._parameters = tape._parameters()
         self._kernel = self._update.kernel(tape, packing)
         self._packs = self._update.name == "muon" or not packing.is_slice(
             ALIGNMENT // tape.dtype.itemsize
