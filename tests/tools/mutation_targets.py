@@ -93,10 +93,14 @@ TESTS = {
 # returned, looped over or asked), or a single change there.
 EQUIVALENT = {
     "Packing and the width of panels change the speed alone; there is always room for a panel.": [
-        "matmul.matmul, packing",
-        "matmul.matmul, if packing: packing -> not (packing)",
-        "matmul.matmul, if vectors: < -> <=",
-        "matmul.matmul, vectors: >= -> >",
+        "matmul.matmul, packing: and -> or",
+        "matmul.matmul, packing: >= -> >",
+        "matmul.matmul, packing: >= -> <",
+        "matmul.matmul, far_left: >= -> >",
+        "matmul.matmul, far_left: >= -> <",
+        "matmul.matmul, packing_left: >= -> >",
+        "matmul.next_panel, if vectors: < -> <=",
+        "matmul.next_panel, vectors: >= -> >",
     ],
     "What is asked for ahead of time is there sooner, and changes nothing else.": [
         "matmul.make_panel.panel, if columns",
