@@ -40,6 +40,14 @@ def test_a_scalar_is_as_its_value() -> None:
     assert (abs(a.value), a.grad) == (2.5, 0)
 
 
+def test_an_array_of_one_number_is_that_number() -> None:
+    tape = Tape()
+    x = tape.array([[1.0, 2.0], [3.0, 4.0]])
+    assert float(x[1:2, 1:2]) == 4 and float(tape.parameter([[2.5]])) == 2.5
+    with pytest.raises(TapeError, match=r"an array of \(2, 2\) is no single number"):
+        float(x)
+
+
 def test_numpy_gets_values_never_ids() -> None:
     tape = Tape()
     tape.variables(np.zeros(7))

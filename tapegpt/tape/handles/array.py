@@ -54,6 +54,12 @@ class Array(Handle):
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __float__(self) -> float:
+        """The value, where there is one alone: a loss of (1, 1), say."""
+        if self.value.size != 1:
+            raise TapeError(f"an array of {self.shape} is no single number: index its .value")
+        return float(self.value[0, 0])
+
     def __bool__(self) -> bool:
         raise TapeError("an array is neither true nor false: ask that of its values")
 
