@@ -7,7 +7,7 @@ a matrix unit.
 from tapegpt.kernels import simd
 from tapegpt.kernels.compile.cpu import VECTOR_BYTES
 from tapegpt.kernels.compile.jit import inlined, jit
-from tapegpt.kernels.layout import padded
+from tapegpt.kernels.layout import NONE, padded
 from tapegpt.kernels.ops.product.matrix import IDENTITY, RELU, Left, Result, Right, moved, part_of
 from tapegpt.kernels.simd import PAIR_TILE, SINGLE_TILE, SQUARE_ROWS, TAIL_ROWS, WIDE_TILE
 
@@ -307,6 +307,30 @@ def matmul_room(rows: int, depth: int, columns: int, lanes: int, transposed: boo
     return PANEL_DEPTH * group + left
 
 
+@inlined
+def panel_by_panel(a, b, out, rows, depth, column, end, packed):
+    """out = activation(start + A B) for the columns from `column` to end, a panel at a time.
+
+    packed: where pack_panels has put these columns of B; or NONE, and they are read in place.
+    """
+    array = b.array
+    while column < end:
+        vectors = next_panel(array, end - column)
+        width = vectors * simd.lanes(array)
+        panel_of_b = Right(array, b.begin + column, b.row, False)
+        if packed >= 0:
+            panel_of_b = Right(array, packed, width, False)
+            packed += depth * width
+        panel_of_out = part_of(out, column)
+        if vectors == WIDE:
+            wide_panel(a, panel_of_b, panel_of_out, rows, depth)
+        elif vectors == PAIR:
+            pair_panel(a, panel_of_b, panel_of_out, rows, depth)
+        else:
+            single_panel(a, panel_of_b, panel_of_out, rows, depth)
+        column += width
+
+
 @jit
 def matmul(a, b, out, shape, room):
     """out = activation(start + A B), see matrix.py. room: where matmul_room elements fit in B's."""
@@ -335,13 +359,13 @@ def matmul(a, b, out, shape, room):
         count = min(PANEL_DEPTH, depth - k)
         start = out.start if k == 0 else out.begin
         activation = out.activation if k + count == depth else IDENTITY
+        result = Result(out.array, out.begin, out.row, start, activation)
+        corner = b.begin + (k if b.transposed else k * b.row)
+        right = Right(array, corner, b.row, b.transposed)
         for first in range(0, end, group):
             last = min(first + group, end)
             if packing:
-                right = b.begin + (k if b.transposed else k * b.row)
-                pack_panels(
-                    Right(array, right, b.row, b.transposed), count, first, last, columns, room
-                )
+                pack_panels(right, count, first, last, columns, room)
             for top in range(0, shape.rows, BLOCK_ROWS):
                 rows = min(BLOCK_ROWS, shape.rows - top)
                 left = Left(a.array, a.begin + top * a.row + k * a.step, a.row, a.step)
@@ -349,25 +373,6 @@ def matmul(a, b, out, shape, room):
                     pack_columns(left, rows, count, room_left, array)
                 if packing_left:
                     left = Left(array, room_left, 1, BLOCK_ROWS)
-                column, packed = first, room
-                while column < last:
-                    vectors = next_panel(array, last - column)
-                    width, place = vectors * size, top * out.row + column
-                    panel_of_b = Right(array, b.begin + k * b.row + column, b.row, False)
-                    if packing:
-                        panel_of_b = Right(array, packed, width, False)
-                    panel_of_out = Result(
-                        out.array,
-                        out.begin + place,
-                        out.row,
-                        moved(start, place),
-                        moved(activation, place),
-                    )
-                    if vectors == WIDE:
-                        wide_panel(left, panel_of_b, panel_of_out, rows, count)
-                    elif vectors == PAIR:
-                        pair_panel(left, panel_of_b, panel_of_out, rows, count)
-                    else:
-                        single_panel(left, panel_of_b, panel_of_out, rows, count)
-                    column += width
-                    packed += count * width
+                block = part_of(result, top * out.row)
+                packed = room if packing else NONE
+                panel_by_panel(left, right, block, rows, count, first, last, packed)
