@@ -179,7 +179,11 @@ HARMLESS = [
     *((name, None) for name in ("learning_rate", "clip_norm", "eval_every", "patience")),
     *((name, 0.5) for name in ("softcap", "adam_rate", "cooldown", "final_rate")),
     *((name, None) for name in ("softcap", "eval_windows")),
-    *((name, on) for name in ("qk_norm", "final_norm", "zero_init") for on in (True, False)),
+    *(
+        (name, on)
+        for name in ("qk_norm", "final_norm", "zero_init", "cautious_decay")
+        for on in (True, False)
+    ),
     *(("text", False), ("bytes", False)),
     *(("seconds", None), ("best_loss", None), ("stale", 2**31), ("training", {})),
 ]
