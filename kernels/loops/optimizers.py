@@ -20,7 +20,7 @@ from tapegpt.kernels.loops.thread_group import (
 )
 
 ADAM, SGD, MUON = 0, 1, 2
-STEPS_PER_AVERAGE = 8  # neighbours hardly differ
+STEPS_PER_AVERAGE = 8  # the weights of neighbouring steps hardly differ
 
 
 class Optimizer(NamedTuple):
@@ -44,11 +44,11 @@ class Optimizer(NamedTuple):
 
 @jit
 def update(group, thread, count, optimizer, step, learning_rate):
-    """Move parameters 0 to count - 1 against their gradients, which become 0 where it clears.
+    """Move parameters 0 to count - 1 against their gradients; set these to 0 if optimizer.clears.
 
     All threads of the group call it, and each moves a part of them. step counts from 1; count is a
     whole number of vectors. Returns whether all parameters are finite afterwards: a gradient that
-    is not makes them infinite or NaN.
+    is not finite makes its parameter infinite or NaN.
     """
     values, grads = as_pointer(group.values), as_pointer(group.grads)
     begin, end = partition(count // simd.lanes(values), thread, len(group.reports))
@@ -61,7 +61,7 @@ def update(group, thread, count, optimizer, step, learning_rate):
     else:
         finite, rate = True, learning_rate
         if optimizer.kind == MUON:
-            # A matrix may lie in the parts of several threads.
+            # A barrier: Muon reads whole matrices, whose gradients several threads have added up.
             all_reduce_sum(group, thread, SUMMED, 0.0)
             finite = muon(values, grads, optimizer, thread, learning_rate)
             rate *= optimizer.muon.other_rate
@@ -100,8 +100,8 @@ def clip_gradient(group, thread, begin, end, longest):
 def adam(values, grads, optimizer, begin, end, step, learning_rate):
     """Adam (Kingma and Ba 2015), with decoupled weight decay AdamW (Loshchilov and Hutter 2019).
 
-    begin and end are whole vectors. All parameters decay, the embeddings too: there are none but
-    matrices. Returns whether they are finite. (In float64 they may be where a square is not.)
+    begin and end are whole vectors. All that is moved decays, embeddings and biases too. Returns
+    whether the parameters are finite. In float64 they may be although a square overflowed.
     """
     m, v = as_pointer(optimizer.state[0]), as_pointer(optimizer.state[1])
     beta1, beta2 = optimizer.beta1, optimizer.beta2
@@ -134,9 +134,10 @@ def adam(values, grads, optimizer, begin, end, step, learning_rate):
 # w = (1 - share) w where w (beta1 m + (1 - beta1) g) > 0
 @jit
 def decay_cautiously(values, grads, m, beta1, begin, end, share):
-    """Cautious weight decay (L. Chen and others 2025): of weights that the step makes smaller.
+    """Cautious weight decay (L. Chen and others 2025): of weights that the step moves towards 0.
 
-    A pass of its own, so that the others' loop stays as it is.
+    It comes before Adam's loop, which overwrites m and the gradients. A pass of its own leaves that
+    loop as short as it is.
     """
     lost = simd.splat(values, -share)
     for i in range(begin, end, simd.lanes(values)):
@@ -190,9 +191,9 @@ def sgd(values, grads, optimizer, begin, end, learning_rate):
 # mean = mean + (w - mean) / (1 + share (n - 1))
 @jit
 def average(values, mean, begin, end, n, share):
-    """Polynomial-decay averaging (Shamir and Zhang 2013): the n-th of the weights join the mean.
+    """Polynomial-decay averaging (Shamir and Zhang 2013): add the n-th weights to the mean.
 
-    At any time it covers about the latest `share` of all that joined.
+    The mean covers about the last `share` of all that were added.
     """
     weight = 1 / (1 + share * (n - 1))
     for i in range(begin, end, simd.lanes(values)):

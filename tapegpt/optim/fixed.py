@@ -34,9 +34,9 @@ class Fixed(NamedTuple):
 def fixed_arrays(tape: Tape, packing: Packing, end: int) -> Fixed:
     """Leave out of the reverse sweep what leads only to arrays that the optimizer does not move.
 
-    An operation on nothing but those is left out whole: its result stays as it is too. A product
-    with one passes a gradient to its other operand alone: with data that is half of its work. end:
-    of the records that are swept.
+    An operation whose operands are all fixed is left out: its result is fixed too. A product with
+    one fixed operand computes the gradient of the other alone, half of the work. end: one past the
+    last record that is swept.
     """
     records, operands = tape._record_rows().copy(), np.array(tape._operands, np.int64)
     codes = records[:, 0] & OPCODE
@@ -69,10 +69,10 @@ def fixed_arrays(tape: Tape, packing: Packing, end: int) -> Fixed:
 
 
 def overwritten(tape: Tape, records: NDArray[np.uint32], operands: Ids) -> set[int]:
-    """Set the bits of gradients that the first record of the reverse sweep can overwrite.
+    """Let the first record that reaches an array in the reverse sweep overwrite its gradient.
 
-    Returns the arrays that need not be cleared: none where anything but operations on arrays, a
-    scan, or a sweep with pauses may add to them.
+    Returns these arrays, which need no clearing. Returns none if the program has operations on
+    scalars or a scan, or if its sweep pauses for nodes that are used often.
     """
     operations = [OPERATIONS[code] for code in (records[:, 0] & OPCODE).tolist()]
     unknown = any(not isinstance(x, ArrayOp) or x is PREVIOUS for x in operations)

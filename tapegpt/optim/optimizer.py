@@ -67,8 +67,9 @@ class Optimizer:
         """Do a step, or n of them, in compiled code: forward, back, update.
 
         loss: a scalar node. Returns its value before the step, or before each, float64[n]. The
-        gradients of the last step stay on the tape, but those of arrays that stay as they are, and
-        of what is computed from these alone: few operations pass them any.
+        gradients of the last step stay on the tape. Arrays that the optimizer does not move, and
+        what is computed from these alone, may have none: `tape.grad` then raises until the next
+        `backward`.
 
         Raises DivergedError at the first loss or update that is not finite: the tape then has the
         values of before that step, and the optimizer is of no more use. Raises TapeError where the

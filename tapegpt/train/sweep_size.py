@@ -10,12 +10,12 @@ from tapegpt.system.host import bytes_available
 from tapegpt.tape.storage import LARGEST_TAPE
 from tapegpt.train.matrices import bytes_beside
 
-# A batch that may have more rows than this is packed and swept in turns, and their gradients are
-# added up, so that what a sweep writes is still in the cache when it is read.
+# A larger batch is swept in several parts, whose gradients are added up: what a part writes is then
+# still in the cache when it is read.
 ROWS_PER_SWEEP = 256
 
-# Where there are so many weights that they and their gradients leave a third-level cache between
-# two sweeps, fewer sweeps of more rows are quicker. The same on all machines: losses then repeat.
+# From so many weights on, they and their gradients do not fit in a third-level cache of 32 MB, and
+# fewer sweeps of more rows are quicker. The limit is that of all machines, so that losses repeat.
 LARGE_MODEL, ROWS_OF_LARGE = 1 << 22, 1024
 
 

@@ -1,7 +1,7 @@
-"""The one matrix product behind `linear`: out = start + A B, tile by tile, for any strides.
+"""The matrix product of all kernels: out = activation(start + A B).
 
-The operands are those of matrix.py. amx.py has the same for large products, on machines that have
-a matrix unit.
+The operands are those of matrix.py; A and B are not both transposed. amx.py has the same for large
+products, on machines that have a matrix unit.
 """
 
 from tapegpt.kernels import simd
@@ -14,23 +14,25 @@ from tapegpt.kernels.simd import PAIR_TILE, SINGLE_TILE, SQUARE_ROWS, TAIL_ROWS,
 # A panel of B, this many rows of it at a time, stays in the first-level cache.
 PANEL_DEPTH = 128
 
-# Rows of B so many bytes apart spread a panel over more pages than the TLB holds. It is packed if
-# so many rows of A use it; likewise a transposed A, if so many columns of B do.
+# A panel of B whose rows lie PACKED_BYTES or more apart touches more pages than the TLB holds. It
+# is packed if PACKED_ROWS rows of A use it. A transposed A is packed likewise, for as many columns
+# of B. A transposed B is always packed: tiles need elements of neighbouring columns side by side.
 PACKED_BYTES, PACKED_ROWS = 1024, 100
 
-# Larger products go block by block: so many rows of A, and so many bytes of every row of B. As deep
-# as a panel, both stay in the second-level cache. The rows are a multiple of all tiles'.
+# Products of more than BLOCK_ROWS rows are computed in blocks: BLOCK_ROWS rows of A times a group
+# of columns, GROUP_BYTES of every row of B. Of PANEL_DEPTH, both fit in the second-level cache.
+# BLOCK_ROWS is a multiple of the rows of every tile.
 BLOCK_ROWS, GROUP_BYTES = 288, 1024
 
-# Wide matrices are large: the next tile of out is prefetched during a tile that takes long enough,
-# over this many rows of B.
+# In wide panels at least this deep the next tile of out is prefetched. The tiles of shallower ones
+# end before it comes.
 LONG_DEPTH = 64
 
 # Packing B does not pay for so few rows of A.
 FEW_ROWS = 3
 
-# For those, long rows of B are read one after the other: so many columns of out stay in the
-# first-level cache, to which so many rows of B are added at a time.
+# With few rows of A and long rows of B, LONG_COLUMNS columns of out stay in the first-level cache,
+# and ROWS_TOGETHER rows of B are added to them at once.
 LONG_COLUMNS, ROWS_TOGETHER = 2048, 4
 
 
@@ -342,7 +344,7 @@ def matmul(a, b, out, shape, room):
         long_rows(a, b, out, shape)
         return
     array, columns, depth, size = b.array, shape.columns, shape.depth, simd.lanes(b.array)
-    # Elsewhere, and with an activation, panels are as quick.
+    # Squares of B in registers pay where B is a vector wide and deep, or, transposed, one of both.
     done, thin, flat = 0, columns <= size, depth <= size
     squares = thin or flat if b.transposed else thin and flat
     if a.step == 1 and out.activation == IDENTITY and squares:
@@ -354,6 +356,7 @@ def matmul(a, b, out, shape, room):
     group = WIDE * size
     if shape.rows > BLOCK_ROWS:
         group = max(group, GROUP_BYTES // array.itemsize)
+    # A is packed behind the widest group of B, see matmul_room.
     room_left = room + PANEL_DEPTH * min(group, max(WIDE * size, end))
     for k in range(done, max(1, depth), PANEL_DEPTH):
         count = min(PANEL_DEPTH, depth - k)
@@ -369,6 +372,7 @@ def matmul(a, b, out, shape, room):
             for top in range(0, shape.rows, BLOCK_ROWS):
                 rows = min(BLOCK_ROWS, shape.rows - top)
                 left = Left(a.array, a.begin + top * a.row + k * a.step, a.row, a.step)
+                # Where A is one block, its copy for the first group is still there.
                 if packing_left and (first == 0 or shape.rows > BLOCK_ROWS):
                     pack_columns(left, rows, count, room_left, array)
                 if packing_left:
