@@ -1,4 +1,8 @@
-"""Gradients that no optimizer asks for: those of arrays that stay as they are, such as data."""
+"""What a reverse sweep of an optimizer leaves out.
+
+Gradients that it does not ask for, of arrays that stay as they are, such as data; and clearing
+gradients that are overwritten.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +27,9 @@ BACK = 3  # the field of a record
 
 
 class Fixed(NamedTuple):
-    """Which arrays get no gradient, and what follows from that."""
+    """Which arrays get no gradient, and the program for that."""
 
-    arrays: frozenset[int]
+    without_gradient: frozenset[int]
     records: NDArray[np.uint32]  # all, (count, 4)
     operands: Ids  # of all records
     clear: NDArray[np.int64]  # see kernels/loops/descent.py
@@ -44,7 +48,7 @@ def fixed_arrays(tape: Tape, packing: Packing, end: int) -> Fixed:
     numbers = np.flatnonzero(np.isin(codes, known)).tolist()
     made = set(records[numbers, 1].tolist())
     fixed = {array for array in tape._shapes if array not in made and not packing.moves(array)}
-    arrays: set[int] = set()
+    without_gradient: set[int] = set()
     for number in numbers:
         operation = OPERATIONS[codes[number]]
         assert isinstance(operation, ArrayOp)
@@ -55,17 +59,17 @@ def fixed_arrays(tape: Tape, packing: Packing, end: int) -> Fixed:
         if given and given <= fixed and out in tape._shapes:
             records[number, BACK] = NOTHING_BACK
             fixed.add(out)
-            arrays |= {out, *given}
+            without_gradient |= {out, *given}
             continue
         for name in operation.optional:
             array = record.argument(name)
             if array in fixed:
                 operands[back + gradient_place(operation.args, name)] = NONE
-                arrays.add(array)
-    written = arrays | overwritten(tape, records[:end], operands)
-    bounds = [0, *(x for a in sorted(written) for x in (a, a + tape.extents[a])), len(tape)]
+                without_gradient.add(array)
+    not_cleared = without_gradient | overwritten(tape, records[:end], operands)
+    bounds = [0, *(x for a in sorted(not_cleared) for x in (a, a + tape.extents[a])), len(tape)]
     clear = np.array(list(pairwise(bounds))[::2], np.int64)
-    return Fixed(frozenset(arrays), records, operands, clear)
+    return Fixed(frozenset(without_gradient), records, operands, clear)
 
 
 def overwritten(tape: Tape, records: NDArray[np.uint32], operands: Ids) -> set[int]:

@@ -139,9 +139,9 @@ class Optimizer:
         if self._fixed is None or self._fixed[0] != program:
             self._fixed = (program, fixed_arrays(tape, packing, end))
         fixed = self._fixed[1]
-        for begin in fixed.arrays - tape._without_gradient:
+        for begin in fixed.without_gradient - tape._without_gradient:
             tape.grads[begin : begin + tape.extents[begin]] = 0
-        tape._without_gradient = fixed.arrays
+        tape._without_gradient = fixed.without_gradient
         return fixed
 
     def _descend(self, root: int, learning_rate: float, losses: Losses) -> None:
