@@ -47,9 +47,8 @@ FARTHEST_SUM = (1 << (32 - OPCODE_BITS)) - 1  # nodes
 
 BATCH = -1
 NONE = -1
-NOTHING_BACK = (
-    2**32 - 1
-)  # in place of the list for the reverse sweep: the operation is left out there
+# In a record's place for the list that its reverse sweep reads: the operation is left out there.
+NOTHING_BACK = 2**32 - 1
 
 # Vectors in a row from which on it is better that their number is odd: 512 bytes.
 LONG_ROW = 512 // VECTOR_BYTES

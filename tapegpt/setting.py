@@ -148,8 +148,10 @@ def check_used(given: Iterable[str], *configs: Any) -> None:
     known = {name: it for config in configs for name, (it, _) in settings_of(config).items()}
     for name in given:
         if only := unmet(known[name], values):
+            value = values[name]
+            typed = flag(name) if value is True else f"{flag(name)} {show(value)}"
             raise UsageError(
-                f"{flag(name)} {show(values[name])} is for {flag(only.other)}"
+                f"{typed} is for {flag(only.other)}"
                 f" {' or '.join(only.values)} alone, not for {values[only.other]}: leave it out"
             )
 

@@ -247,9 +247,9 @@ def test_settings_that_would_do_nothing_are_refused(name, value, other, kinds, w
         configure(None, {name: value, other: kind})
     with pytest.raises(UsageError) as caught:
         configure(None, {name: value, other: wrong})
+    typed = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
     assert str(caught.value) == (
-        f"--{name.replace('_', '-')} {value} is for --{other} {' or '.join(kinds)} alone, not for"
-        f" {wrong}: leave it out"
+        f"{typed} is for --{other} {' or '.join(kinds)} alone, not for {wrong}: leave it out"
     )
 
 

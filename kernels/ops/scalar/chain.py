@@ -38,7 +38,7 @@ def vanishes(dout):
 
 @inlined
 def finite(values, x):
-    """Whether a number is finite. (x - x is always 0, to the optimizer.)"""
+    """Whether a number is finite. The compiler would take x - x for 0, whatever x is."""
     return not math.isnan(x * values.dtype.type(0))
 
 
