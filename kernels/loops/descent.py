@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+from tapegpt.kernels.compile.indirect_call import as_pointer
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.interpreter import forward_sweep
 from tapegpt.kernels.loops.optimizers import update
@@ -25,6 +26,7 @@ class Descent(NamedTuple):
 @inlined
 def pack(array, packed, stretches):
     """Copy what lies at the nodes of the stretches, (stretches, 3), to their places in `packed`."""
+    array, packed = as_pointer(array), as_pointer(packed)  # else LLVM copies one by one
     for s in range(len(stretches)):
         node, place = stretches[s, NODE], stretches[s, PLACE]
         for i in range(stretches[s, COUNT]):
@@ -34,6 +36,7 @@ def pack(array, packed, stretches):
 @inlined
 def unpack(packed, array, stretches):
     """The way back."""
+    packed, array = as_pointer(packed), as_pointer(array)
     for s in range(len(stretches)):
         node, place = stretches[s, NODE], stretches[s, PLACE]
         for i in range(stretches[s, COUNT]):
