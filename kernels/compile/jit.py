@@ -148,6 +148,7 @@ def jit_source(
     # Compiled code of two functions of one name could not be linked together.
     function.__name__ = function.__qualname__ = f"{name}_{digest}"
     kernel: Any = numba.njit(**FLAGS)(function)
+    _compile_faster(kernel)
     if identity is not None:
         kernel._cache = KernelCache(function, ("source", source, tuple(names), identity))
     return kernel  # type: ignore[no-any-return]

@@ -14,46 +14,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 
 from tapegpt.functions.checking import check_gradient
+from tapegpt.functions.one_pass import Backward, backward_of, loads, one_pass
 from tapegpt.functions.registered import arrays_of, record, registered, tape_of
-from tapegpt.functions.source import (
-    Graph,
-    backward_lines,
-    forward_lines,
-    shared_calls,
-    vector_of,
-)
+from tapegpt.functions.source import Graph, forward_lines, vector_of
 from tapegpt.functions.steps import steps_between
-from tapegpt.kernels.compile.jit import jit_source
-from tapegpt.kernels.compile.views import clear_padding
-from tapegpt.kernels.op import ArrayOp, Differentiable, Kind, readers
-from tapegpt.kernels.ops.elementwise import add_to, element_range
-from tapegpt.kernels.ops.scalar.of_vectors import MODULES
+from tapegpt.kernels.op import ArrayOp
 from tapegpt.tape import Tape
 from tapegpt.tape.types import TapeError
 
 # Two, so that a formula that branches on values shows.
 POINTS = (0.37, -1.91)
-
-FORWARD = """
-def {name}_forward(values, operands, inputs, out, at, batch_range):
-    a = args(operands, at)
-    begin, end = element_range(values, a.rows, a.width, batch_range)
-    for i in range(begin, end, simd.lanes(values)):
-{lines}
-"""
-
-BACKWARD = """
-def {name}_backward(values, grads, operands, inputs, out, at, back, batch_range):
-    a, g = args(operands, at), grads_of(operands, back)
-    begin, end = element_range(values, a.rows, a.width, batch_range)
-    for i in range(begin, end, simd.lanes(values)):
-{lines}
-"""
 
 
 class Elementwise:
@@ -136,60 +111,21 @@ class Elementwise:
         return value
 
     def _made(self) -> ArrayOp:
-        names = [f"x{j}" for j in range(self._count)]
-        fields = [("rows", Annotated[int, Kind.NUMBER]), ("width", Annotated[int, Kind.NUMBER])]
-        fields += [(name, Differentiable) for name in names]  # type: ignore[misc]
-        args_type: Any = NamedTuple("Args", fields)  # type: ignore[misc]
-        args, grads_of = readers(args_type)
-        scope = {
-            **MODULES,
-            "args": args,
-            "grads_of": grads_of,
-            "element_range": element_range,
-            "add_to": add_to,
-            "clear_padding": clear_padding,
-        }
         graph, clean = self._recorded(self.formula, self._count, 1)
-        forward = [*_loads(graph), *shared_calls([*forward_lines(graph)])]
-        forward.append(
-            f"simd.store(values, out + i, {vector_of(graph, graph.outputs[0], 'values')})"
-        )
-        source = FORWARD.format(name=self.name, lines=_indented(forward))
-        if not clean:
-            source += "    clear_padding(values, out, a.rows, a.width, batch_range)\n"
-        back = BACKWARD.format(name=self.name, lines=_indented(self._backward(graph)))
-        if not clean:
-            for name in names:
-                back += f"    clear_padding(grads, g.d{name}, a.rows, a.width, batch_range)\n"
-        identity = (self.name, self._count)
-        return ArrayOp(
-            self.name,
-            args_type,
-            jit_source(source, f"{self.name}_forward", scope, identity),
-            jit_source(back, f"{self.name}_backward", scope, identity),
-            backward_reads=(*names, "out"),
-            row_by_row=True,
-        )
-
-    def _backward(self, graph: Graph) -> list[str]:
         if self._derivative is None:
-            lines = [*_loads(graph), *_without(forward_lines(graph), graph.outputs[0])]
-            passed, known = backward_lines(graph, ["simd.load(grads, g.dout + i)"])
-            lines += passed
-            gradients = [f"g{node}" if node in known else "" for node in graph.inputs]
-            if graph.outputs[0] not in graph.inputs and graph.outputs[0] not in graph.constants:
-                lines.insert(0, f"v{graph.outputs[0]} = simd.load(values, out + i)")
+            backward = backward_of(graph)
         else:
-            slopes, _ = self._recorded(self._derivative, self._count + 1, self._count)
-            lines = [*_loads(slopes, self._count), *forward_lines(slopes)]
-            lines.insert(0, f"v{slopes.inputs[-1]} = simd.load(values, out + i)")
-            lines.append("dout = simd.load(grads, g.dout + i)")
-            gradients = [f"{vector_of(slopes, node, 'values')} * dout" for node in slopes.outputs]
-        lines = [*shared_calls(lines)]
-        for j, gradient in enumerate(gradients):
-            given = gradient or "simd.splat(values, 0.0)"
-            lines.append(f"add_to(grads, g.dx{j} + i, {given}, g.overwrite_dx{j})")
-        return lines
+            backward = self._given_backward(self._derivative)
+        identity = (self.name, self._count)
+        return one_pass(self.name, graph, backward, clean=clean, identity=identity)
+
+    def _given_backward(self, derivative: Callable[..., Any]) -> Backward:
+        slopes, _ = self._recorded(derivative, self._count + 1, self._count)
+        lines = [*loads(slopes, self._count), *forward_lines(slopes)]
+        lines.insert(0, f"v{slopes.inputs[-1]} = simd.load(values, out + i)")
+        lines.append("dout = simd.load(grads, g.dout + i)")
+        gradients = [f"{vector_of(slopes, node, 'values')} * dout" for node in slopes.outputs]
+        return Backward(lines, gradients)
 
     def _recorded(
         self, formula: Callable[..., Any], count: int, results: int
@@ -250,18 +186,3 @@ def elementwise(formula: Callable[..., Any] | None = None, *, check: bool = Fals
 
 def _listed(results: Any) -> list[Any]:
     return list(results) if isinstance(results, (tuple, list)) else [results]
-
-
-def _loads(graph: Graph, count: int | None = None) -> list[str]:
-    return [
-        f"v{node} = simd.load(values, a.x{j} + i)" for j, node in enumerate(graph.inputs[:count])
-    ]
-
-
-def _without(lines: Any, node: int) -> list[str]:
-    """The lines but for that which computes a node, which has been loaded."""
-    return [line for line in lines if not line.startswith(f"v{node} = ")]
-
-
-def _indented(lines: Sequence[str]) -> str:
-    return "\n".join(f"        {line}" for line in lines)

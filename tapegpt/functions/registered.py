@@ -23,12 +23,16 @@ def registered(operation: ArrayOp) -> ArrayOp:
 
 def record(tape: Tape, operation: ArrayOp, shape: Shape, arguments: tuple[Any, ...]) -> Any:
     """Record an operation, on a tape that may be older than it."""
-    missing = len(OPERATIONS) - len(tape.kernels)
-    if missing > 0:
+    make_room(tape)
+    return tape._record_array(operation, shape, arguments)
+
+
+def make_room(tape: Tape) -> None:
+    """Give a tape's table of kernels room for operations that are newer than the tape."""
+    if len(tape.kernels) < len(OPERATIONS):
         table = new_table()
         table[: len(tape.kernels)] = tape.kernels
         tape.kernels = table
-    return tape._record_array(operation, shape, arguments)
 
 
 def tape_of(name: str, given: Sequence[Any], count: int) -> tuple[Tape, list[int]]:

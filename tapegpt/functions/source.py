@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tapegpt.functions.steps import Step
-from tapegpt.kernels.ops.scalar.formulas import Formula
+from tapegpt.kernels.ops.scalar.formulas import Formula, names_in
 from tapegpt.kernels.ops.scalar.of_vectors import chosen_where, vector_expression
 
 HEAD = """
@@ -27,12 +27,16 @@ NAMES = r"\b(v|g|da|c|most|each|left|mean|i)(\d*)\b(?! *\()"
 
 @dataclass(frozen=True)
 class Graph:
-    """The steps from inputs to outputs, and the numbers that they use."""
+    """The steps from inputs to outputs, and the numbers that they use.
+
+    guarded: no step passes on anything but 0 of a gradient of 0, whatever its operands are.
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     steps: tuple[Step, ...]
     constants: Mapping[int, float]
+    guarded: bool = False
 
     @property
     def vectors(self) -> int:
@@ -252,7 +256,7 @@ def _formula_passed(
         expression = vector_expression(part, names)
         if formula.when:
             expression = chosen_where(formula.when, names, expression)
-        elif is_steep(part):
+        elif is_steep(part) or (graph.guarded and not names_in(part) <= {"dout", "c"}):
             expression = f"simd.where_nonzero(g{out}, {expression})"
         if expression and place == 0:
             yield f"da{out} = {expression}"

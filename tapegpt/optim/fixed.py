@@ -1,7 +1,7 @@
-"""What a reverse sweep of an optimizer leaves out.
+"""What the sweeps of an optimizer leave out.
 
-Gradients that it does not ask for, of arrays that stay as they are, such as data; and clearing
-gradients that are overwritten.
+Results and gradients within chains of elementwise records; gradients that it does not ask for, of
+arrays that stay as they are, such as data; and clearing gradients that are overwritten.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from tapegpt.kernels.layout import NONE, NOTHING_BACK, OPCODE
 from tapegpt.kernels.op import ArrayOp, Kind, fields_of_kind, gradient_place, with_overwrite
 from tapegpt.kernels.ops.recurrence import PREVIOUS
 from tapegpt.kernels.registry import OPERATIONS
+from tapegpt.optim.chains import Program
 from tapegpt.optim.packing import Packing
-from tapegpt.tape.types import Ids
+from tapegpt.tape.types import Floats, Ids
 
 if TYPE_CHECKING:
     from tapegpt.tape import Tape
@@ -27,29 +28,33 @@ BACK = 3  # the field of a record
 
 
 class Fixed(NamedTuple):
-    """Which arrays get no gradient, and the program for that."""
+    """Which nodes get no gradient, and the program for that."""
 
     without_gradient: frozenset[int]
-    records: NDArray[np.uint32]  # all, (count, 4)
+    records: NDArray[np.uint32]  # those that are swept, (count, 4)
     operands: Ids  # of all records
     clear: NDArray[np.int64]  # see kernels/loops/descent.py
+    numbers: tuple[tuple[int, float], ...]  # for which kernels were compiled: nodes, their values
+
+    def is_of(self, values: Floats) -> bool:
+        """Whether the program is that of these values of a tape."""
+        return all(values.item(node) == number for node, number in self.numbers)
 
 
-def fixed_arrays(tape: Tape, packing: Packing, end: int) -> Fixed:
+def fixed_arrays(tape: Tape, packing: Packing, program: Program) -> Fixed:
     """Leave out of the reverse sweep what leads only to arrays that the optimizer does not move.
 
     An operation whose operands are all fixed is left out: its result is fixed too. A product with
-    one fixed operand computes the gradient of the other alone, half of the work. end: one past the
-    last record that is swept.
+    one fixed operand computes the gradient of the other alone, half of the work.
     """
-    records, operands = tape._record_rows().copy(), np.array(tape._operands, np.int64)
+    records, operands, within, numbers = program
     codes = records[:, 0] & OPCODE
-    known = [code for code, operation in enumerate(OPERATIONS) if isinstance(operation, ArrayOp)]
-    numbers = np.flatnonzero(np.isin(codes, known)).tolist()
-    made = set(records[numbers, 1].tolist())
+    array_codes = [code for code, op in enumerate(OPERATIONS) if isinstance(op, ArrayOp)]
+    known = np.flatnonzero(np.isin(codes, array_codes)).tolist()
+    made = set(records[known, 1].tolist())
     fixed = {array for array in tape._shapes if array not in made and not packing.moves(array)}
-    without_gradient: set[int] = set()
-    for number in numbers:
+    without_gradient = set(within)
+    for number in known:
         operation = OPERATIONS[codes[number]]
         assert isinstance(operation, ArrayOp)
         _, out, at, back = records[number].tolist()
@@ -66,10 +71,11 @@ def fixed_arrays(tape: Tape, packing: Packing, end: int) -> Fixed:
             if array in fixed:
                 operands[back + gradient_place(operation.args, name)] = NONE
                 without_gradient.add(array)
-    not_cleared = without_gradient | overwritten(tape, records[:end], operands)
-    bounds = [0, *(x for a in sorted(not_cleared) for x in (a, a + tape.extents[a])), len(tape)]
+    not_cleared = without_gradient | overwritten(tape, records, operands)
+    ends = {node: node + tape.extents.get(node, 1) for node in not_cleared}
+    bounds = [0, *(x for node in sorted(ends) for x in (node, ends[node])), len(tape)]
     clear = np.array(list(pairwise(bounds))[::2], np.int64)
-    return Fixed(frozenset(without_gradient), records, operands, clear)
+    return Fixed(frozenset(without_gradient), records, operands, clear, numbers)
 
 
 def overwritten(tape: Tape, records: NDArray[np.uint32], operands: Ids) -> set[int]:

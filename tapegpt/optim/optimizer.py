@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from tapegpt.errors import DivergedError
+from tapegpt.functions.registered import make_room
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.layout import BatchRange
 from tapegpt.kernels.loops.descent import Descent, descend
 from tapegpt.kernels.loops.optimizers import Optimizer as KernelOptimizer
 from tapegpt.kernels.loops.thread_group import ThreadGroup
+from tapegpt.kernels.registry import kernels_of, load_kernels
+from tapegpt.optim.chains import Program, fuse_chains
 from tapegpt.optim.fixed import Fixed, fixed_arrays
 from tapegpt.optim.packing import Packing, packing_of
 from tapegpt.optim.update import Losses, Update, checked_rate
@@ -67,9 +70,9 @@ class Optimizer:
         """Do a step, or n of them, in compiled code: forward, back, update.
 
         loss: a scalar node. Returns its value before the step, or before each, float64[n]. The
-        gradients of the last step stay on the tape. Arrays that the optimizer does not move, and
-        what is computed from these alone, may have none: `tape.grad` then raises until the next
-        `backward`.
+        gradients of the last step stay on the tape. Arrays that the optimizer does not move, what
+        is computed from these alone, and what lies within a chain of elementwise operations may
+        have none: `tape.grad` then raises until the next `backward`.
 
         Raises DivergedError at the first loss or update that is not finite: the tape then has the
         values of before that step, and the optimizer is of no more use. Raises TapeError where the
@@ -136,22 +139,37 @@ class Optimizer:
         """What gets no gradient, found once for each program."""
         tape = self.tape
         program = (tape.generation.number, len(tape._records), end)
-        if self._fixed is None or self._fixed[0] != program:
-            self._fixed = (program, fixed_arrays(tape, packing, end))
+        if (
+            self._fixed is None
+            or self._fixed[0] != program
+            or not self._fixed[1].is_of(tape.values)
+        ):
+            self._fixed = (program, fixed_arrays(tape, packing, self._loaded(packing, end)))
         fixed = self._fixed[1]
         for begin in fixed.without_gradient - tape._without_gradient:
-            tape.grads[begin : begin + tape.extents[begin]] = 0
+            tape.grads[begin : begin + tape.extents.get(begin, 1)] = 0
         tape._without_gradient = fixed.without_gradient
         return fixed
 
+    def _loaded(self, packing: Packing, end: int) -> Program:
+        """The program of the tape's records up to `end`, its kernels ready."""
+        tape = self.tape
+        program = fuse_chains(tape, packing, end)
+        make_room(tape)
+        for direction in (FORWARD, BACKWARD):
+            if len(program.records) == end:
+                tape._load(direction)
+            else:
+                kernels = kernels_of(program.records)
+                load_kernels(tape.kernels, tape.dtype, kernels, direction)
+        return program
+
     def _descend(self, root: int, learning_rate: float, losses: Losses) -> None:
         tape = self.tape
-        end = tape._records_until(root)
-        for direction in (FORWARD, BACKWARD):
-            tape._load(direction)
         tape._evaluated = 0
         assert self._packing is not None
-        fixed = self._fixed_arrays(self._packing, end)
+        fixed = self._fixed_arrays(self._packing, tape._records_until(root))
+        end = len(fixed.records)
         descent = Descent(root, end, self.steps, learning_rate, self._packs)
         batch_range = BatchRange(*map(int, tape._batch_range()))
         done = descend(

@@ -86,8 +86,8 @@ class Replay(Memory):
             plain = self._any(node)
             if plain in self._without_gradient:
                 raise TapeError(
-                    f"node {plain} is fixed, and an optimizer's steps pass it no gradient: call"
-                    " backward first"
+                    f"node {plain} is fixed, or within a chain, and an optimizer's steps pass it no"
+                    " gradient: call backward first"
                 )
             return self._read(self.grads, plain)
         finally:
