@@ -46,7 +46,7 @@ def linear(n_in: int, n_out: int, batch: tuple[int, int]) -> Case:
     rows = batch[0] * batch[1]
     return Case(
         f"linear {n_in} x {n_out}, {rows} rows", batch, n_in,
-        lambda tape, batch, w, x, y, z: tape.linear(x, w), 2 * rows * n_in * n_out, n_out,
+        lambda tape, row, w, x, y, z: tape.linear(x, w), 2 * rows * n_in * n_out, n_out,
     )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def attention(width: int, batch: tuple[int, int]) -> Case:
     documents, positions = batch
     return Case(
         f"attention {width} wide, {documents} documents of {positions}", batch, width,
-        lambda tape, batch, w, x, y, z: tape.attention(x, y, z, 4),
+        lambda tape, row, w, x, y, z: tape.attention(x, y, z, 4),
         4 * width * documents * positions * (positions + 1) // 2,
     )  # fmt: skip
 
@@ -70,17 +70,17 @@ CASES = [
     attention(16, SMALL),
     attention(64, SMALL),
     attention(128, LARGE),
-    rowwise("rmsnorm", 16, SMALL, lambda tape, batch, w, x, y, z: tape.rmsnorm(x)),
-    rowwise("rmsnorm", 128, LARGE, lambda tape, batch, w, x, y, z: tape.rmsnorm(x)),
-    rowwise("relu", 64, SMALL, lambda tape, batch, w, x, y, z: tape.relu(x)),
-    rowwise("softmax", 27, SMALL, lambda tape, batch, w, x, y, z: tape.softmax(x)),
+    rowwise("rmsnorm", 16, SMALL, lambda tape, row, w, x, y, z: tape.rmsnorm(x)),
+    rowwise("rmsnorm", 128, LARGE, lambda tape, row, w, x, y, z: tape.rmsnorm(x)),
+    rowwise("relu", 64, SMALL, lambda tape, row, w, x, y, z: tape.relu(x)),
+    rowwise("softmax", 27, SMALL, lambda tape, row, w, x, y, z: tape.softmax(x)),
     rowwise(
         "cross_entropy", 27, SMALL,
-        lambda tape, batch, w, x, y, z: tape.cross_entropy(x, batch.targets),
+        lambda tape, row, w, x, y, z: tape.cross_entropy(x, row),
     ),
     rowwise(
         "embed", 16, SMALL,
-        lambda tape, batch, w, x, y, z: tape.embed((w, batch.tokens), (w, batch.tokens)),
+        lambda tape, row, w, x, y, z: tape.embed((w, row), (w, row)),
     ),
 ]  # fmt: skip
 
@@ -158,22 +158,21 @@ def recorded(case: Case):
     tape = Tape("float32")
     tables = [tape.parameter(rng.normal(size=(VOCAB_SIZE, case.width))) for _ in range(3)]
     weights = tape.parameter(rng.normal(size=(case.outputs, case.width)))
-    batch = tape.batch(documents, positions, VOCAB_SIZE)
-    inputs = [tape.embed((table, batch.tokens)) for table in tables]
+    tape.batch(documents, positions)
+    row = tape.batch_input(VOCAB_SIZE)
+    inputs = [tape.embed((table, row)) for table in tables]
 
-    case.operation(tape, batch, weights, *inputs)  # also what is shared: room for products
+    case.operation(tape, row, weights, *inputs)  # also what is shared: room for products
     begin = tape.mark().records
-    out = case.operation(tape, batch, weights, *inputs)
+    out = case.operation(tape, row, weights, *inputs)
     end = tape.mark().records
     root = out if tape.shape(out) == () else tape.mean(tape.relu(out))
     tape.backward(root)  # of no rows: it only loads the kernels
 
-    tape_arrays, rows = tape._replay_arrays(), case.rows
-    starts = slice(batch.starts, batch.starts + positions + 1)
-    tape_arrays.inputs[starts] = documents * np.arange(positions + 1)
-    for numbers in (batch.tokens, batch.targets):
-        tape_arrays.inputs[numbers.slot : numbers.slot + rows] = rng.integers(VOCAB_SIZE, size=rows)
-    tape_arrays.values[batch.weights : batch.weights + rows] = 1 / rows
+    rows = case.rows
+    tape.set_lengths([positions] * documents)
+    tape.set_input(row, rng.integers(VOCAB_SIZE, size=rows))
+    tape_arrays = tape._replay_arrays()
     window = BatchRange(0, positions, 0, rows)
     replay_forward(tape_arrays, 0, len(tape_arrays.records), window, 1)
     tape_arrays.grads[:] = 0

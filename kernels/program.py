@@ -17,6 +17,28 @@ class TapeArrays(NamedTuple):
     inputs: NDArray[np.int64]
 
 
+class Slots(NamedTuple):
+    """Where in `inputs` a program reads the documents of a batch, one number a row or so."""
+
+    starts: int  # the first row of each position: block + 1 of them
+    tokens: int
+    positions: int
+    targets: int
+    capacity: int  # rows that there is room for
+    # The look_back tokens before each, the nearest first, `capacity` rows for each of them,
+    # delimiters before the start.
+    look_back: int
+    earlier: int
+    # Of a network with a table of counts, else nothing: the token of a row and those before it, the
+    # nearest first, as `earlier`, and the fold that is left out. A text has `before` tokens before
+    # each of its windows.
+    orders: int  # tokens of a row
+    history: int
+    folds: int
+    before: int
+    key: int  # of dropout, one number, 0 for none
+
+
 class Program(NamedTuple):
     """The arrays of a tape, and where the model's inputs and outputs lie in it.
 
@@ -36,7 +58,7 @@ class Program(NamedTuple):
     logit_ends: NDArray[np.int64]  # (block,)
 
     # Nodes: the loss of p positions, one past the last node of p positions, the first logit of
-    # position p (in row 0, where rows are logits_row apart), the weight of every row's loss.
+    # position p (in row 0, where rows are logits_row apart), the first row's weight in the loss.
     # Training minimizes roots: for an ensemble the mean of its networks' losses. Evaluation reads
     # common_roots: the loss of their mean logits.
     roots: NDArray[np.int64]  # (block + 1,)
@@ -47,27 +69,7 @@ class Program(NamedTuple):
     weights: int
     clear: NDArray[np.int64]  # (ranges, 2): nodes whose gradients no record overwrites
 
-    # Slots in inputs: one token, position and target a row, and the first row of each position.
-    tokens: int
-    positions: int
-    targets: int
-    starts: int  # block + 1 of them
-
-    # Also slots: the look_back tokens before each, the nearest first, `capacity` rows for each of
-    # them, delimiters before the start; the key of dropout, 0 for none.
-    earlier: int
-    look_back: int
-    capacity: int
-    key: int
-
-    # Of a network with a table of counts, else nothing: slots of the token of a row and of those
-    # before it, the nearest first, as `earlier`, and of the fold that is left out. A text has so
-    # many tokens before each of its windows.
-    history: int
-    orders: int  # tokens of a row
-    folds: int
-    before: int
-
+    slots: Slots
     placed: NDArray[np.int64]  # (block + 1,): scratch for packing
     # Scratch for sampling: which text each document of a sweep is, how likely its tokens are, and
     # running totals of one row.

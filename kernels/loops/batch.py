@@ -23,12 +23,12 @@ def pack_batch(program, tokens, offsets, folds, first, count, document_share, to
     nothing. Returns the range of the whole batch.
     """
     block, documents = len(program.ends) - 1, len(offsets) - 1
-    look_back, capacity = program.look_back, program.capacity
     values, inputs = as_pointer(program.tape_arrays.values), as_pointer(program.tape_arrays.inputs)
     has_folds = len(folds) > 0
     tokens, offsets, placed = as_pointer(tokens), as_pointer(offsets), as_pointer(program.placed)
     folds = as_pointer(folds)
-    starts = program.starts
+    slots = program.slots
+    starts = slots.starts
 
     # inputs[starts + n] counts the documents of n positions; then, summed from the long end, the
     # documents alive at position n - 1, that is the rows of that position; then the first rows.
@@ -59,17 +59,17 @@ def pack_batch(program, tokens, offsets, folds, first, count, document_share, to
         weight = values.dtype.type(document_share / n + token_share)
         for p in range(n):
             row = inputs[starts + p] + rank
-            inputs[program.tokens + row] = tokens[begin + p]
-            inputs[program.positions + row] = p
-            inputs[program.targets + row] = tokens[begin + p + 1]
+            inputs[slots.tokens + row] = tokens[begin + p]
+            inputs[slots.positions + row] = p
+            inputs[slots.targets + row] = tokens[begin + p + 1]
             values[program.weights + row] = weight
-            for k in range(look_back):
+            for k in range(slots.look_back):
                 earlier = tokens[begin + max(0, p - 1 - k)]
-                inputs[program.earlier + k * capacity + row] = earlier
-            if program.orders > 0:
-                inputs[program.folds + row] = folds[begin + p + 1] if has_folds else 0
-                for k in range(program.orders):
-                    last = tokens[begin + max(-program.before, p - k)]
-                    inputs[program.history + k * capacity + row] = last
+                inputs[slots.earlier + k * slots.capacity + row] = earlier
+            if slots.orders > 0:
+                inputs[slots.folds + row] = folds[begin + p + 1] if has_folds else 0
+                for k in range(slots.orders):
+                    last = tokens[begin + max(-slots.before, p - k)]
+                    inputs[slots.history + k * slots.capacity + row] = last
         d = following(d, documents)
     return BatchRange(0, longest, 0, inputs[starts + longest])

@@ -22,23 +22,23 @@ def read_window(program, window, first, filled):
     window: see `continue_texts`. Returns where the logits of the last position begin: text i's are
     i logits_row after that.
     """
-    inputs, texts = program.tape_arrays.inputs, len(window)
-    before = max(0, program.orders - 1)
+    inputs, slots, texts = program.tape_arrays.inputs, program.slots, len(window)
+    before = max(0, slots.orders - 1)
     for p in range(first, filled):
         row = p if program.unrolled else (p - first) * texts
-        inputs[program.starts + p] = row
-        inputs[program.starts + p + 1] = row + texts
+        inputs[slots.starts + p] = row
+        inputs[slots.starts + p + 1] = row + texts
         for i in range(texts):
-            inputs[program.tokens + row + i] = window[i, before + p]
-            inputs[program.positions + row + i] = p
-            for k in range(program.look_back):
-                slot = program.earlier + k * program.capacity + row + i
-                inputs[slot] = window[i, before + max(0, p - 1 - k)]
-            if program.orders > 0:
-                inputs[program.folds + row + i] = 0
-            for k in range(program.orders):
-                slot = program.history + k * program.capacity + row + i
-                inputs[slot] = window[i, before + p - k]
+            inputs[slots.tokens + row + i] = window[i, before + p]
+            inputs[slots.positions + row + i] = p
+            for k in range(slots.look_back):
+                place = slots.earlier + k * slots.capacity + row + i
+                inputs[place] = window[i, before + max(0, p - 1 - k)]
+            if slots.orders > 0:
+                inputs[slots.folds + row + i] = 0
+            for k in range(slots.orders):
+                place = slots.history + k * slots.capacity + row + i
+                inputs[place] = window[i, before + p - k]
     first_row = first if program.unrolled else 0
     batch = BatchRange(first, filled, first_row, first_row + (filled - first) * texts)
     begin = program.ends[first if program.unrolled else 0]
@@ -60,7 +60,7 @@ def continue_texts(
     Both are changed: the next call goes on. uniforms: float64 (texts, tokens) in [0, 1); drawn:
     int64, the same, filled.
     """
-    before = max(0, program.orders - 1)
+    before = max(0, program.slots.orders - 1)
     texts, block = len(window), window.shape[1] - before
     values, weights = program.tape_arrays.values, program.likelihoods
     vocab_size = program.vocab_size

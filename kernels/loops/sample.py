@@ -186,6 +186,7 @@ def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_tu
     """
     count, block = samples.shape
     values, inputs = program.tape_arrays.values, program.tape_arrays.inputs
+    slots = program.slots
     documents, weights, vocab_size = program.documents, program.likelihoods, program.vocab_size
     width, drawn = padded(weights, vocab_size), 0
     together = 1 if in_turn else len(documents)
@@ -199,19 +200,19 @@ def generate(program, prompt, inverse_temperature, top_k, top_p, uniforms, in_tu
             # All positions can use the same rows: attention keeps a copy of keys and values, and a
             # state is read before it is overwritten.
             row = p if program.unrolled else 0
-            inputs[program.starts + p] = row
-            inputs[program.starts + p + 1] = row + alive
+            inputs[slots.starts + p] = row
+            inputs[slots.starts + p + 1] = row + alive
             for i in range(alive):
-                inputs[program.tokens + row + i] = token_before(program, samples, documents[i], p)
-                inputs[program.positions + row + i] = p
-                for k in range(program.look_back):
+                inputs[slots.tokens + row + i] = token_before(program, samples, documents[i], p)
+                inputs[slots.positions + row + i] = p
+                for k in range(slots.look_back):
                     earlier = token_before(program, samples, documents[i], p - 1 - k)
-                    inputs[program.earlier + k * program.capacity + row + i] = earlier
-                if program.orders > 0:
-                    inputs[program.folds + row + i] = 0
-                for k in range(program.orders):
+                    inputs[slots.earlier + k * slots.capacity + row + i] = earlier
+                if slots.orders > 0:
+                    inputs[slots.folds + row + i] = 0
+                for k in range(slots.orders):
                     last = token_before(program, samples, documents[i], p - k)
-                    inputs[program.history + k * program.capacity + row + i] = last
+                    inputs[slots.history + k * slots.capacity + row + i] = last
             forward_sweep(program.tape_arrays, begin, end, BatchRange(p, p + 1, row, row + alive))
             if p < len(prompt):
                 for i in range(alive):

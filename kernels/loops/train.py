@@ -73,9 +73,9 @@ def train_steps(program, group, thread, training, optimizer, schedule, first, lo
                 training.document_share,
                 training.token_share,
             )
-            inputs[program.key] = dropout_key(training.seed, document)
+            inputs[program.slots.key] = dropout_key(training.seed, document)
             loss += loss_and_gradient(program, batch)
-        inputs[program.key] = 0  # whoever replays the program now wants all of it
+        inputs[program.slots.key] = 0  # whoever replays the program now wants all of it
         loss = all_reduce_sum(group, thread, LOSS, loss)
         losses[thread, i] = loss
         if not math.isfinite(loss):

@@ -22,7 +22,7 @@ def held_out_loss(
     for first in range(begin, end, documents_per_sweep):
         together = min(documents_per_sweep, end - first)
         batch = pack_batch(program, tokens, offsets, folds, first, together, 0.0, 1.0)
-        read = inputs[program.starts + context]  # rows of the positions before come first
+        read = inputs[program.slots.starts + context]  # rows of the positions before come first
         if not program.unrolled:
             for r in range(read):
                 values[program.weights + r] = 0

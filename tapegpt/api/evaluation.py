@@ -24,7 +24,7 @@ def logits_of(run: Run, text: str) -> NDArray[np.floating]:
     if tokenizer.delimited:
         corpus, positions = tokenize([text], tokenizer), len(text) + 1
     else:  # the last token is one to be predicted, whichever it is
-        before = compiled.program.before
+        before = compiled.program.slots.before
         beginning = np.full(before, tokenizer.vocab_size, np.int32)
         tokens = np.concatenate([beginning, tokenizer.encode(text), np.zeros(1, np.int32)])
         positions = len(text)

@@ -18,6 +18,7 @@ from tapegpt.kernels.loops.sample import pack_linears
 from tapegpt.kernels.program import Program
 from tapegpt.kernels.registry import kernels_of, load_kernels
 from tapegpt.models.registry import networks, parameter_shapes
+from tapegpt.recorders.documents import declare_documents
 from tapegpt.recorders.unrolled import Dot, Scalar
 from tapegpt.recorders.vector import Vector
 from tapegpt.settings import ModelConfig
@@ -119,13 +120,13 @@ def compiled_model(
 
 
 def _record_vector(
-    model: ModelConfig, vocab_size: int, dtype: str, documents: int, table: CountTable | None
+    model: ModelConfig, vocab_size: int, dtype: str, count: int, table: CountTable | None
 ) -> CompiledModel:
     tape = Tape(dtype)
     shapes = parameter_shapes(model, vocab_size)
     weights = {name: tape.parameter(np.zeros(shape)) for name, shape in shapes.items()}
-    batch = tape.batch(documents, model.block_size, vocab_size, model.look_back, table)
-    net = Vector(tape, weights, batch, table)
+    documents = declare_documents(tape, count, model.block_size, vocab_size, model.look_back, table)
+    net = Vector(tape, weights, documents, table)
     each = networks(net, model)
     logits = each[0] if model.ensemble == 1 else net.average(each)
     before_losses = tape.mark().records
@@ -139,7 +140,7 @@ def _record_vector(
     tape_arrays = share_values(tape_arrays, tape.extents, keep=[logits.id])
     block = model.block_size
     if width := joint_width(tape_arrays, tape._stride):
-        joint = tape.array(np.zeros((documents * block, width)))
+        joint = tape.array(np.zeros((documents.batch.capacity, width)))
         tape_arrays = join_linears(tape_arrays, tape.extents, tape._stride, joint.id)
     few_rows = with_packed_weights(tape_arrays, tape.lanes, tape._auxiliary)
     tape_arrays, few_rows = (
@@ -160,28 +161,17 @@ def _record_vector(
         tops=np.full(block + 1, len(tape)),
         logits=np.full(block, logits.id),
         logits_row=tape._stride(vocab_size),
-        weights=batch.weights,
+        weights=documents.batch.weights,
         # Of the losses, and of what makes one of them; array operations overwrite theirs.
         clear=np.array([(node, node + 1) for node in cleared]),
-        tokens=batch.tokens.slot,
-        positions=batch.positions.slot,
-        targets=batch.targets.slot,
-        starts=batch.starts,
-        earlier=batch.earlier[0].slot if batch.earlier else NONE,
-        look_back=len(batch.earlier),
-        capacity=batch.documents * batch.block,
-        key=batch.key.slot,
-        history=batch.history[0].slot if batch.history else NONE,
-        orders=len(batch.history),
-        folds=NONE if batch.folds is None else batch.folds.slot,
-        before=0 if table is None else table.tokens_before,
+        slots=documents.slots,
         placed=np.zeros(block + 1, np.int64),
-        documents=np.zeros(documents, np.int64),
-        likelihoods=np.zeros((documents + 1) * tape._stride(vocab_size), dtype),
+        documents=np.zeros(count, np.int64),
+        likelihoods=np.zeros((count + 1) * tape._stride(vocab_size), dtype),
     )
     views = {name: tape._view(tape.values, w.id) for name, w in weights.items()}
     packed = program._replace(tape_arrays=few_rows)
-    return CompiledModel(program, documents, views, packed, table)
+    return CompiledModel(program, count, views, packed, table)
 
 
 def _record_unrolled(
@@ -191,8 +181,8 @@ def _record_unrolled(
     shapes = parameter_shapes(model, vocab_size)
     weights = {name: tape.scalar_parameters(np.zeros(shape)) for name, shape in shapes.items()}
     tape._end_parameters()
-    batch = tape.batch(1, model.block_size, vocab_size, model.look_back)
-    net = kind(tape, weights, batch)
+    documents = declare_documents(tape, 1, model.block_size, vocab_size, model.look_back)
+    net = kind(tape, weights, documents)
     ends, logit_ends, roots, common_roots = [0], [], [NONE], [NONE]
     tops, logits = [tape.num_params], []
     total: tapes.Scalar | None = None
@@ -204,10 +194,10 @@ def _record_unrolled(
         logits.append(int(row[0]))
         logit_ends.append(tape.mark().records)
         common = _add(tape, common, net.cross_entropy(row))
-        common_roots.append(_weighted(tape, common, batch))
+        common_roots.append(_weighted(tape, common, documents.batch))
         if model.ensemble > 1:
             total = _add(tape, total, _mean(tape, [net.cross_entropy(x) for x in each]))
-            roots.append(_weighted(tape, total, batch))
+            roots.append(_weighted(tape, total, documents.batch))
         ends.append(tape.mark().records)
         tops.append(len(tape))
     program = Program(
@@ -222,20 +212,9 @@ def _record_unrolled(
         tops=np.array(tops),
         logits=np.array(logits),
         logits_row=0,
-        weights=batch.weights,
+        weights=documents.batch.weights,
         clear=np.array([[tape.num_params, len(tape)]]),
-        tokens=batch.tokens.slot,
-        positions=batch.positions.slot,
-        targets=batch.targets.slot,
-        starts=batch.starts,
-        earlier=batch.earlier[0].slot if batch.earlier else NONE,
-        look_back=len(batch.earlier),
-        capacity=batch.documents * batch.block,
-        key=batch.key.slot,
-        history=NONE,
-        orders=0,
-        folds=NONE,
-        before=0,
+        slots=documents.slots,
         placed=np.zeros(model.block_size + 1, np.int64),
         documents=np.zeros(1, np.int64),
         likelihoods=np.zeros(2 * tape._stride(vocab_size), dtype),

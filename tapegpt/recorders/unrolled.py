@@ -15,8 +15,9 @@ from tapegpt import tape as tapes
 from tapegpt.kernels.ops.activation.gelu import CUBIC, LINEAR
 from tapegpt.models.layer_builder import OwnOperation
 from tapegpt.recorders import EPSILON
+from tapegpt.recorders.documents import Documents
 from tapegpt.renamed import renamed_argument
-from tapegpt.tape import Batch, Input, Tape
+from tapegpt.tape import Input, Tape
 from tapegpt.tape.block import ROTARY_BASE
 
 Row = NDArray[np.int64]
@@ -37,12 +38,12 @@ def wavefront(rows: int, columns: int) -> tuple[Row, Row]:
 class Scalar:
     """One position of one document as an array of scalar node ids; `position` says which."""
 
-    def __init__(self, tape: Tape, weights: dict[str, Row], batch: Batch) -> None:
+    def __init__(self, tape: Tape, weights: dict[str, Row], documents: Documents) -> None:
         self.position = 0
         self.prefix = ""
         self._tape = tape
         self._weights = weights
-        self._batch = batch
+        self._documents = documents
         self._keys: dict[str, list[Row]] = {}
         self._values: dict[str, list[Row]] = {}
         self._carried: Row | None = None
@@ -51,12 +52,12 @@ class Scalar:
         x = self.embed_token(tokens)
         if positions is not None:
             x = self.add(x, self.embed_position(positions))
-        for table, which in zip(earlier, self._batch.earlier, strict=True):
+        for table, which in zip(earlier, self._documents.earlier, strict=True):
             x = self.add(x, self._lookup(table, which))
         return x
 
     def embed_token(self, table: str) -> Row:
-        return self._lookup(table, self._batch.tokens)
+        return self._lookup(table, self._documents.tokens)
 
     def embed_position(self, table: str) -> Row:
         row: Row = self._weight(table)[self.position]
@@ -174,7 +175,7 @@ class Scalar:
     def cross_entropy(self, logits: Row) -> tapes.Scalar:
         """The loss at this position."""
         probabilities = self.softmax(logits[None])[0]
-        target = self._tape.take(probabilities[:1], self._batch.targets, self.position, 1)
+        target = self._tape.take(probabilities[:1], self._documents.targets, self.position, 1)
         return self._tape.node(int(self.each("neg", self.each("log", target))[0]))
 
     def each(self, name: str, a: Row, b: Row | None = None) -> Row:

@@ -7,8 +7,9 @@ from tapegpt.counting.table import CountTable
 from tapegpt.kernels.ops.counting.features import UNIT
 from tapegpt.models.layer_builder import OwnOperation
 from tapegpt.recorders import EPSILON
+from tapegpt.recorders.documents import Documents
 from tapegpt.renamed import renamed_argument
-from tapegpt.tape import Array, Batch, Scalar, Tape
+from tapegpt.tape import Array, Scalar, Tape
 
 
 class Vector:
@@ -18,29 +19,29 @@ class Vector:
         self,
         tape: Tape,
         weights: dict[str, Array],
-        batch: Batch,
+        documents: Documents,
         table: CountTable | None = None,
     ) -> None:
         self.prefix = ""
         self._tape = tape
         self._weights = weights
-        self._batch = batch
+        self._documents = documents
         self._table = table
         self._counted: Array | None = None  # what it says
         self._rotary: dict[int, tuple[Array, Array]] = {}  # tables by numbers of heads
 
     def embed(self, tokens: str, positions: str | None, *earlier: str) -> Array:
-        pairs = [(self._weight(tokens), self._batch.tokens)]
+        pairs = [(self._weight(tokens), self._documents.tokens)]
         if positions is not None:
-            pairs.append((self._weight(positions), self._batch.positions))
-        pairs += zip(map(self._weight, earlier), self._batch.earlier, strict=True)
+            pairs.append((self._weight(positions), self._documents.positions))
+        pairs += zip(map(self._weight, earlier), self._documents.earlier, strict=True)
         return self._tape.embed(*pairs)
 
     def embed_token(self, table: str) -> Array:
-        return self._tape.embed((self._weight(table), self._batch.tokens))
+        return self._tape.embed((self._weight(table), self._documents.tokens))
 
     def embed_position(self, table: str) -> Array:
-        return self._tape.embed((self._weight(table), self._batch.positions))
+        return self._tape.embed((self._weight(table), self._documents.positions))
 
     @renamed_argument("plus", "residual")
     def linear(
@@ -49,7 +50,7 @@ class Vector:
         if dropout == 0:
             return self._tape.linear(x, self._weight(weights), residual)
         y = self._tape.linear(x, self._weight(weights))
-        return self._tape.dropout(y, dropout, self._batch.key, residual)
+        return self._tape.dropout(y, dropout, self._documents.key, residual)
 
     def rmsnorm(self, x: Array) -> Array:
         return self._tape.rmsnorm(x, EPSILON)
@@ -60,8 +61,10 @@ class Vector:
     def rotary(self, x: Array, n_head: int) -> Array:
         if n_head not in self._rotary:
             _, width = self._tape.shape(x)
-            self._rotary[n_head] = self._tape.rotary_tables(self._batch.block, width, n_head)
-        return self._tape.rotary(x, self._batch.positions, self._rotary[n_head])
+            self._rotary[n_head] = self._tape.rotary_tables(
+                self._documents.batch.positions, width, n_head
+            )
+        return self._tape.rotary(x, self._documents.positions, self._rotary[n_head])
 
     def relu(self, x: Array) -> Array:
         return self._tape.relu(x)
@@ -90,7 +93,7 @@ class Vector:
         if self._counted is None:
             assert self._table is not None  # of a network whose settings say counting
             self._counted = self._tape.counted_features(
-                self._table, self._batch.history, self._batch.folds
+                self._table, self._documents.history, self._documents.folds
             )
         return self._counted
 
@@ -117,7 +120,7 @@ class Vector:
 
     def cross_entropy(self, logits: Array) -> Scalar:
         """The loss of the batch."""
-        return self._tape.cross_entropy(logits, self._batch.targets)
+        return self._tape.cross_entropy(logits, self._documents.targets)
 
     def _weight(self, name: str) -> Array:
         return self._weights[self.prefix + name]

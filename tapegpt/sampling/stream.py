@@ -114,7 +114,7 @@ def _window(
     compiled: CompiledModel, tokens: list[int], block: int
 ) -> tuple[NDArray[np.int64], int]:
     """The last of these tokens as `continue_texts` takes them, and how many the network sees."""
-    table, more = compiled.table, max(0, compiled.program.orders - 1)
+    table, more = compiled.table, max(0, compiled.program.slots.orders - 1)
     filled = min(len(tokens), block)
     window = np.full((1, more + block), 0 if table is None else table.before)
     kept = tokens[-(more + filled) :]

@@ -92,7 +92,7 @@ class ArrayOperations(Shaping):
 
     @all_or_nothing
     def attention(self, q: Node, k: Node, v: Node, n_head: int) -> Array:
-        """Causal self-attention with n_head heads; rows are one document, or the batch's."""
+        """Causal self-attention with n_head heads; rows are one sequence, or the batch's."""
         (q, shape), (k, of_keys), (v, of_values) = map(self._given, (q, k, v))
         for other in (of_keys, of_values):
             if other != shape:
@@ -100,24 +100,23 @@ class ArrayOperations(Shaping):
         n_head = self._count(n_head, "heads")
         if shape.width % n_head:
             raise TapeError(f"attention: {shape.width} columns are not divisible by {n_head} heads")
-        documents = 1
         if shape.rows == BATCH:
-            batch = self._declared_batch
-            starts, block, documents = batch.starts, batch.block, batch.documents
+            sequences, block, starts, _ = self._declared_batch
         else:
-            starts, block = self.input(range(shape.rows + 1), shape.rows + 1).slot, shape.rows
+            sequences, block = 1, shape.rows
+            starts = self.input(range(shape.rows + 1), shape.rows + 1).slot
         head_dim = shape.width // n_head
-        if streaming_attention.pays(documents * n_head, block, head_dim, self.lanes):
-            return self._streaming_attention(shape, (q, k, v), n_head, (documents, block), starts)
+        if streaming_attention.pays(sequences * n_head, block, head_dim, self.lanes):
+            return self._streaming_attention(shape, (q, k, v), n_head, (sequences, block), starts)
         # Squares of a power of two of columns; whole, where no vector of a row is shared.
         size = min(self.lanes, 1 << (head_dim - 1).bit_length())
         whole = head_dim % self.lanes == 0 or (head_dim == size and shape.width % self.lanes == 0)
         columns, positions = (-(-n // LANE_COLUMNS) * LANE_COLUMNS for n in (head_dim, block))
         stride, span = columns * self.lanes, positions * self.lanes
-        rows = -(-documents * n_head // self.lanes) * positions
+        rows = -(-sequences * n_head // self.lanes) * positions
         offsets = [
-            document * shape.stride + head * head_dim
-            for document in range(documents)
+            sequence * shape.stride + head * head_dim
+            for sequence in range(sequences)
             for head in range(n_head)
         ]
         arguments = attention.Args(
@@ -146,11 +145,11 @@ class ArrayOperations(Shaping):
         shape: Shape,
         given: tuple[int, int, int],
         n_head: int,
-        documents: tuple[int, int],
+        sequences: tuple[int, int],
         starts: int,
     ) -> Array:
-        """Attention head by head; documents: how many, of how many positions at most."""
-        (count, block), head_dim = documents, shape.width // n_head
+        """Attention head by head; sequences: how many, of how many positions at most."""
+        (count, block), head_dim = sequences, shape.width // n_head
         arguments = streaming_attention.Args(
             shape.rows,
             n_head,

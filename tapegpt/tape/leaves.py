@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tapegpt.counting.table import CountTable
 from tapegpt.kernels.layout import BATCH, OPCODE
 from tapegpt.kernels.registry import OPERATIONS
 from tapegpt.tape.guards import all_or_nothing, alone
@@ -16,8 +15,6 @@ from tapegpt.tape.handles import Array, Node, Scalar, new
 from tapegpt.tape.replay import Replay
 from tapegpt.tape.storage import LARGEST_TAPE
 from tapegpt.tape.types import Batch, Floats, Ids, Input, Number, TapeError
-
-LARGEST_KEY = 2**63 - 1  # of dropout
 
 
 class Leaves(Replay):
@@ -181,10 +178,9 @@ class Leaves(Replay):
     def set_input(self, which: Input, values: Iterable[int]) -> None:
         """Replace the numbers of an input. What depends on them is then computed anew."""
         self._known(which)
-        if which.count == BATCH:
-            raise TapeError(f"{which} belongs to a batch, which is packed as a whole")
         given = self._row_numbers(values, which.below)
-        count = which.count * which.width
+        rows = self._batch_range().end_row if which.count == BATCH else which.count
+        count = rows * which.width
         if len(given) != count:
             raise TapeError(f"the input holds {count} numbers, not {len(given)}")
         self._evaluated = 0
@@ -203,72 +199,74 @@ class Leaves(Replay):
         return which
 
     @all_or_nothing
-    def batch(
-        self,
-        documents: int,
-        block: int,
-        vocab_size: int,
-        look_back: int = 0,
-        table: CountTable | None = None,
-    ) -> Batch:
-        """Declare the rows of as many packed documents, of `block` positions at most.
+    def batch(self, sequences: int, positions: int) -> Batch:
+        """Make room for the rows of so many sequences, of so many positions at most each.
 
-        look_back: how many earlier tokens of its document a row has beside its own. table: of
-        counts, for which a row has its last tokens, and the fold that is left out.
+        `batch_input` and what is computed from it then have the rows of the sequences that
+        `set_lengths` has announced, none at first, position by position: first the first row of
+        every sequence, then the second of those that have two. A tape has one batch.
+
+            batch = tape.batch(sequences=2, positions=3)
+            tokens = tape.batch_input(below=27)
+            tape.set_lengths([3, 1])
+            tape.set_input(tokens, [5, 9, 6, 7])  # 5 6 7, and 9
         """
         if self._batch is not None:
             raise TapeError("a tape has one batch")
-        documents, block = self._count(documents, "documents"), self._count(block, "positions")
-        vocab_size, capacity = self._count(vocab_size, "tokens"), documents * block
-        if look_back != 0:
-            look_back = self._count(look_back, "earlier tokens")
-        if look_back >= block:
-            raise TapeError(f"{look_back} earlier tokens are too many for {block} positions")
-        history = 0 if table is None else table.orders
-        if capacity * (3 + look_back + history) > LARGEST_TAPE:
+        sequences = self._count(sequences, "sequences")
+        positions = self._count(positions, "positions")
+        if sequences * positions > LARGEST_TAPE:
             raise TapeError(
-                f"a batch of {documents} documents of {block} positions, {look_back} earlier tokens"
-                f" each, is too large: a tape holds {LARGEST_TAPE} numbers"
+                f"a batch of {sequences} sequences of {positions} positions is too large: a tape"
+                f" holds {LARGEST_TAPE} numbers"
             )
-        weights = self._auxiliary(capacity + self.lanes)
-        tokens, positions, targets = (
-            self._new_input(array("q", [0]) * capacity, BATCH, below)
-            for below in (vocab_size, block, vocab_size)
-        )
-        earlier = tuple(
-            self._new_input(array("q", [0]) * capacity, BATCH, vocab_size) for _ in range(look_back)
-        )
-        last = tuple(
-            self._new_input(array("q", [0]) * capacity, BATCH, vocab_size + 1)
-            for _ in range(history)
-        )
-        folds = None
-        if table is not None:
-            folds = self._new_input(array("q", [0]) * capacity, BATCH, 1 + table.folds)
+        weights = self._auxiliary(sequences * positions + self.lanes)
         starts = len(self._inputs)
-        self._inputs.extend(array("q", [0]) * (block + 1))
-        key = self._new_input([0], 1, LARGEST_KEY)
-        self._batch = Batch(
-            documents,
-            block,
-            tokens,
-            positions,
-            targets,
-            starts,
-            weights,
-            earlier,
-            key,
-            last,
-            folds,
-        )
+        self._inputs.extend(array("q", [0]) * (positions + 1))
+        self._batch = Batch(sequences, positions, starts, weights)
         return self._batch
 
+    @alone
+    def batch_input(self, below: int) -> Input:
+        """Row numbers from 0 to below - 1, one for every row of the batch; zeros at first."""
+        below, capacity = self._count(below, "rows"), self._declared_batch.capacity
+        if len(self._inputs) + capacity > LARGEST_TAPE:
+            raise TapeError(
+                f"{capacity} more row numbers are too many: a tape holds {LARGEST_TAPE}"
+            )
+        return self._new_input(array("q", [0]) * capacity, BATCH, below)
+
+    @alone
+    def set_lengths(self, lengths: Iterable[int]) -> None:
+        """Say how many positions each sequence of the batch has, the longest first.
+
+        Every row then weighs as much as every other in a loss.
+        """
+        batch = self._declared_batch
+        given = self._whole_numbers(lengths)
+        possible = all(1 <= length <= batch.positions for length in given)
+        if not possible or len(given) > batch.sequences or given != sorted(given, reverse=True):
+            raise TapeError(
+                f"the batch has room for {batch.sequences} sequences of {batch.positions}"
+                f" positions, the longest first, not for lengths of {given!r:.60}"
+            )
+        first = 0
+        for position in range(batch.positions):
+            self._inputs[batch.starts + position] = first
+            first += sum(position < length for length in given)
+        self._inputs[batch.starts + batch.positions] = first
+        self.values[batch.weights : batch.weights + first] = 1 / max(1, first)
+        self._evaluated = 0
+
     @staticmethod
-    def _row_numbers(values: Iterable[int], below: int) -> list[int]:
+    def _whole_numbers(values: Iterable[int]) -> list[int]:
         try:
-            given = [operator.index(value) for value in values]
+            return [operator.index(value) for value in values]
         except TypeError:
             raise TapeError(f"not whole numbers: {values!r:.60}") from None
+
+    def _row_numbers(self, values: Iterable[int], below: int) -> list[int]:
+        given = self._whole_numbers(values)
         for number in given:
             if not 0 <= number < below:
                 raise TapeError(f"row number {number} is not between 0 and {below - 1}")

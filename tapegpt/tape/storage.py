@@ -201,8 +201,8 @@ class Memory:
     def _batch_range(self) -> BatchRange:
         if self._batch is None:
             return NO_BATCH
-        block = self._batch.block
-        return BatchRange(0, block, 0, self._inputs[self._batch.starts + block])
+        end = self._batch.positions
+        return BatchRange(0, end, 0, self._inputs[self._batch.starts + end])
 
     def _view(self, source: Floats, node: int) -> Floats:
         """An array node's part of values or grads, (rows, width), until the tape grows."""
@@ -293,7 +293,7 @@ class Memory:
         """Rows to make room for: a batch may have any number up to its capacity."""
         if rows != BATCH:
             return rows
-        return self._declared_batch.documents * self._declared_batch.block
+        return self._declared_batch.capacity
 
     def _stride(self, width: int) -> int:
         """Nodes from one row of `width` numbers to the next."""

@@ -36,20 +36,21 @@ class Shape(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The rows of packed documents: as many as the loaded batch has, at most documents x block."""
+    """Sequences of unequal lengths, packed position by position: first the first of each.
 
-    documents: int
-    block: int
-    tokens: Input
-    positions: Input
-    targets: Input
-    starts: int  # slot of the first row of every position, block + 1 of them
-    weights: int
-    earlier: tuple[Input, ...]  # the token before, the one before that, ...
-    key: Input  # of dropout, one number
-    # Of a batch with a table of counts: the token, the one before it, ..., and the fold left out.
-    history: tuple[Input, ...] = ()
-    folds: Input | None = None
+    Array nodes and inputs of a batch have as many rows as the sequences that are loaded have
+    positions together.
+    """
+
+    sequences: int  # at most
+    positions: int  # of a sequence, at most
+    starts: int  # slot of the first row of every position, positions + 1 of them
+    weights: int  # node of what the first row weighs in a loss
+
+    @property
+    def capacity(self) -> int:
+        """Rows that there is room for."""
+        return self.sequences * self.positions
 
 
 class Mark(NamedTuple):

@@ -172,8 +172,8 @@ def test_a_batch_passes_its_rows():
     tape = Tape()
     table, b = tape.parameter(np.arange(12.0).reshape(4, 3)), tape.parameter(np.ones((1, 3)))
     tape._end_parameters()
-    batch = tape.batch(2, 2, 4)
-    y = add_bias(tape, tape.embed((table, batch.tokens)), b)
+    tape.batch(2, 2)
+    y = add_bias(tape, tape.embed((table, tape.batch_input(4))), b)
     assert tape.shape(y) == tape.shape(tape.relu(y))
 
 

@@ -416,11 +416,11 @@ def recurrence(draw: Draw) -> Case:
     tokens = draw.rows(sum(lengths), 5)
 
     def record(tape: Tape, table: int, w: int) -> int:
-        batch = tape.batch(len(lengths), lengths[0], 5)
-        for slot, numbers in ((batch.starts, starts), (batch.tokens.slot, tokens)):
-            for place, number in enumerate(numbers, slot):
-                tape._inputs[place] = int(number)
-        x = tape.embed((table, batch.tokens))
+        tape.batch(len(lengths), lengths[0])
+        tape.set_lengths(lengths)
+        row = tape.batch_input(5)
+        tape.set_input(row, tokens)
+        x = tape.embed((table, row))
         return tape.scan(lambda h: tape.rmsnorm(tape.relu(tape.linear(h, w, residual=x))), width)
 
     def reference(table: Floats, w: Floats) -> Floats:

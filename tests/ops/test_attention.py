@@ -35,9 +35,10 @@ class Packed:
         self.lengths = sorted(lengths, reverse=True)
         self.block = max(lengths) + block_more
         tape = Tape(dtype)
-        batch = tape.batch(len(lengths) + documents_more, self.block, 1)
+        batch = tape.batch(len(lengths) + documents_more, self.block)
+        row = tape.batch_input(1)
         table = tape.array(np.zeros((1, width)))
-        operands = [tape.embed((table, batch.tokens)) for _ in range(3)]
+        operands = [tape.embed((table, row)) for _ in range(3)]
         out = tape.attention(*operands, n_head)
         self.tape_arrays = tape._replay_arrays()
         self.record = len(self.tape_arrays.records) - 1
@@ -51,7 +52,7 @@ class Packed:
         elements = np.add.outer(np.arange(self.starts[-1]) * tape._stride(width), np.arange(width))
         self.operands = [node.id + elements for node in operands]
         self.out = out.id + elements
-        self.extent = slice(out.id, out.id + batch.documents * self.block * tape._stride(width))
+        self.extent = slice(out.id, out.id + batch.capacity * tape._stride(width))
         self.clear()
 
     def clear(self):

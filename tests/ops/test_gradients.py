@@ -144,7 +144,7 @@ def check_model(kind: str, granularity: str, draw: Draw, counts: Counter[str]) -
     texts = [rng.integers(0, vocab_size, 20)]
     table = CountTable(texts, vocab_size, model.counting, delimiter) if model.counting else None
     compiled = compiled_model(model, vocab_size, granularity, "float64", len(documents), table)
-    compiled.program.tape_arrays.inputs[compiled.program.key] = 3
+    compiled.program.tape_arrays.inputs[compiled.program.slots.key] = 3
     weights = compiled.weights
     for matrix in weights.values():
         matrix[:] = rng.normal(0, matrix.shape[1] ** -0.5, matrix.shape)

@@ -26,18 +26,13 @@ class Ragged:
 
     def pack(self, seed=0):
         """Declare the batch and fill it in."""
-        self.batch = self.tape.batch(
-            len(self.lengths) + self.documents_more, self.block, self.vocab_size
-        )
+        self.tape.batch(len(self.lengths) + self.documents_more, self.block)
+        self.row = self.tape.batch_input(self.vocab_size)
         alive = [sum(n > p for n in self.lengths) for p in range(self.block)]
         self.starts = np.cumsum([0, *alive])
         self.tokens = np.random.default_rng(seed).integers(0, self.vocab_size, self.starts[-1])
-        for slot, numbers in (
-            (self.batch.starts, self.starts),
-            (self.batch.tokens.slot, self.tokens),
-        ):
-            for i, number in enumerate(numbers.tolist()):
-                self.tape._inputs[slot + i] = number
+        self.tape.set_lengths(self.lengths)
+        self.tape.set_input(self.row, self.tokens)
 
     def rows(self, document):
         return self.starts[: self.lengths[document]] + document
@@ -75,7 +70,7 @@ def test_a_recurrence_against_numpy_and_differences(lengths, width, more, k_seed
     tape = ragged.tape
     table, w, u = (tape.parameter(array) for array in arrays)
     ragged.pack()
-    x = tape.embed((table, ragged.batch.tokens))
+    x = tape.embed((table, ragged.row))
 
     def step(h):
         fired = tape.sparse_linear(h, tape.topk(h, k), w, residual=x)
@@ -109,7 +104,7 @@ def test_the_gradient_of_a_state_itself(inside):
     tape, rng, seen = ragged.tape, np.random.default_rng(0), []
     table, w = (tape.parameter(rng.normal(size=shape)) for shape in ((5, 3), (3, 3)))
     ragged.pack()
-    x = tape.embed((table, ragged.batch.tokens))
+    x = tape.embed((table, ragged.row))
 
     def step(before):
         seen.append(tape.linear(before, w, residual=x))
@@ -131,7 +126,7 @@ def dense_tape(peek=False):
     tape = ragged.tape
     table, w, u = (tape.parameter(rng.normal(size=shape)) for shape in ((5, 3), (3, 3), (3, 3)))
     ragged.pack()
-    x = tape.embed((table, ragged.batch.tokens))
+    x = tape.embed((table, ragged.row))
 
     def step(weights, x, before):
         h = tape.linear(before, weights, residual=x)
@@ -174,12 +169,12 @@ def test_replay_with_other_tokens():
     tape = ragged.tape
     before = tape.value(x)
     for i in range(len(ragged.tokens)):
-        tape._inputs[ragged.batch.tokens.slot + i] = 0
+        tape._inputs[ragged.row.slot + i] = 0
     tape.forward()
     changed = tape.value(x)
     assert (changed != before).any()
     for i, token in enumerate(ragged.tokens.tolist()):
-        tape._inputs[ragged.batch.tokens.slot + i] = token
+        tape._inputs[ragged.row.slot + i] = token
     tape.forward()
     np.testing.assert_array_equal(tape.value(x), before)
     gradients = [tape.grad(node) for node in parameters]
@@ -205,7 +200,7 @@ def refused(tape, use, message):
 
 
 def test_a_state_keeps_its_shape(tape):
-    narrow = tape.embed((tape.array(np.ones((5, 3))), tape._declared_batch.tokens))
+    narrow = tape.embed((tape.array(np.ones((5, 3))), tape.batch_input(5)))
     refused(tape, lambda: tape.scan(lambda h: narrow, 4), r"of \(4, 4\) cannot become \(4, 3\)")
     refused(tape, lambda: tape.scan(lambda h: 0, 4), "cannot become")
     refused(tape, lambda: tape.scan(lambda h: None, 4), "None")
@@ -240,7 +235,7 @@ def test_a_scan_wants_a_batch_and_columns(tape):
         lambda tape, h: tape.attention(h, h, h, 2),
         lambda tape, h: tape.relu(0),
         lambda tape, h: tape.neg(tape.constant(1.0)),
-        lambda tape, h: tape.cross_entropy(h, tape._declared_batch.targets),
+        lambda tape, h: tape.cross_entropy(h, tape.batch_input(4)),
         lambda tape, h: tape.max([tape.constant(1.0)]),
     ],
     ids=["mean", "attention", "fixed rows", "scalar", "loss", "max"],

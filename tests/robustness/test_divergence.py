@@ -98,7 +98,7 @@ def poison(trainer, i, direction, value):
         values=values,
         grads=grads,
         records=np.insert(tape_arrays.records, i + 1, np.array(extra, np.uint32), axis=0),
-        operands=np.append(tape_arrays.operands, [1, table, program.targets, 1]),
+        operands=np.append(tape_arrays.operands, [1, table, program.slots.targets, 1]),
     )
     for which in (FORWARD, BACKWARD):
         load_kernels(tape_arrays.kernels, values.dtype, kernels_of(tape_arrays.records), which)

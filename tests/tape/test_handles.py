@@ -103,11 +103,10 @@ def test_what_depends_on_a_changed_leaf_is_computed_anew() -> None:
 def test_a_changed_leaf_of_a_recurrence() -> None:
     tape = Tape()
     w, table = tape.parameter(np.eye(2)), tape.parameter([[1.0, 2.0]])
-    batch = tape.batch(1, 2, 1)
-    for place, number in enumerate((0, 1, 2), batch.starts):
-        tape._inputs[place] = number
+    tape.batch(1, 2)
+    tape.set_lengths([2])
     late = tape.parameter if False else tape.array([[1.0, 0.0], [0.0, 1.0]])
-    x = tape.embed((table, batch.tokens))
+    x = tape.embed((table, tape.batch_input(1)))
     y = tape.scan(lambda h: tape.linear(h, late, residual=x), 2)
     assert tape.value(y).tolist() == [[1, 2], [2, 4]]
     tape.set_value(late, 2 * np.eye(2))

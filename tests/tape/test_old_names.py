@@ -8,9 +8,8 @@ from tapegpt.tape import Tape
 
 def filled():
     tape = Tape()
-    batch = tape.batch(1, 2, 3)
-    for place, first in enumerate((0, 1, 2), batch.starts):
-        tape._inputs[place] = first
+    tape.batch(1, 2)
+    tape.set_lengths([2])
     return tape, tape.variables([1.0, 2.0, 0.5]), tape.array([[1.0, 2.0, 0.5]])
 
 

@@ -304,7 +304,7 @@ def test_reset_forgets_the_room_of_products_and_the_batch() -> None:
     mark = tape.mark()
     for _ in range(2):
         y = tape.linear(x, w)
-        tape.batch(3, 2, 5)
+        tape.batch(3, 2)
         assert tape.value(y).tolist() == [[3, 7]]
         tape.reset(mark)
         tape.var(1.0)
@@ -551,6 +551,7 @@ class Fixture:
     x: Array  # (2, 3)
     w: Array  # (4, 3)
     wide: Array  # (2, 4)
+    row: Input  # a number for every row of the batch
     batch_rows: Array  # rows of the batch, 3 columns
     rows: Input  # two numbers below 4
     others: Input  # of another tape
@@ -564,7 +565,8 @@ def make_fixture(dtype: str = "float64") -> Fixture:
     a = tape.var(3.0)
     b = tape.mul(a, a)
     x, w = tape.array(np.ones((2, 3))), tape.array(np.ones((4, 3)))
-    batch = tape.batch(2, 3, 4)
+    tape.batch(2, 3)
+    row = tape.batch_input(4)
     fixture = Fixture(
         tape,
         a,
@@ -572,7 +574,8 @@ def make_fixture(dtype: str = "float64") -> Fixture:
         x,
         w,
         wide=tape.linear(x, w),
-        batch_rows=tape.embed((w, batch.tokens)),
+        row=row,
+        batch_rows=tape.embed((w, row)),
         rows=tape.input([0, 1], below=4),
         others=other.input([0, 1, 2], below=3),
         square=tape.array(np.ones((3, 3))),
@@ -803,7 +806,7 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
         lambda f: f.tape.set_input(replace(f.rows, count=50), [0] * 50),
         "is not an input of this tape",
     ),
-    "set a batch's": (lambda f: f.tape.set_input(f.tape._declared_batch.tokens, []), "to a batch"),
+    "set a batch's": (lambda f: f.tape.set_input(f.row, [1]), "holds 0 numbers, not 1"),
     "take in another tape's": (lambda f: f.tape.take([0], f.others, 0, 1), "not an input of"),
     "take past the input": (lambda f: f.tape.take([0], f.rows, 2, 1), "2 is not between 0"),
     "take before the input": (lambda f: f.tape.take([0], f.rows, -1, 1), "-1 is not between"),
@@ -880,10 +883,7 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
         "1.5 is not a number of heads",
     ),
     "too few targets": (lambda f: f.tape.cross_entropy(f.x, [0]), "2 rows, but 1 targets"),
-    "a batch's targets": (
-        lambda f: f.tape.cross_entropy(f.wide, f.tape._declared_batch.targets),
-        "2 rows, but",
-    ),
+    "a batch's targets": (lambda f: f.tape.cross_entropy(f.wide, f.row), "2 rows, but"),
     "target out of range": (lambda f: f.tape.cross_entropy(f.x, [0, 3]), "3 is not between 0"),
     "targets for more": (lambda f: f.tape.cross_entropy(f.x, f.rows), "go up to 3, past 2"),
     "add two shapes": (lambda f: f.tape.add(f.x, f.wide), "shapes (2, 3) and (2, 4) do not match"),
@@ -895,7 +895,13 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
         "is not a mark of this tape",
     ),
     "reset to a number": (lambda f: f.tape.reset(3), "3 is not a mark"),
-    "a second batch": (lambda f: f.tape.batch(1, 1, 1), "one batch"),
+    "a second batch": (lambda f: f.tape.batch(1, 1), "one batch"),
+    "a batch's input below nothing": (lambda f: f.tape.batch_input(0), "0 is not a number of rows"),
+    "lengths of more sequences": (lambda f: f.tape.set_lengths([1, 1, 1]), "not for lengths of [1"),
+    "lengths of more positions": (lambda f: f.tape.set_lengths([4]), "room for 2 sequences of 3"),
+    "lengths of nothing": (lambda f: f.tape.set_lengths([1, 0]), "not for lengths of [1, 0]"),
+    "lengths that grow": (lambda f: f.tape.set_lengths([1, 2]), "the longest first"),
+    "lengths of fractions": (lambda f: f.tape.set_lengths([1.0]), "not whole numbers: [1.0]"),
 }  # fmt: skip
 
 
@@ -919,11 +925,12 @@ def test_other_capacities(capacity: Any) -> None:
         Tape(capacity=capacity)
 
 
-@pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (-3, 1, 1), (1.5, 1, 1)])
+@pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-3, 1), (1.5, 1)])
 def test_other_batches(sizes: Any) -> None:
     tape = Tape()
     refused(tape, lambda: tape.batch(*sizes), "is not a number of")
-    refused(tape, lambda: tape._declared_batch, "no batch")
+    refused(tape, lambda: tape.batch_input(3), "no batch")
+    refused(tape, lambda: tape.set_lengths([1]), "no batch")
 
 
 def test_an_input_from_before_a_reset() -> None:

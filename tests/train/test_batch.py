@@ -97,15 +97,15 @@ def test_rows_are_packed_position_by_position(compiled, model, documents, first,
     rows, counts = naive_rows(chosen(documents, first, count), block, model.look_back)
     longest = sum(alive > 0 for alive in counts)
     assert window == (0, longest, 0, len(rows))
-    starts = inputs[program.starts : program.starts + block + 1]
+    starts = inputs[program.slots.starts : program.slots.starts + block + 1]
     np.testing.assert_array_equal(starts, np.cumsum([0, *counts]))
 
     columns = [
-        inputs[program.tokens :],
-        inputs[program.positions :],
-        inputs[program.targets :],
+        inputs[program.slots.tokens :],
+        inputs[program.slots.positions :],
+        inputs[program.slots.targets :],
         weights,
-        *[inputs[program.earlier + k * capacity :] for k in range(model.look_back)],
+        *[inputs[program.slots.earlier + k * capacity :] for k in range(model.look_back)],
     ]
     packed = zip(*[column[: len(rows)].tolist() for column in columns], strict=True)
     assert list(packed) == rows
@@ -191,7 +191,7 @@ def test_float32_follows_float64(model):
 
 def windows_of_positions(program, longest):
     """One window for every position, in order."""
-    starts = program.tape_arrays.inputs[program.starts :]
+    starts = program.tape_arrays.inputs[program.slots.starts :]
     return [BatchRange(p, p + 1, starts[p], starts[p + 1]) for p in range(longest)]
 
 
@@ -221,7 +221,7 @@ def test_reverse_goes_position_by_position_too(model):
     attention = all_named("attention")
     begin = int(np.flatnonzero(np.isin(tape_arrays.records[:, 0], attention))[-1]) + 1
     window = BatchRange(
-        0, model.block_size, 0, tape_arrays.inputs[program.starts + model.block_size]
+        0, model.block_size, 0, tape_arrays.inputs[program.slots.starts + model.block_size]
     )
     results = []
     for parts in ([window], windows_of_positions(program, model.block_size)):
