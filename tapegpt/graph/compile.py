@@ -58,9 +58,10 @@ class CompiledModel:
         Whoever runs the program calls it first; but for the first time it does nothing.
         goes_on: told after each kernel how many of how many are ready; False leaves out the others.
         """
-        tape_arrays = self.program.tape_arrays
-        kernels = self.kernels
         missing = [direction for direction in directions if direction not in self._loaded]
+        if not missing:
+            return  # to look for the kernels of a scalar program takes as long as two steps of it
+        tape_arrays, kernels = self.program.tape_arrays, self.kernels
         for sweep, direction in enumerate(missing):
             for ready, kernel in enumerate(kernels, sweep * len(kernels) + 1):
                 dtype = tape_arrays.values.dtype

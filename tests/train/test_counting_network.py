@@ -218,7 +218,8 @@ def test_a_run_with_other_counts_is_refused(tmp_path):
 
 def test_what_is_not_there_costs_nothing():
     without = compiled_model(replace(MODEL, counting=0), 5, "vector", "float64", 2).program
-    assert (without.history, without.orders, without.folds) == (NONE, 0, NONE)
+    slots = without.slots
+    assert (slots.history, slots.orders, slots.folds) == (NONE, 0, NONE)
     with_counts = compiled_model(MODEL, 5, "vector", "float64", 2).program
     codes = [set(p.tape_arrays.records[:, 0]) for p in (without, with_counts)]
     assert codes[1] - codes[0] == {named("counted_features"), named("gated_sum")}
