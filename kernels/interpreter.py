@@ -101,33 +101,20 @@ def reverse_sweep(tape_arrays, begin, end, batch_range):
 def make_live_sweep(sweep):
     """A sweep over a tape that is still recorded on.
 
-    Its records, arguments and inputs are given as addresses and counts of integers: as arrays they
-    would take longer to hand over than a few records take to compute. block, rows: of the batch.
+    Its records, arguments and inputs are each given as a pair: an address, and how many integers
+    there are. As arrays they would take longer to hand over than a few records take to compute.
+    block, rows: of the batch.
     """
 
     @jit
-    def live_sweep(
-        kernels,
-        values,
-        grads,
-        records,
-        fields,
-        operands,
-        count,
-        inputs,
-        choices,
-        begin,
-        end,
-        block,
-        rows,
-    ):
+    def live_sweep(kernels, values, grads, records, operands, inputs, begin, end, block, rows):
         tape_arrays = TapeArrays(
             kernels,
             values,
             grads,
-            records_at(records, fields),
-            integers_at(operands, count),
-            integers_at(inputs, choices),
+            records_at(records[0], records[1]),
+            integers_at(operands[0], operands[1]),
+            integers_at(inputs[0], inputs[1]),
         )
         sweep(tape_arrays, begin, end, BatchRange(0, block, 0, rows))
 

@@ -33,7 +33,8 @@ def compiled_sweep(direction: int, dtype: np.dtype[np.floating]) -> Callable[...
     Numba's dispatcher would find it by the types of all that it is given, anew at every call.
     """
     floats = np.zeros(1, dtype)
-    signature = (typeof(new_table()), typeof(floats), typeof(floats), *[types.int64] * 10)
+    pairs, integers = [types.UniTuple(types.int64, 2)] * 3, [types.int64] * 4
+    signature = (typeof(new_table()), typeof(floats), typeof(floats), *pairs, *integers)
     sweep: Any = (live_forward_sweep, live_reverse_sweep)[direction]
     sweep.compile(signature)
     entry: Callable[..., Any] = sweep.overloads[signature].entry_point
@@ -223,9 +224,9 @@ class Replay(Memory):
             self.kernels,
             self.values,
             self.grads,
-            *self._records.buffer_info(),
-            *self._operands.buffer_info(),
-            *self._inputs.buffer_info(),
+            self._records.buffer_info(),
+            self._operands.buffer_info(),
+            self._inputs.buffer_info(),
             begin,
             end,
             block,
