@@ -162,8 +162,8 @@ def test_chains_that_are_alike_share_an_operation_and_long_ones_are_cut(fused):
 def test_rows_of_a_batch_are_left_as_they_are(fused):
     tape = tape_of_large_ids()
     table = tape.parameter([[0.5]])
-    batch = tape.batch(2, 3, 1)
-    x = tape.embed((table, batch.tokens))
+    tape.batch(2, 3)
+    x = tape.embed((table, tape.batch_input(1)))
     (x * x + x).sigmoid()
     end = len(tape._record_rows())
     assert len(chains.fuse_chains(tape, packing_of(tape, None), end).records) == end
