@@ -23,7 +23,14 @@ from tapegpt.kernels.compile.indirect_call import (
 )
 from tapegpt.kernels.layout import OPCODE
 from tapegpt.kernels.op import ArrayOp, ListOp
-from tapegpt.kernels.ops.scalar.chain import SCALAR_OPS, scalars_backward, scalars_forward
+from tapegpt.kernels.ops.scalar.chain import (
+    COMMON,
+    SCALAR_OPS,
+    common_backward,
+    common_forward,
+    scalars_backward,
+    scalars_forward,
+)
 from tapegpt.kernels.ops.scalar.formulas import Formula
 
 Operation = Formula | ListOp | ArrayOp
@@ -59,9 +66,11 @@ def register(operation: ListOp | ArrayOp) -> None:
         KERNELS.append(pair)
 
 
-# The row of the table of addresses for stretches of scalar records.
-SCALARS = 0
+# The row of the table of addresses for stretches of scalar records; and that of a chain for the
+# common operations alone, which serves there until a program has others.
+SCALARS, COMMON_SCALARS = 0, 1
 KERNELS[SCALARS] = (scalars_forward, scalars_backward)
+KERNELS[COMMON_SCALARS] = (common_forward, common_backward)
 for operation in declared():
     register(operation)
 
@@ -92,9 +101,12 @@ def address(kernel, signature):
 
 def kernels_of(records: NDArray[np.uint32]) -> list[int]:
     """The kernels that a program of these records needs, as rows of the table of addresses."""
-    codes = np.flatnonzero(np.bincount(records[:, 0] & OPCODE))
-    called = codes[codes >= FIRST_CALLED].tolist()
-    return called if len(called) == len(codes) else [*called, SCALARS]
+    codes = np.flatnonzero(np.bincount(records[:, 0] & OPCODE)).tolist()
+    called = [code for code in codes if code >= FIRST_CALLED]
+    if len(called) == len(codes):
+        return called
+    is_common = COMMON.issuperset(codes[: len(codes) - len(called)])
+    return [*called, COMMON_SCALARS if is_common else SCALARS]
 
 
 def new_table() -> NDArray[np.int64]:
@@ -113,6 +125,11 @@ def load_kernels(
     called = (forward_signature, backward_signature)[direction](floats)
     for row in kernels:
         kernel = KERNELS[row][direction]
-        if kernel is not None and table[row, direction] == 0:
-            signature = scalars_signature(floats) if row == SCALARS else called
-            table[row, direction] = address(kernel, signature)
+        if kernel is None:
+            continue
+        if row in (SCALARS, COMMON_SCALARS):
+            used = table[SCALARS, direction]
+            if used == 0 or (row == SCALARS and used == table[COMMON_SCALARS, direction]):
+                table[[SCALARS, row], direction] = address(kernel, scalars_signature(floats))
+        elif table[row, direction] == 0:
+            table[row, direction] = address(kernel, called)

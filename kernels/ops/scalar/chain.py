@@ -7,11 +7,12 @@ take more time to compile than all the rest, and as inlined functions ten times 
 import math
 import re
 import textwrap
+from functools import cache
 
 import numpy as np
 
 from tapegpt.kernels.compile.indirect_call import read_record
-from tapegpt.kernels.compile.jit import inlined, jit
+from tapegpt.kernels.compile.jit import inlined, jit_made
 from tapegpt.kernels.layout import OPCODE, OPCODE_BITS
 from tapegpt.kernels.op import ListOp, generated
 from tapegpt.kernels.ops.scalar.dot import DOT, DOT_RUN
@@ -22,6 +23,14 @@ from tapegpt.kernels.ops.scalar.reduce import SOFTMAX, SUM
 # Those with one result first. The place in SCALAR_OPS is the opcode.
 LISTED = (SUM, DOT, DOT_RUN, LOOKUP, SOFTMAX)
 SCALAR_OPS: tuple[Formula | ListOp, ...] = (*FORMULAS, *LISTED)
+# What most small graphs are made of. A chain of these alone takes a quarter of the time to compile.
+COMMON_NAMES = {
+    *("add", "sub", "mul", "multiply_add", "div", "neg", "scale"),
+    *("pow", "exp", "log", "relu", "tanh"),
+}
+COMMON = frozenset(
+    code for code, operation in enumerate(SCALAR_OPS) if operation.name in COMMON_NAMES
+)
 FIRST_SEVERAL = len(SCALAR_OPS) - sum(operation.several for operation in LISTED)
 
 
@@ -157,11 +166,12 @@ FORWARD_CALL = "{name}_forward(values, operands, inputs, node, at)"
 BACKWARD_CALL = "{name}_backward(values, grads, operands, inputs, node, dout, at)"
 
 
-def make_chain(template, adjacent_template, row_template, lines_of, call):
-    """The source of one direction."""
+def make_chain(codes, template, adjacent_template, row_template, lines_of, call):
+    """The source of one direction, for the operations of these codes."""
     adjacent = ""
     others: list[str] = []
-    for code, operation in enumerate(SCALAR_OPS):
+    for code in sorted(codes):
+        operation = SCALAR_OPS[code]
         if isinstance(operation, Formula):
             lines = lines_of(operation)
         else:
@@ -184,8 +194,6 @@ def make_chain(template, adjacent_template, row_template, lines_of, call):
     )
 
 
-source = make_chain(FORWARD, FORWARD_ADJACENT, FORWARD_ROW, forward_lines, FORWARD_CALL)
-source += make_chain(BACKWARD, BACKWARD_ADJACENT, BACKWARD_ROW, backward_lines, BACKWARD_CALL)
 names = {
     "np": np,
     "OPCODE": OPCODE,
@@ -199,10 +207,26 @@ names = {
     **{f"{operation.name}_forward": operation.forward for operation in LISTED},
     **{f"{operation.name}_backward": operation.backward for operation in LISTED},
 }
-chain = generated(__name__, source, names)
 
-# Compute scalar records from i on; returns the first that is not one, or end.
-scalars_forward = jit(chain["scalars_forward"])
-# Carry gradients back through scalar records from i down; returns the first that is not one, or
-# begin - 1.
-scalars_backward = jit(chain["scalars_backward"])
+
+@cache
+def chain(prefix, codes):
+    """The functions of a chain of the operations of these codes."""
+    forward = FORWARD, FORWARD_ADJACENT, FORWARD_ROW, forward_lines, FORWARD_CALL
+    backward = BACKWARD, BACKWARD_ADJACENT, BACKWARD_ROW, backward_lines, BACKWARD_CALL
+    source = make_chain(codes, *forward) + make_chain(codes, *backward)
+    return generated(__name__, source.replace("def scalars_", f"def {prefix}_"), names)
+
+
+def kernels_of_chain(prefix, codes):
+    """Both directions, generated when they are first used."""
+    return (
+        jit_made(lambda: chain(prefix, codes)[f"{prefix}_forward"]),
+        jit_made(lambda: chain(prefix, codes)[f"{prefix}_backward"]),
+    )
+
+
+# Compute scalar records from i on; returns the first that is not one, or end. And carry gradients
+# back through scalar records from i down; returns the first that is not one, or begin - 1.
+scalars_forward, scalars_backward = kernels_of_chain("scalars", frozenset(range(len(SCALAR_OPS))))
+common_forward, common_backward = kernels_of_chain("common", COMMON)
