@@ -82,12 +82,13 @@ def fuse_chains(tape: Tape, packing: Packing, end: int) -> Program:
     numbers: dict[int, float] = {}
     for chain in _chains(links, _read_elsewhere(tape, program, links)):
         last = chain[-1]
-        saved = 2 * tape.extents[last.record.out] * tape.dtype.itemsize * (len(chain) - 1)
+        if _saved(tape, last.record.out, len(chain) - 1) < LEAST_SAVED:
+            continue
         between = {link.record.out for link in chain}
         given = [node for link in chain for node in link.operands if node not in between]
         arrays = [node for node in dict.fromkeys(given) if node in tape._shapes]
         passes = [not _is_fixed(tape, packing, node) for node in arrays]
-        if saved < LEAST_SAVED or not any(passes):
+        if not any(passes):
             continue
         exponents = {
             link.operands[1]: float(tape.values[link.operands[1]])
@@ -123,6 +124,11 @@ def fuse_chains(tape: Tape, packing: Packing, end: int) -> Program:
     )
 
 
+def _saved(tape: Tape, array: int, count: int) -> int:
+    """Bytes of the values and gradients of so many arrays like this one."""
+    return 2 * tape.extents[array] * tape.dtype.itemsize * count
+
+
 def _links(tape: Tape, packing: Packing, program: Program) -> dict[int, Link]:
     """The records that a chain may have, by their results."""
     operations = [OPERATIONS[code] for code in (program.records[:, 0] & OPCODE).tolist()]
@@ -135,6 +141,8 @@ def _links(tape: Tape, packing: Packing, program: Program) -> dict[int, Link]:
             continue
         assert isinstance(operation, ArrayOp)
         _, out, at, back = program.records[number].tolist()
+        if _saved(tape, out, MOST_STEPS) < LEAST_SAVED:
+            continue
         record = Record(number, operation, out, at, back, program.operands)
         names = [name for name in kinds(operation.args) if name in ("x", "y", "factor")]
         given = tuple(record.arrays(tuple(names)))
