@@ -19,6 +19,22 @@ for command in json.loads(sys.argv[1]):
     assert cli.main(command) == 0
 """
 
+# Loads every kernel that `warmup` counts, each as a process that needs this one alone.
+KERNELS = """
+import numpy as np
+from tapegpt.commands.warmup import _recorded
+from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
+from tapegpt.kernels.registry import COMMON_SCALARS, SCALARS, load_kernels, new_table
+from tapegpt.setting import DTYPES
+
+for dtype in DTYPES:
+    kernels = _recorded(dtype)
+    assert kernels >= {SCALARS, COMMON_SCALARS}
+    for kernel in kernels:
+        for direction in (FORWARD, BACKWARD):
+            load_kernels(new_table(), np.dtype(dtype), [kernel], direction)
+"""
+
 
 @pytest.fixture
 def own(tmp_path, warm_cache):
@@ -43,6 +59,13 @@ def test_warmup_compiles_what_is_missing_and_says_so(own):
     assert all(count and 0 < int(count[1]) <= int(count[2]) for count in counts)
     assert {path.name for path in folder.iterdir()} >= names
     assert tapegpt("warmup").stderr == ""
+
+
+def test_warmup_compiles_all_kernels_that_it_counts(own):
+    tapegpt, folder = own
+    names = {path.name for path in folder.iterdir()}
+    tapegpt(python=("-c", KERNELS))
+    assert {path.name for path in folder.iterdir()} == names
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
