@@ -3,10 +3,13 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tapegpt.kernels.compile.indirect_call import as_pointer
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.interpreter import forward_sweep
-from tapegpt.kernels.loops.optimizers import update
+from tapegpt.kernels.loops.optimizers import MOVES
 from tapegpt.kernels.loops.precise_sweep import precise_reverse_sweep
 
 # The columns of a list of stretches: the first node, its place among the packed, how many.
@@ -21,6 +24,13 @@ class Descent(NamedTuple):
     first: int  # steps done before
     learning_rate: float
     packs: bool  # else the optimizer moves what lies on the tape
+
+
+class Moved(NamedTuple):
+    """What the optimizer moves: packed, whole vectors, or where it lies on the tape."""
+
+    values: NDArray[np.floating]  # (packed,)
+    grads: NDArray[np.floating]  # (packed,)
 
 
 @inlined
@@ -43,40 +53,49 @@ def unpack(packed, array, stretches):
             array[node + i] = packed[place + i]
 
 
-@jit
-def descend(
-    tape_arrays, often, batch_range, group, before, stretches, clear, optimizer, descent, losses
-):
-    """Do a step for every element of losses, (steps,): the loss before each is written there.
+def make_descend(move):
+    """Steps of the optimizer whose kernel is `move`: no other is compiled."""
 
-    group: a thread on its own. Its values and grads, (packed,), are room for what lies at the
-    stretches, whole vectors; or, where nothing is packed, views of the tape's, and `before`,
-    (packed,), is room to copy the values to. clear: first node and one after the last, (ranges, 2),
-    of the gradients that a step sets to zero: records write the others before they read them.
-    Returns the number of steps done: fewer than asked for where a loss or an update is not finite.
-    The tape then has the values of before that step.
-    """
-    values, grads = tape_arrays.values, tape_arrays.grads
-    if descent.packs:
-        pack(values, group.values, stretches)
-    for i in range(len(losses)):
-        forward_sweep(tape_arrays, 0, descent.end, batch_range)
-        losses[i] = values[descent.root]
-        if not math.isfinite(losses[i]):
-            return i
-        for k in range(len(clear)):
-            grads[clear[k, 0] : clear[k, 1]] = 0
-        grads[descent.root] = 1
-        precise_reverse_sweep(tape_arrays, often, descent.end, batch_range)
+    @jit
+    def descend(
+        tape_arrays, often, batch_range, moved, before, stretches, clear, optimizer, descent, losses
+    ):
+        """Do a step for every element of losses, (steps,): the loss before each is written there.
+
+        moved: room for what lies at the stretches; or, where nothing is packed, views of the tape's
+        arrays, and `before`, (packed,), is room to copy the values to. clear: first node and one
+        after the last, (ranges, 2), of the gradients that a step sets to zero: records write the
+        others before they read them. Returns the number of steps done: fewer than asked for where a
+        loss or an update is not finite. The tape then has the values of before that step.
+        """
+        values, grads = tape_arrays.values, tape_arrays.grads
+        moved_values, moved_grads = as_pointer(moved.values), as_pointer(moved.grads)
         if descent.packs:
-            pack(grads, group.grads, stretches)
-        else:
-            pack(values, before, stretches)
-        step = descent.first + i + 1
-        if not update(group, 0, len(group.values), optimizer, step, descent.learning_rate):
-            if not descent.packs:
-                unpack(before, values, stretches)
-            return i
-        if descent.packs:
-            unpack(group.values, values, stretches)
-    return len(losses)
+            pack(values, moved.values, stretches)
+        for i in range(len(losses)):
+            forward_sweep(tape_arrays, 0, descent.end, batch_range)
+            losses[i] = values[descent.root]
+            if not math.isfinite(losses[i]):
+                return i
+            for k in range(len(clear)):
+                grads[clear[k, 0] : clear[k, 1]] = 0
+            grads[descent.root] = 1
+            precise_reverse_sweep(tape_arrays, often, descent.end, batch_range)
+            if descent.packs:
+                pack(grads, moved.grads, stretches)
+            else:
+                pack(values, before, stretches)
+            step = descent.first + i + 1
+            rate = descent.learning_rate
+            if not move(moved_values, moved_grads, optimizer, 0, len(moved.values), step, rate):
+                if not descent.packs:
+                    unpack(before, values, stretches)
+                return i
+            if descent.packs:
+                unpack(moved.values, values, stretches)
+        return len(losses)
+
+    return descend
+
+
+DESCEND = {kind: make_descend(move) for kind, move in MOVES.items()}

@@ -56,20 +56,14 @@ def update(group, thread, count, optimizer, step, learning_rate):
     add_gradients(group, begin, end)
     if optimizer.clip_norm < math.inf:
         clip_gradient(group, thread, begin, end, optimizer.clip_norm)
-    if optimizer.kind == SGD:
-        finite = sgd(values, grads, optimizer, begin, end, learning_rate)
+    if optimizer.kind == ADAM:
+        finite = adam(values, grads, optimizer, begin, end, step, learning_rate)
+    elif optimizer.kind == SGD:
+        finite = sgd(values, grads, optimizer, begin, end, step, learning_rate)
     else:
-        finite, rate = True, learning_rate
-        if optimizer.kind == MUON:
-            # A barrier: Muon reads whole matrices, whose gradients several threads have added up.
-            all_reduce_sum(group, thread, SUMMED, 0.0)
-            finite = muon(values, grads, optimizer, thread, learning_rate)
-            rate *= optimizer.muon.other_rate
-        others = optimizer.muon.others
-        for i in range(0, len(others), 2):
-            first, last = max(begin, others[i]), min(end, others[i + 1])
-            if first < last and not adam(values, grads, optimizer, first, last, step, rate):
-                finite = False
+        # A barrier: Muon reads whole matrices, whose gradients several threads have added up.
+        all_reduce_sum(group, thread, SUMMED, 0.0)
+        finite = muon(values, grads, optimizer, begin, end, step, learning_rate, thread)
     finite = all_reduce_sum(group, thread, FAULTS, 0.0 if finite else 1.0) == 0
     if finite and optimizer.averaging > 0 and step % STEPS_PER_AVERAGE == 0:
         n = step // STEPS_PER_AVERAGE
@@ -146,8 +140,11 @@ def decay_cautiously(values, grads, m, beta1, begin, end, share):
 
 
 @jit
-def muon(values, grads, optimizer, thread, learning_rate):
-    """Muon for a thread's matrices, see muon.py. Returns whether they are finite."""
+def muon(values, grads, optimizer, begin, end, step, learning_rate, thread=0):
+    """Muon for a thread's matrices, see muon.py, and Adam for the others from begin to end - 1.
+
+    Returns whether all of these are finite.
+    """
     own = optimizer.muon
     total = call_matrices(
         own.kernel,
@@ -164,28 +161,37 @@ def muon(values, grads, optimizer, thread, learning_rate):
         learning_rate * optimizer.weight_decay,
         optimizer.cautious_decay,
     )
-    return math.isfinite(total)
+    finite, rate = math.isfinite(total), learning_rate * own.other_rate
+    for i in range(0, len(own.others), 2):
+        first, last = max(begin, own.others[i]), min(end, own.others[i + 1])
+        if first < last and not adam(values, grads, optimizer, first, last, step, rate):
+            finite = False
+    return finite
 
 
 # velocity = momentum velocity + g, w = w - rate velocity
 @jit
-def sgd(values, grads, optimizer, begin, end, learning_rate):
+def sgd(values, grads, optimizer, begin, end, step, learning_rate):
     """Stochastic gradient descent with momentum (Polyak 1964).
 
     Returns whether the parameters are finite.
     """
     velocity = as_pointer(optimizer.state[0])
-    kept, step = simd.splat(values, optimizer.momentum), simd.splat(values, -learning_rate)
+    kept, back = simd.splat(values, optimizer.momentum), simd.splat(values, -learning_rate)
     zero = total = simd.splat(values, 0)
     for i in range(begin, end, simd.lanes(values)):
         speed = simd.clear_tiny(simd.fma(simd.load(velocity, i), kept, simd.load(grads, i)))
         simd.store(velocity, i, speed)
-        moved = simd.fma(speed, step, simd.load(values, i))
+        moved = simd.fma(speed, back, simd.load(values, i))
         simd.store(values, i, moved)
         if optimizer.clears:
             simd.store(grads, i, zero)
         total = total + moved
     return math.isfinite(simd.sum_lanes(total))
+
+
+# What moves parameters begin to end - 1, whole vectors, by the kind of the optimizer.
+MOVES = {ADAM: adam, SGD: sgd, MUON: muon}
 
 
 # mean = mean + (w - mean) / (1 + share (n - 1))

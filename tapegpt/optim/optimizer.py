@@ -12,9 +12,8 @@ from tapegpt.errors import DivergedError
 from tapegpt.functions.registered import make_room
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
 from tapegpt.kernels.layout import BatchRange
-from tapegpt.kernels.loops.descent import Descent, descend
+from tapegpt.kernels.loops.descent import DESCEND, Descent, Moved
 from tapegpt.kernels.loops.optimizers import Optimizer as KernelOptimizer
-from tapegpt.kernels.loops.thread_group import ThreadGroup
 from tapegpt.kernels.registry import kernels_of, load_kernels
 from tapegpt.optim.chains import Program, fuse_chains
 from tapegpt.optim.fixed import Fixed, fixed_arrays
@@ -53,7 +52,6 @@ class Optimizer:
         self._leaves = leaves
         self._packing: Packing | None = None  # until the first step
         self._kernel: KernelOptimizer | None = None
-        self._group: ThreadGroup | None = None
         self._fixed: tuple[tuple[int, int, int], Fixed] | None = None  # of a program and its end
         self._generation = tape.generation
         if leaves is not None:
@@ -118,22 +116,15 @@ class Optimizer:
             ALIGNMENT // tape.dtype.itemsize
         )
         self._before = aligned_zeros(packing.size, tape.dtype)
-        self._group = ThreadGroup(
-            values=self._before,
-            grads=aligned_zeros(packing.size, tape.dtype) if self._packs else self._before,
-            other_grads=np.zeros((0, packing.size), tape.dtype),
-            reports=np.zeros((1, 8)),
-            arrivals=np.zeros(1, np.int64),
-        )
+        self._grads = aligned_zeros(packing.size, tape.dtype) if self._packs else self._before
 
-    def _thread_group(self, packing: Packing) -> ThreadGroup:
-        """The group whose values and gradients are moved: packed, or where they lie on the tape."""
-        assert self._group is not None
+    def _moved(self, packing: Packing) -> Moved:
+        """The values and gradients that are moved: packed, or where they lie on the tape."""
         if self._packs:
-            return self._group
+            return Moved(self._before, self._grads)
         first = int(packing.stretches[0, 0])
-        moved = slice(first, first + packing.size)
-        return self._group._replace(values=self.tape.values[moved], grads=self.tape.grads[moved])
+        nodes = slice(first, first + packing.size)
+        return Moved(self.tape.values[nodes], self.tape.grads[nodes])
 
     def _fixed_arrays(self, packing: Packing, end: int) -> Fixed:
         """What gets no gradient, found once for each program."""
@@ -167,16 +158,16 @@ class Optimizer:
     def _descend(self, root: int, learning_rate: float, losses: Losses) -> None:
         tape = self.tape
         tape._evaluated = 0
-        assert self._packing is not None
+        assert self._packing is not None and self._kernel is not None
         fixed = self._fixed_arrays(self._packing, tape._records_until(root))
         end = len(fixed.records)
         descent = Descent(root, end, self.steps, learning_rate, self._packs)
         batch_range = BatchRange(*map(int, tape._batch_range()))
-        done = descend(
+        done = DESCEND[self._kernel.kind](
             tape._live_arrays()._replace(records=fixed.records, operands=fixed.operands),
             tape._often_used(),
             batch_range,
-            self._thread_group(self._packing),
+            self._moved(self._packing),
             self._before,
             self._packing.stretches,
             fixed.clear,

@@ -123,7 +123,7 @@ def test_parameters_without_a_gradient_stay():
     values[:] = np.arange(16)
     adam(values, grads, made(state), 0, 16, 1, 0.01)
     assert (values == np.arange(16)).all()
-    sgd(values, grads, made(state), 0, 16, 0.01)
+    sgd(values, grads, made(state), 0, 16, 1, 0.01)
     assert (values == np.arange(16)).all()
 
 
@@ -160,7 +160,7 @@ def test_a_velocity_without_a_gradient_never_becomes_subnormal(dtype):
     optimizer = made(state, SGD)
     grads[:] = np.random.default_rng(0).normal(size=48) * 10.0 ** np.arange(-32, 16)
     for _ in range(8000):
-        sgd(values, grads, optimizer, 0, 48, 0.01)
+        sgd(values, grads, optimizer, 0, 48, 1, 0.01)
         assert (np.abs(velocity[velocity != 0]) >= np.finfo(dtype).tiny).all()
     assert not velocity.any()
 
@@ -185,7 +185,7 @@ def test_sgd_with_momentum(dtype, count, momentum, seed):
         rate = 0.1 / (1 + step)
         w, expected = references.sgd(w, doubles(grads[:count]), expected, rate, momentum)
         beyond = grads[count:].copy()
-        sgd(values, grads, optimizer, 0, count, rate)
+        sgd(values, grads, optimizer, 0, count, 1, rate)
         np.testing.assert_allclose(values[:count], w, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(velocity[:count], expected, rtol=tolerance, atol=tolerance)
         assert not grads[:count].any()
