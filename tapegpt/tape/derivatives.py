@@ -7,6 +7,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike
 
+from tapegpt.tape.guards import alone
 from tapegpt.tape.handles import Array, Handle, Node, Scalar
 from tapegpt.tape.leaves import Leaves
 from tapegpt.tape.types import Floats, Ids, TapeError
@@ -148,18 +149,30 @@ class Derivatives(Leaves):
         finally:
             self._release()
 
+    @alone
     def check(
         self, root: Scalar, wrt: Sequence[Handle], tolerance: float | None = None, seed: int = 0
     ) -> float:
         """Compare the gradients of a scalar with differences; the largest relative error.
 
         The leaves `wrt` are moved along random directions and put back. Raises TapeError where the
-        error is above the tolerance, 1e-5 in float64 and 0.02 in float32 unless given.
+        error is above the tolerance, 1e-5 in float64 and 0.02 in float32 unless given; the
+        gradients on the tape are then as they were before.
         """
-        kind = self.dtype.name
-        limit = TOLERANCE[kind] if tolerance is None else tolerance
-        rng, worst = np.random.default_rng(seed), 0.0
-        for leaf, gradient in zip(_listed(wrt), self.grad(root, wrt), strict=True):
+        leaves, before = (
+            [self._leaf(leaf) for leaf in _listed(wrt)],
+            self.grads[: self._size].copy(),
+        )
+        limit = TOLERANCE[self.dtype.name] if tolerance is None else tolerance
+        try:
+            return self._largest_error(root, leaves, limit, seed)
+        except TapeError:
+            self.grads[: len(before)] = before
+            raise
+
+    def _largest_error(self, root: Scalar, leaves: Sequence[Any], limit: float, seed: int) -> float:
+        kind, rng, worst = self.dtype.name, np.random.default_rng(seed), 0.0
+        for leaf, gradient in zip(leaves, self.grad(root, leaves), strict=True):
             before: Any = self.value(leaf)
             direction = rng.choice([-1.0, 1.0], np.shape(before))
             step = STEP[kind] * max(1.0, float(np.max(np.abs(before))))
@@ -176,7 +189,7 @@ class Derivatives(Leaves):
             worst = max(worst, error)
             if not error <= limit:
                 raise TapeError(
-                    f"check: along a random direction of node {leaf.id} the gradient is"
+                    f"check: along a random direction of node {leaf} the gradient is"
                     f" {found:.6g}, but differences give {slope:.6g}"
                 )
         return worst

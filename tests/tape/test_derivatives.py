@@ -31,6 +31,21 @@ def test_a_wrong_gradient_is_found() -> None:
         tape.check(a * tape.detach(a), [a])
 
 
+def test_a_check_that_is_refused_leaves_the_gradients() -> None:
+    tape = Tape()
+    a, x = tape.var(1.5), tape.array([[1.0, 2.0]])
+    b = a * a
+    tape.backward(b)
+    for root, leaf, message in (
+        (b * a, b, "is the result of an operation"),
+        (x.sum(), x.id + 1, "is part of the array"),
+        (a * tape.detach(a), a, "but differences give 3"),
+    ):
+        with pytest.raises(TapeError, match=message):
+            tape.check(root, [leaf])
+        assert (a.grad, b.grad, a.value) == (3, 1, 1.5)
+
+
 def test_misuse_of_derivatives() -> None:
     tape = Tape()
     a, x = tape.var(1.0), tape.array([[1.0, 2.0]])

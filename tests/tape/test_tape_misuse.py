@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tapegpt.counting.table import CountTable
+from tapegpt.errors import TapegptError
 from tapegpt.tape import Array, Input, Mark, Scalar, Tape, TapeError, storage
 
 OPERATIONS = (
@@ -324,7 +325,12 @@ class Hostile(RuleBasedStateMachine):
     @rule(how=st.sampled_from([copy.copy, copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))]))
     def go_on_with_a_copy(self, how: Any) -> None:
         """What was recorded on the one is nothing to the other."""
-        self.other, self.tape = self.tape, how(self.tape)
+        try:
+            copied = how(self.tape)
+        except TapegptError as error:
+            assert "a table of counts cannot be pickled" in str(error)
+            return
+        self.other, self.tape = self.tape, copied
         before = self.everything()
         self.other.exp(self.other.var(1.0))
         self.other.forward()
