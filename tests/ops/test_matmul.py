@@ -15,7 +15,9 @@ from tapegpt.kernels.ops.product.amx import (
     large_matmul,
 )
 from tapegpt.kernels.ops.product.matmul import (
+    BLOCK_DEPTH,
     BLOCK_ROWS,
+    DEEP_BLOCK_DEPTH,
     FEW_ROWS,
     GROUP_BYTES,
     LONG_COLUMNS,
@@ -196,10 +198,11 @@ def test_product_is_exact_and_nothing_else_is_written(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("transposed", [None, "a", "b"])
 @pytest.mark.parametrize("start", [-1, 0])
-def test_product_of_several_blocks(dtype, transposed, start):
+@pytest.mark.parametrize("depth", [2 * BLOCK_DEPTH - 5, 2 * DEEP_BLOCK_DEPTH - 5])
+def test_product_of_several_blocks(dtype, transposed, start, depth):
     rng, itemsize = np.random.default_rng(1), np.dtype(dtype).itemsize
     lanes = VECTOR_BYTES // itemsize
-    rows, depth = BLOCK_ROWS + TALLEST + 1, 2 * PANEL_DEPTH + 3
+    rows = BLOCK_ROWS + TALLEST + 1
     columns = GROUP_BYTES // itemsize + WIDEST * lanes + lanes
     far = PACKED_BYTES // itemsize
     a, b = np.zeros((rows, depth), dtype), np.zeros((depth, columns), dtype)

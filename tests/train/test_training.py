@@ -18,8 +18,8 @@ from tapegpt.corpus import TokenizedCorpus
 from tapegpt.errors import DivergedError, UsageError
 from tapegpt.graph.compile import compiled_model
 from tapegpt.kernels.ops.product.amx import amx_room
-from tapegpt.kernels.ops.product.matmul import PANEL_DEPTH
-from tapegpt.kernels.simd import VECTOR_BYTES, WIDE_TILE
+from tapegpt.kernels.ops.product.matmul import matmul_room
+from tapegpt.kernels.simd import VECTOR_BYTES
 from tapegpt.models.registry import parameter_shapes, parameter_totals
 from tapegpt.presets import configure, default_learning_rate
 from tapegpt.recorders.memory_estimate import bytes_needed, nodes_needed
@@ -523,7 +523,8 @@ def check_memory_estimate(model, vocab_size, granularity, documents):
     nodes = int(compiled.program.tops[-1])
     most = 4 * model.n_embd, documents * model.block_size
     padding = 2000 * model.ensemble * model.n_layer
-    padding += PANEL_DEPTH * WIDE_TILE[1] * VECTOR_BYTES // 4 + amx_room(max(most), max(most))
+    padding += matmul_room(*[max(most)] * 3, VECTOR_BYTES // 4, transposed=True)
+    padding += amx_room(max(most), max(most))
     assert nodes_needed(model, vocab_size, granularity, documents) >= 0.7 * nodes - padding
     tape_arrays = compiled.program.tape_arrays
     taken = tape_arrays.records.nbytes + tape_arrays.operands.nbytes + 8 * (nodes - padding)

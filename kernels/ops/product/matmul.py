@@ -19,10 +19,13 @@ PANEL_DEPTH = 128
 # of B. A transposed B is always packed: tiles need elements of neighbouring columns side by side.
 PACKED_BYTES, PACKED_ROWS = 1024, 100
 
-# Products of more than BLOCK_ROWS rows are computed in blocks: BLOCK_ROWS rows of A times a group
-# of columns, GROUP_BYTES of every row of B. Of PANEL_DEPTH, both fit in the second-level cache.
-# BLOCK_ROWS is a multiple of the rows of every tile.
-BLOCK_ROWS, GROUP_BYTES = 288, 1024
+# Large products are computed in blocks: so many rows of A times a group of columns, GROUP_BYTES of
+# every row of B, so many steps at a time. Both fit in the second-level cache. Deep blocks read and
+# write out half as often; a transposed A gains only where there are very many steps. No block of A
+# is larger than BLOCK_ROWS times BLOCK_DEPTH. The rows are multiples of those of every tile.
+BLOCK_ROWS, BLOCK_DEPTH = 288, PANEL_DEPTH
+DEEP_BLOCK_ROWS, DEEP_BLOCK_DEPTH = 144, 256
+GROUP_BYTES = 1024
 
 # In wide panels at least this deep the next tile of out is prefetched. The tiles of shallower ones
 # end before it comes.
@@ -265,11 +268,11 @@ def square_by_square(a, b, out, shape):
 
 
 @jit
-def pack_columns(a, rows, depth, target, array):
-    """Copy the first `rows` rows of a transposed A to array[target], BLOCK_ROWS for each step."""
+def pack_columns(a, rows, depth, target, step, array):
+    """Copy the first `rows` rows of a transposed A to array[target], `step` elements a step."""
     whole = rows - rows % simd.lanes(array)
     for k in range(depth):
-        source, place = a.begin + k * a.step, target + k * BLOCK_ROWS
+        source, place = a.begin + k * a.step, target + k * step
         for r in range(0, whole, simd.lanes(array)):
             simd.store(array, place + r, simd.load(a.array, source + r))
         for r in range(whole, rows):
@@ -300,13 +303,23 @@ def pack_panels(b, depth, first, end, columns, room):
         first += width
 
 
+def block_of(rows: int, depth: int, transposed: bool) -> tuple[int, int]:
+    """How many rows and steps a block has, for a product of so many; transposed: whether A is."""
+    if rows > DEEP_BLOCK_ROWS and depth > (DEEP_BLOCK_DEPTH if transposed else BLOCK_DEPTH):
+        return DEEP_BLOCK_ROWS, DEEP_BLOCK_DEPTH
+    return BLOCK_ROWS, BLOCK_DEPTH
+
+
+jitted_block_of = inlined(block_of)
+
+
 def matmul_room(rows: int, depth: int, columns: int, lanes: int, transposed: bool = False) -> int:
     """Elements in which matmul packs B, and A if that is transposed."""
-    group = WIDE * lanes
-    if rows > BLOCK_ROWS:
+    group, (block_rows, block_depth) = WIDE * lanes, block_of(rows, depth, False)
+    if rows > block_rows:
         group = max(group, min(GROUP_BYTES // VECTOR_BYTES, -(-columns // lanes)) * lanes)
-    left = min(depth, PANEL_DEPTH) * BLOCK_ROWS if transposed and columns >= PACKED_ROWS else 0
-    return PANEL_DEPTH * group + left
+    left = min(depth, BLOCK_DEPTH) * BLOCK_ROWS if transposed and columns >= PACKED_ROWS else 0
+    return block_depth * group + left
 
 
 @inlined
@@ -353,13 +366,13 @@ def matmul(a, b, out, shape, room):
     far_left = a.row == 1 and a.step * array.itemsize >= PACKED_BYTES
     packing_left = far_left and columns >= PACKED_ROWS
     end = padded(array, columns)
-    group = WIDE * size
-    if shape.rows > BLOCK_ROWS:
+    group, (block_rows, block_depth) = WIDE * size, jitted_block_of(shape.rows, depth, a.row == 1)
+    if shape.rows > block_rows:
         group = max(group, GROUP_BYTES // array.itemsize)
     # A is packed behind the widest group of B, see matmul_room.
-    room_left = room + PANEL_DEPTH * min(group, max(WIDE * size, end))
-    for k in range(done, max(1, depth), PANEL_DEPTH):
-        count = min(PANEL_DEPTH, depth - k)
+    room_left = room + block_depth * min(group, max(WIDE * size, end))
+    for k in range(done, max(1, depth), block_depth):
+        count = min(block_depth, depth - k)
         start = out.start if k == 0 else out.begin
         activation = out.activation if k + count == depth else IDENTITY
         result = Result(out.array, out.begin, out.row, start, activation)
@@ -369,14 +382,14 @@ def matmul(a, b, out, shape, room):
             last = min(first + group, end)
             if packing:
                 pack_panels(right, count, first, last, columns, room)
-            for top in range(0, shape.rows, BLOCK_ROWS):
-                rows = min(BLOCK_ROWS, shape.rows - top)
+            for top in range(0, shape.rows, block_rows):
+                rows = min(block_rows, shape.rows - top)
                 left = Left(a.array, a.begin + top * a.row + k * a.step, a.row, a.step)
                 # Where A is one block, its copy for the first group is still there.
-                if packing_left and (first == 0 or shape.rows > BLOCK_ROWS):
-                    pack_columns(left, rows, count, room_left, array)
+                if packing_left and (first == 0 or shape.rows > block_rows):
+                    pack_columns(left, rows, count, room_left, block_rows, array)
                 if packing_left:
-                    left = Left(array, room_left, 1, BLOCK_ROWS)
+                    left = Left(array, room_left, 1, block_rows)
                 block = part_of(result, top * out.row)
                 packed = room if packing else NONE
                 panel_by_panel(left, right, block, rows, count, first, last, packed)
