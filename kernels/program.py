@@ -18,7 +18,10 @@ class TapeArrays(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Where in `inputs` a program reads the documents of a batch, one number a row or so."""
+    """Where in `inputs` a program reads the documents of a batch.
+
+    One number a row unless it says otherwise.
+    """
 
     starts: int  # the first row of each position: block + 1 of them
     tokens: int

@@ -14,6 +14,7 @@ from numba import types
 from numba.np.numpy_support import from_dtype
 from numpy.typing import NDArray
 
+from tapegpt.errors import TapegptError
 from tapegpt.kernels import ops
 from tapegpt.kernels.compile.indirect_call import (
     backward_signature,
@@ -58,8 +59,13 @@ CODES: dict[Operation, int] = {operation: code for code, operation in enumerate(
 
 
 def register(operation: ListOp | ArrayOp) -> None:
-    """Give an operation its opcodes, one for each of its variants."""
+    """Give an operation its opcodes, one for each of its variants.
+
+    Raises TapegptError where no more fit in a record.
+    """
     variants = operation.variants if isinstance(operation, ArrayOp) else ()
+    if len(OPERATIONS) + len(variants) > OPCODE:
+        raise TapegptError(f"a process has room for {OPCODE + 1} operations: start another")
     CODES[operation] = len(OPERATIONS)
     for pair in ((operation.forward, operation.backward), *variants):
         OPERATIONS.append(operation)
@@ -119,7 +125,8 @@ def load_kernels(
 ) -> None:
     """Fill in table[kernel, direction] for these kernels, where it is still 0.
 
-    table: int64 (opcodes, 2), addresses.
+    table: int64 (opcodes, 2), addresses. Its row SCALARS has the chain in use: that of all
+    operations replaces that of the common ones.
     """
     floats = kernel_type(types.Array(from_dtype(dtype), 1, "C"))
     called = (forward_signature, backward_signature)[direction](floats)

@@ -9,8 +9,8 @@ compiled for the chain alone, so small arrays are left as they are.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 # What a chain must save: bytes of values and gradients that are neither written nor read.
 LEAST_SAVED = 1 << 20
 MOST_STEPS = 32  # more would take long to compile, and more registers than there are
+# Exponents are compiled in. A power with any other, which may be one of many, is in no chain.
+EXPONENTS = frozenset({-2.0, -1.0, -0.5, 0.5, 1.5, 2.0, 3.0, 4.0})
 
 OPERATION_OF = {
     **POINTWISE,
@@ -75,7 +77,8 @@ def fuse_chains(tape: Tape, packing: Packing, end: int) -> Program:
     A chain has one result, and nobody else reads what lies between.
     """
     program = Program(tape._record_rows()[:end].copy(), np.array(tape._operands, np.int64))
-    links = _links(tape, packing, program)
+    is_fixed = cache(partial(_is_fixed, tape, packing))
+    links = _links(tape, is_fixed, program)
     records, operands = program.records, program.operands.tolist()
     kept = np.ones(len(records), bool)
     without_gradient: set[int] = set()
@@ -87,7 +90,7 @@ def fuse_chains(tape: Tape, packing: Packing, end: int) -> Program:
         between = {link.record.out for link in chain}
         given = [node for link in chain for node in link.operands if node not in between]
         arrays = [node for node in dict.fromkeys(given) if node in tape._shapes]
-        passes = [not _is_fixed(tape, packing, node) for node in arrays]
+        passes = [not is_fixed(node) for node in arrays]
         if not any(passes):
             continue
         exponents = {
@@ -129,7 +132,7 @@ def _saved(tape: Tape, array: int, count: int) -> int:
     return 2 * tape.extents[array] * tape.dtype.itemsize * count
 
 
-def _links(tape: Tape, packing: Packing, program: Program) -> dict[int, Link]:
+def _links(tape: Tape, is_fixed: Callable[[int], bool], program: Program) -> dict[int, Link]:
     """The records that a chain may have, by their results."""
     operations = [OPERATIONS[code] for code in (program.records[:, 0] & OPCODE).tolist()]
     if tape._batch is not None or len(tape._often_used().nodes):
@@ -147,11 +150,9 @@ def _links(tape: Tape, packing: Packing, program: Program) -> dict[int, Link]:
         names = [name for name in kinds(operation.args) if name in ("x", "y", "factor")]
         given = tuple(record.arrays(tuple(names)))
         if all(
-            tape._shapes[x] == tape._shapes[out]
-            if x in tape._shapes
-            else _is_fixed(tape, packing, x)
+            tape._shapes[x] == tape._shapes[out] if x in tape._shapes else is_fixed(x)
             for x in given
-        ):
+        ) and (formula.name != "pow" or tape.values.item(given[1]) in EXPONENTS):
             links[out] = Link(record, formula, given)
     return links
 

@@ -58,6 +58,7 @@ def declare_documents(
     """
 
     def inputs(count: int, below: int) -> tuple[Input, ...]:
+        # One behind the other: kernels find the next `capacity` numbers further on.
         return tuple(tape.batch_input(below) for _ in range(count))
 
     return Documents(

@@ -159,15 +159,14 @@ class Derivatives(Leaves):
         error is above the tolerance, 1e-5 in float64 and 0.02 in float32 unless given; the
         gradients on the tape are then as they were before.
         """
-        leaves, before = (
-            [self._leaf(leaf) for leaf in _listed(wrt)],
-            self.grads[: self._size].copy(),
-        )
+        leaves = [self._leaf(leaf) for leaf in _listed(wrt)]
+        before, without = self.grads[: self._size].copy(), self._without_gradient
         limit = TOLERANCE[self.dtype.name] if tolerance is None else tolerance
         try:
             return self._largest_error(root, leaves, limit, seed)
-        except TapeError:
+        except BaseException:
             self.grads[: len(before)] = before
+            self._without_gradient = without
             raise
 
     def _largest_error(self, root: Scalar, leaves: Sequence[Any], limit: float, seed: int) -> float:

@@ -182,7 +182,8 @@ class Leaves(Replay):
         rows = self._batch_range().end_row if which.count == BATCH else which.count
         count = rows * which.width
         if len(given) != count:
-            raise TapeError(f"the input holds {count} numbers, not {len(given)}")
+            where = "the batch, as set_lengths says," if which.count == BATCH else "the input"
+            raise TapeError(f"{where} holds {count} numbers, not {len(given)}")
         self._evaluated = 0
         self._inputs[which.slot : which.slot + count] = array("q", given)
 
@@ -202,11 +203,11 @@ class Leaves(Replay):
     def batch(self, sequences: int, positions: int) -> Batch:
         """Make room for the rows of so many sequences, of so many positions at most each.
 
-        `batch_input` and what is computed from it then have the rows of the sequences that
-        `set_lengths` has announced, none at first, position by position: first the first row of
-        every sequence, then the second of those that have two. A tape has one batch.
+        Inputs of the batch, and what is computed from them, have a row for every position of every
+        sequence: the first of each sequence, then the second of those that have two, and so on.
+        There are none until `set_lengths`. A tape has one batch.
 
-            batch = tape.batch(sequences=2, positions=3)
+            tape.batch(sequences=2, positions=3)
             tokens = tape.batch_input(below=27)
             tape.set_lengths([3, 1])
             tape.set_input(tokens, [5, 9, 6, 7])  # 5 6 7, and 9
@@ -240,7 +241,7 @@ class Leaves(Replay):
     def set_lengths(self, lengths: Iterable[int]) -> None:
         """Say how many positions each sequence of the batch has, the longest first.
 
-        Every row then weighs as much as every other in a loss.
+        The rows are then others: set every input of the batch again. In a loss all weigh the same.
         """
         batch = self._declared_batch
         given = self._whole_numbers(lengths)
@@ -250,12 +251,11 @@ class Leaves(Replay):
                 f"the batch has room for {batch.sequences} sequences of {batch.positions}"
                 f" positions, the longest first, not for lengths of {given!r:.60}"
             )
-        first = 0
-        for position in range(batch.positions):
-            self._inputs[batch.starts + position] = first
-            first += sum(position < length for length in given)
-        self._inputs[batch.starts + batch.positions] = first
-        self.values[batch.weights : batch.weights + first] = 1 / max(1, first)
+        ends = np.bincount(np.array(given, np.int64), minlength=batch.positions + 1)
+        alive = ends[:0:-1].cumsum()[::-1]  # sequences longer than each position
+        starts = array("q", [0, *alive.cumsum().tolist()])
+        self._inputs[batch.starts : batch.starts + len(starts)] = starts
+        self.values[batch.weights : batch.weights + starts[-1]] = 1 / max(1, starts[-1])
         self._evaluated = 0
 
     @staticmethod

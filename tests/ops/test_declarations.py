@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from tapegpt.errors import TapegptError
 from tapegpt.kernels import registry
 from tapegpt.kernels.compile.jit import jit
 from tapegpt.kernels.layout import row_range, row_stride
@@ -102,6 +103,15 @@ def test_an_operation_from_elsewhere(registered):
     tape.backward(root)
     assert tape.value(root) == 55 / 6
     np.testing.assert_allclose(tape.grad(x), np.arange(6.0).reshape(2, 3) / 3, rtol=1e-15)
+
+
+def test_operations_that_no_record_could_name_are_refused(monkeypatch):
+    known = len(registry.OPERATIONS)
+    monkeypatch.setattr(registry, "OPCODE", known - 1)
+    with pytest.raises(TapegptError, match=f"room for {known} operations"):
+        registry.register(SQUARE)
+    assert len(registry.OPERATIONS) == known
+    assert SQUARE not in registry.CODES
 
 
 def test_every_opcode_is_that_of_its_operation():

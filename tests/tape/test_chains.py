@@ -167,3 +167,12 @@ def test_rows_of_a_batch_are_left_as_they_are(fused):
     (x * x + x).sigmoid()
     end = len(tape._record_rows())
     assert len(chains.fuse_chains(tape, packing_of(tape, None), end).records) == end
+
+
+def test_a_power_with_an_unusual_exponent_is_left_apart(fused):
+    tape = tape_of_large_ids()
+    x = tape.parameter(np.full((3, 4), 0.5))
+    opt = tape.sgd(lr=RATE)
+    for exponent in (1.7, np.nan):
+        opt.step(tape.where(x < 1, x * x + x, x**exponent).mean())
+        assert opt._fixed[1].numbers == ()

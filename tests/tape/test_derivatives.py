@@ -46,6 +46,18 @@ def test_a_check_that_is_refused_leaves_the_gradients() -> None:
         assert (a.grad, b.grad, a.value) == (3, 1, 1.5)
 
 
+def test_a_check_that_is_refused_gives_no_gradient_to_what_has_none() -> None:
+    tape = Tape()
+    w, data = tape.parameter([[1.5]]), tape.array([[2.0]])
+    loss = (w @ data).mean()
+    tape.sgd(lr=0.1).step(loss)
+    for _ in range(2):
+        with pytest.raises(TapeError, match="gradient"):
+            tape.grad(data)
+        with pytest.raises(TapeError, match="differences"):
+            tape.check((w * tape.detach(w)).mean(), [w])
+
+
 def test_misuse_of_derivatives() -> None:
     tape = Tape()
     a, x = tape.var(1.0), tape.array([[1.0, 2.0]])

@@ -806,7 +806,7 @@ MISUSES: dict[str, tuple[Callable[[Fixture], object], str]] = {
         lambda f: f.tape.set_input(replace(f.rows, count=50), [0] * 50),
         "is not an input of this tape",
     ),
-    "set a batch's": (lambda f: f.tape.set_input(f.row, [1]), "holds 0 numbers, not 1"),
+    "set a batch's": (lambda f: f.tape.set_input(f.row, [1]), "says, holds 0 numbers, not 1"),
     "take in another tape's": (lambda f: f.tape.take([0], f.others, 0, 1), "not an input of"),
     "take past the input": (lambda f: f.tape.take([0], f.rows, 2, 1), "2 is not between 0"),
     "take before the input": (lambda f: f.tape.take([0], f.rows, -1, 1), "-1 is not between"),

@@ -20,11 +20,13 @@ PANEL_DEPTH = 128
 PACKED_BYTES, PACKED_ROWS = 1024, 100
 
 # Large products are computed in blocks: so many rows of A times a group of columns, GROUP_BYTES of
-# every row of B, so many steps at a time. Both fit in the second-level cache. Deep blocks read and
-# write out half as often; a transposed A gains only where there are very many steps. No block of A
-# is larger than BLOCK_ROWS times BLOCK_DEPTH. The rows are multiples of those of every tile.
+# every row of B, so many steps at a time. In float32 both fit in a second-level cache of 512 KB.
+# Deep blocks read and write out half as often. A transposed A gains from them only with more than
+# DEEP_BLOCK_DEPTH steps. With vectors of 64 bytes so deep a panel would leave the first-level
+# cache. The rows are multiples of those of every tile, and no block of A has more elements than the
+# first.
 BLOCK_ROWS, BLOCK_DEPTH = 288, PANEL_DEPTH
-DEEP_BLOCK_ROWS, DEEP_BLOCK_DEPTH = 144, 256
+DEEP_BLOCK_ROWS, DEEP_BLOCK_DEPTH = (144, 256) if VECTOR_BYTES < 64 else (BLOCK_ROWS, BLOCK_DEPTH)
 GROUP_BYTES = 1024
 
 # In wide panels at least this deep the next tile of out is prefetched. The tiles of shallower ones
