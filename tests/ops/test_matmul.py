@@ -84,10 +84,10 @@ def products(draw):
 gaps = st.integers(0, 9)
 
 
-def room_for(multiply, dtype, rows, depth, columns):
+def room_for(multiply, dtype, rows, depth, columns, transposed=False):
     """What a product packs its operands in."""
     lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
-    count = matmul_room(rows, depth, columns, lanes, transposed=True)
+    count = matmul_room(rows, depth, columns, lanes, transposed)
     return np.zeros(count if multiply is matmul else amx_room(rows, depth), dtype)
 
 
@@ -164,7 +164,7 @@ def test_product_is_exact_and_nothing_else_is_written(
     condition_block = guarded(with_gaps(condition, out_gap), guard)
     b_rows = padded(b.T if transposed == "b" else b)
     b_block = guarded(with_gaps(b_rows, b_gap), guard)
-    room = room_for(multiply, dtype, rows, depth, columns)
+    room = room_for(multiply, dtype, rows, depth, columns, transposed == "a")
     b_flat = np.concatenate([condition_block, b_block, guarded(room, guard)])
     packed = len(condition_block) + len(b_block) + guard
     out_block = guarded(with_gaps(out, out_gap), guard)
@@ -281,7 +281,9 @@ def test_what_is_not_finite_does_not_vanish(multiply, dtype, transposed):
     side = max(4, VECTOR_BYTES // np.dtype(dtype).itemsize)
     a, b, out = (np.ones((side, side), dtype) for _ in range(3))
     a[1, 2], b[0, 3] = np.inf, -np.inf
-    b_flat = np.concatenate([b.reshape(-1), room_for(multiply, dtype, side, side, side)])
+    b_flat = np.concatenate(
+        [b.reshape(-1), room_for(multiply, dtype, side, side, side, transposed)]
+    )
     a_row, a_step = (1, side) if transposed else (side, 1)
     multiply(
         Left((a.T if transposed else a).reshape(-1), 0, a_row, a_step),
@@ -316,7 +318,7 @@ def test_the_matrix_unit_is_as_good_as_float32(
     a_flat = (a.T if transposed else a).reshape(-1)
     errors = []
     for multiply in (amx_matmul, matmul):
-        room = room_for(multiply, "float32", AMX_LEAST, depth, 2 * SIDE)
+        room = room_for(multiply, "float32", AMX_LEAST, depth, 2 * SIDE, transposed)
         out = np.zeros((AMX_LEAST, 2 * SIDE), np.float32)
         multiply(
             Left(a_flat, 0, a_row, a_step),
