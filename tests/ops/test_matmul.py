@@ -230,6 +230,18 @@ def test_product_of_several_blocks(dtype, transposed, start, depth):
     assert b_flat[b_size : b_size + room].any()
 
 
+@given(
+    sizes=st.tuples(*[st.integers(1, 600)] * 3),
+    more=st.tuples(*[st.integers(0, 600)] * 3),
+    lanes=st.sampled_from([2, 4, 8, 16]),
+    transposed=st.booleans(),
+)
+def test_room_for_more_is_room_for_less(sizes, more, lanes, transposed):
+    """A batch may have fewer rows than it was recorded for."""
+    larger = [size + extra for size, extra in zip(sizes, more, strict=True)]
+    assert matmul_room(*sizes, lanes, transposed) <= matmul_room(*larger, lanes, transposed)
+
+
 @every_product
 @given(sizes=products(), seed=st.integers(0, 99))
 def test_rounding_error_is_that_of_a_sum(multiply, dtype, sizes, seed):
