@@ -23,11 +23,11 @@ from tapegpt.kernels.ops.scalar.reduce import SOFTMAX, SUM
 # Those with one result first. The place in SCALAR_OPS is the opcode.
 LISTED = (SUM, DOT, DOT_RUN, LOOKUP, SOFTMAX)
 SCALAR_OPS: tuple[Formula | ListOp, ...] = (*FORMULAS, *LISTED)
-# What most small graphs are made of. A chain of these alone takes a quarter of the time to compile.
-COMMON_NAMES = {
-    *("add", "sub", "mul", "multiply_add", "div", "neg", "scale"),
-    *("pow", "exp", "log", "relu", "tanh"),
-}
+# What most small graphs are made of. A chain of these alone is compiled much sooner.
+COMMON_NAMES = frozenset(
+    ("add", "sub", "mul", "multiply_add", "div", "neg", "scale")
+    + ("pow", "exp", "log", "relu", "tanh")
+)
 COMMON = frozenset(
     code for code, operation in enumerate(SCALAR_OPS) if operation.name in COMMON_NAMES
 )
