@@ -41,13 +41,3 @@ def rows_of(array, at, rows, width, batch_range):
     first, last = row_range(rows, batch_range)
     row = row_stride(array, width)
     return matrix(array, at + first * row, last - first, width, row)
-
-
-@inlined
-def clear_padding(array, at, rows, width, batch_range):
-    """Put 0 after the last column of every row."""
-    first, last = row_range(rows, batch_range)
-    row = row_stride(array, width)
-    for r in range(first, last):
-        for c in range(at + r * row + width, at + (r + 1) * row):
-            array[c] = 0

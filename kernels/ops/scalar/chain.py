@@ -24,10 +24,20 @@ from tapegpt.kernels.ops.scalar.reduce import SOFTMAX, SUM
 LISTED = (SUM, DOT, DOT_RUN, LOOKUP, SOFTMAX)
 SCALAR_OPS: tuple[Formula | ListOp, ...] = (*FORMULAS, *LISTED)
 # What most small graphs are made of. A chain of these alone is compiled much sooner.
-COMMON_NAMES = frozenset(
-    ("add", "sub", "mul", "multiply_add", "div", "neg", "scale")
-    + ("pow", "exp", "log", "relu", "tanh")
-)
+COMMON_NAMES = {
+    "add",
+    "sub",
+    "mul",
+    "multiply_add",
+    "div",
+    "neg",
+    "scale",
+    "pow",
+    "exp",
+    "log",
+    "relu",
+    "tanh",
+}
 COMMON = frozenset(
     code for code, operation in enumerate(SCALAR_OPS) if operation.name in COMMON_NAMES
 )
