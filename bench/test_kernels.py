@@ -50,11 +50,13 @@ def linear(n_in: int, n_out: int, batch: tuple[int, int]) -> Case:
     )  # fmt: skip
 
 
-def attention(width: int, batch: tuple[int, int]) -> Case:
+def attention(width: int, batch: tuple[int, int], heads: int = 4) -> Case:
     documents, positions = batch
+    shape = f"{documents} documents of {positions}" if documents > 1 else f"a text of {positions}"
+    number = "" if heads == 4 else f", {heads} heads"
     return Case(
-        f"attention {width} wide, {documents} documents of {positions}", batch, width,
-        lambda tape, row, w, x, y, z: tape.attention(x, y, z, 4),
+        f"attention {width} wide{number}, {shape}", batch, width,
+        lambda tape, row, w, x, y, z: tape.attention(x, y, z, heads),
         4 * width * documents * positions * (positions + 1) // 2,
     )  # fmt: skip
 
@@ -70,6 +72,8 @@ CASES = [
     attention(16, SMALL),
     attention(64, SMALL),
     attention(128, LARGE),
+    *(attention(width, (1, positions)) for width in (128, 256) for positions in (256, 1024)),
+    *(attention(128, (1, 1024), heads) for heads in (1, 16)),
     rowwise("rmsnorm", 16, SMALL, lambda tape, row, w, x, y, z: tape.rmsnorm(x)),
     rowwise("rmsnorm", 128, LARGE, lambda tape, row, w, x, y, z: tape.rmsnorm(x)),
     rowwise("relu", 64, SMALL, lambda tape, row, w, x, y, z: tape.relu(x)),
@@ -107,8 +111,8 @@ def repeats(replay: Callable[[int], object]) -> int:
     """How many replays one round has."""
     replay(1)
     begin = time.perf_counter()
-    replay(100)
-    return max(1, round(100 * SECONDS / (time.perf_counter() - begin)))
+    replay(10)
+    return max(1, round(10 * SECONDS / (time.perf_counter() - begin)))
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import NONE, padded
-from tapegpt.kernels.ops.product.matmul import matmul, single_panel
+from tapegpt.kernels.ops.product.matmul import matmul, panel_by_panel, single_panel
 from tapegpt.kernels.ops.product.matrix import IDENTITY, Result, Right
+from tapegpt.kernels.simd import SINGLE_TILE
 
 # Matrices have whole strips of so many rows. No vector has more lanes.
 STRIP = 16
@@ -86,15 +87,17 @@ class Matrices(NamedTuple):
 def product(left, right, out, begin, row, shape, overwrite):
     """array[begin + r row : ] = A B, or += A B. Of so few rows matmul packs nothing."""
     array, b0, b_row = right
-    start = NONE if overwrite else begin
-    if shape.rows == STRIP:
+    b = Right(array, b0, b_row, False)
+    result = Result(out, begin, row, NONE if overwrite else begin, IDENTITY)
+    if shape.rows > STRIP:
+        matmul(left, b, result, shape, 0)
+    elif SINGLE_TILE[0] == STRIP:
         for c in range(0, shape.columns, simd.lanes(out)):
             panel = Result(out, begin + c, row, NONE if overwrite else begin + c, IDENTITY)
             single_panel(left, Right(array, b0 + c, b_row, False), panel, STRIP, shape.depth)
     else:
-        matmul(
-            left, Right(array, b0, b_row, False), Result(out, begin, row, start, IDENTITY), shape, 0
-        )
+        columns = padded(out, shape.columns)
+        panel_by_panel(left, b, result, STRIP, shape.depth, 0, columns, NONE)
 
 
 @jit
