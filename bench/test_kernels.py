@@ -53,7 +53,7 @@ def linear(n_in: int, n_out: int, batch: tuple[int, int]) -> Case:
 def attention(width: int, batch: tuple[int, int], heads: int = 4) -> Case:
     documents, positions = batch
     shape = f"{documents} documents of {positions}" if documents > 1 else f"a text of {positions}"
-    number = "" if heads == 4 else f", {heads} heads"
+    number = {1: ", 1 head", 4: ""}.get(heads, f", {heads} heads")
     return Case(
         f"attention {width} wide{number}, {shape}", batch, width,
         lambda tape, row, w, x, y, z: tape.attention(x, y, z, heads),
