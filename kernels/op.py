@@ -141,7 +141,7 @@ def generated(module: str, source: str, names: dict[str, Any]) -> dict[str, Any]
 class ListOp:
     """An operation on scalar nodes that takes a list of arguments.
 
-    Its kernels are called in the chain of scalar operations:
+    Its kernels are called in the switch of scalar operations:
 
         forward(values, operands, inputs, out, at)
         backward(values, grads, operands, inputs, out, dout, at)

@@ -1,6 +1,6 @@
 """The op registry: every operation has an opcode, and kernels that a program can load.
 
-Opcodes mean nothing but identity. Those of the chain of scalar operations come first, then those
+Opcodes mean nothing but identity. Those of the switch of scalar operations come first, then those
 of the other operations in kernels/ops/, file by file. Files are found by looking: a new one needs
 no entry anywhere.
 """
@@ -24,7 +24,8 @@ from tapegpt.kernels.compile.indirect_call import (
 )
 from tapegpt.kernels.layout import OPCODE
 from tapegpt.kernels.op import ArrayOp, ListOp
-from tapegpt.kernels.ops.scalar.chain import (
+from tapegpt.kernels.ops.scalar.formulas import Formula
+from tapegpt.kernels.ops.scalar.switch import (
     COMMON,
     SCALAR_OPS,
     common_backward,
@@ -32,7 +33,6 @@ from tapegpt.kernels.ops.scalar.chain import (
     scalars_backward,
     scalars_forward,
 )
-from tapegpt.kernels.ops.scalar.formulas import Formula
 
 Operation = Formula | ListOp | ArrayOp
 
@@ -72,7 +72,7 @@ def register(operation: ListOp | ArrayOp) -> None:
         KERNELS.append(pair)
 
 
-# The row of the table of addresses for stretches of scalar records; and that of a chain for the
+# The row of the table of addresses for stretches of scalar records; and that of a switch for the
 # common operations alone, which serves there until a program has others.
 SCALARS, COMMON_SCALARS = 0, 1
 KERNELS[SCALARS] = (scalars_forward, scalars_backward)
@@ -125,7 +125,7 @@ def load_kernels(
 ) -> None:
     """Fill in table[kernel, direction] for these kernels, where it is still 0.
 
-    table: int64 (opcodes, 2), addresses. Its row SCALARS has the chain in use: that of all
+    table: int64 (opcodes, 2), addresses. Its row SCALARS has the switch in use: that of all
     operations replaces that of the common ones.
     """
     floats = kernel_type(types.Array(from_dtype(dtype), 1, "C"))

@@ -18,7 +18,7 @@ from opcodes import SEVERAL, named
 
 from tapegpt.counting import CountTable
 from tapegpt.kernels.ops.array.pointwise import POINTWISE
-from tapegpt.kernels.ops.scalar.chain import SCALAR_OPS
+from tapegpt.kernels.ops.scalar.switch import SCALAR_OPS
 from tapegpt.kernels.registry import OPERATIONS, declared
 from tapegpt.tape import Array, Tape
 

@@ -266,7 +266,7 @@ def mutants_of(kernel: str) -> Iterator[Mutant]:
         names[name] += 1
         if names[name] > 1:
             name += f" ({names[name]})"
-        # The chains of scalar operations are generated from formulas.
-        files = (str(file.name),) if lines else ("chain.py", "strided.py")
+        # The switches of scalar operations are generated from formulas.
+        files = (str(file.name),) if lines else ("switch.py", "strided.py")
         line = source.count(b"\n", 0, change.begin) + 1
         yield Mutant(kernel, changed, files, lines or (1, 10**6), name, line)

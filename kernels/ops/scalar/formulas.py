@@ -2,8 +2,8 @@
 
 In an expression a and b are the values of the operands, c that of a constant one, s that of a sum
 that goes on, out the result; dout is the gradient of out. What da and db give is added to the
-gradients of a and b, and dout to that of s. Both chains of the interpreter and the strided kernels
-are generated from these rows.
+gradients of a and b, and dout to that of s. Both switches of the interpreter and the strided
+kernels are generated from these rows.
 """
 
 import ast

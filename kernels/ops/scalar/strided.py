@@ -62,7 +62,7 @@ def strided_forward(values, operands, inputs, out, at, batch_range):
         for j in range(0, s.length, simd.lanes(values)):
             a = load_strided(values, a_row + j * s.a_step, s.a_step)
             b = c = load_strided(values, b_row + j * s.b_step, s.b_step)
-{chain}
+{branches}
             simd.store_part(values, row + j, result, s.length - j)
         a_row += s.a_row
         b_row += s.b_row
@@ -82,7 +82,7 @@ def strided_backward(values, grads, operands, inputs, first, at, back, batch_ran
             b = c = load_strided(values, b_node, s.b_step)
             out = simd.load(values, row + j)
             dout = simd.keep_first(simd.load(grads, row + j), s.length - j, 0)
-{chain}
+{branches}
             da, db = simd.where_nonzero(dout, da), simd.where_nonzero(dout, db)
             a_total += add_strided(grads, a_node, s.a_step, da, s.length - j)
             if s.formula < WITH_B:
@@ -96,7 +96,7 @@ def strided_backward(values, grads, operands, inputs, first, at, back, batch_ran
 """
 
 
-def make_chain(lines_of):
+def branches(lines_of):
     """One branch for each formula, the last without a condition."""
     text = ""
     for number, formula in enumerate(ROWS):
@@ -116,8 +116,8 @@ def backward_lines(formula):
     return f"da = {da}\ndb = {formula.db or 'dout'}"
 
 
-source = FORWARD.format(chain=make_chain(forward_lines))
-source += BACKWARD.format(chain=make_chain(backward_lines))
+source = FORWARD.format(branches=branches(forward_lines))
+source += BACKWARD.format(branches=branches(backward_lines))
 names = {
     "simd": simd,
     "exp": exp_any,

@@ -1,4 +1,4 @@
-"""The chain of scalar operations: one kernel that replays a stretch of their records.
+"""The switch of scalar operations: one kernel that replays a stretch of their records.
 
 Generated as flat source from the formulas and inlined by hand, so to speak: as calls they would
 take more time to compile than all the rest, and as inlined functions ten times as long.
@@ -23,7 +23,7 @@ from tapegpt.kernels.ops.scalar.reduce import SOFTMAX, SUM
 # Those with one result first. The place in SCALAR_OPS is the opcode.
 LISTED = (SUM, DOT, DOT_RUN, LOOKUP, SOFTMAX)
 SCALAR_OPS: tuple[Formula | ListOp, ...] = (*FORMULAS, *LISTED)
-# What most small graphs are made of. A chain of these alone is compiled much sooner.
+# What most small graphs are made of. A switch of these alone is compiled much sooner.
 COMMON_NAMES = {
     "add",
     "sub",
@@ -176,7 +176,7 @@ FORWARD_CALL = "{name}_forward(values, operands, inputs, node, at)"
 BACKWARD_CALL = "{name}_backward(values, grads, operands, inputs, node, dout, at)"
 
 
-def make_chain(codes, template, adjacent_template, row_template, lines_of, call):
+def make_switch(codes, template, adjacent_template, row_template, lines_of, call):
     """The source of one direction, for the operations of these codes."""
     adjacent = ""
     others: list[str] = []
@@ -220,23 +220,23 @@ names = {
 
 
 @cache
-def chain(prefix, codes):
-    """The functions of a chain of the operations of these codes."""
+def switch(prefix, codes):
+    """The functions of a switch between the operations of these codes."""
     forward = FORWARD, FORWARD_ADJACENT, FORWARD_ROW, forward_lines, FORWARD_CALL
     backward = BACKWARD, BACKWARD_ADJACENT, BACKWARD_ROW, backward_lines, BACKWARD_CALL
-    source = make_chain(codes, *forward) + make_chain(codes, *backward)
+    source = make_switch(codes, *forward) + make_switch(codes, *backward)
     return generated(__name__, source.replace("def scalars_", f"def {prefix}_"), names)
 
 
-def kernels_of_chain(prefix, codes):
+def kernels_of_switch(prefix, codes):
     """Both directions, generated when they are first used."""
     return (
-        jit_made(lambda: chain(prefix, codes)[f"{prefix}_forward"]),
-        jit_made(lambda: chain(prefix, codes)[f"{prefix}_backward"]),
+        jit_made(lambda: switch(prefix, codes)[f"{prefix}_forward"]),
+        jit_made(lambda: switch(prefix, codes)[f"{prefix}_backward"]),
     )
 
 
 # Compute scalar records from i on; returns the first that is not one, or end. And carry gradients
 # back through scalar records from i down; returns the first that is not one, or begin - 1.
-scalars_forward, scalars_backward = kernels_of_chain("scalars", frozenset(range(len(SCALAR_OPS))))
-common_forward, common_backward = kernels_of_chain("common", COMMON)
+scalars_forward, scalars_backward = kernels_of_switch("scalars", frozenset(range(len(SCALAR_OPS))))
+common_forward, common_backward = kernels_of_switch("common", COMMON)

@@ -1,9 +1,9 @@
-"""Small programs of scalars have a chain of common operations, until they record another."""
+"""Small programs of scalars have a switch of common operations, until they record another."""
 
 import numpy as np
 
 from tapegpt.kernels.compile.indirect_call import BACKWARD, FORWARD
-from tapegpt.kernels.ops.scalar.chain import COMMON, COMMON_NAMES
+from tapegpt.kernels.ops.scalar.switch import COMMON, COMMON_NAMES
 from tapegpt.kernels.registry import COMMON_SCALARS, SCALARS, kernels_of, load_kernels
 from tapegpt.tape import Tape
 
@@ -29,7 +29,7 @@ def test_all_names_are_operations():
     assert len(COMMON) == len(COMMON_NAMES)
 
 
-def test_both_chains_give_the_same_bits():
+def test_both_switches_give_the_same_bits():
     small, expected = gradients(extra=False)
     large, given = gradients(extra=True)
     assert given == expected
@@ -39,7 +39,7 @@ def test_both_chains_give_the_same_bits():
     assert (small.kernels[SCALARS] != large.kernels[SCALARS]).all()
 
 
-def test_another_operation_takes_the_chain_of_all():
+def test_another_operation_takes_the_switch_of_all():
     tape, expected = gradients(extra=False)
     _, *slopes = expected
     common = tape.kernels[SCALARS].copy()
@@ -48,7 +48,7 @@ def test_another_operation_takes_the_chain_of_all():
     tape.backward(root)
     assert (tape.kernels[SCALARS] != common).all()
     assert [a.grad, b.grad] == [slopes[0] + np.cos(0.7), slopes[1] + 1]
-    chain = tape.kernels[SCALARS].copy()
+    switch = tape.kernels[SCALARS].copy()
     for direction in (FORWARD, BACKWARD):
         load_kernels(tape.kernels, tape.dtype, [SCALARS, COMMON_SCALARS], direction)
-    assert (tape.kernels[SCALARS] == chain).all()
+    assert (tape.kernels[SCALARS] == switch).all()
