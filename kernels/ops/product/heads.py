@@ -9,7 +9,7 @@ from tapegpt.kernels import simd
 from tapegpt.kernels.compile.jit import inlined, jit
 from tapegpt.kernels.layout import NONE, padded
 from tapegpt.kernels.ops.product.matmul import matmul, panel_by_panel, single_panel
-from tapegpt.kernels.ops.product.matrix import IDENTITY, Result, Right
+from tapegpt.kernels.ops.product.matrix import IDENTITY, Result, Right, part_of
 from tapegpt.kernels.simd import SINGLE_TILE
 
 # Matrices have whole strips of so many rows. No vector has more lanes.
@@ -91,10 +91,10 @@ def product(left, right, out, begin, row, shape, overwrite):
     result = Result(out, begin, row, NONE if overwrite else begin, IDENTITY)
     if shape.rows > STRIP:
         matmul(left, b, result, shape, 0)
-    elif SINGLE_TILE[0] == STRIP:
+    elif SINGLE_TILE[0] == STRIP:  # one tile has all its rows
         for c in range(0, shape.columns, simd.lanes(out)):
-            panel = Result(out, begin + c, row, NONE if overwrite else begin + c, IDENTITY)
-            single_panel(left, Right(array, b0 + c, b_row, False), panel, STRIP, shape.depth)
+            panel = Right(array, b0 + c, b_row, False)
+            single_panel(left, panel, part_of(result, c), STRIP, shape.depth)
     else:
         columns = padded(out, shape.columns)
         panel_by_panel(left, b, result, STRIP, shape.depth, 0, columns, NONE)
