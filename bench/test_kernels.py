@@ -109,10 +109,13 @@ def replay_adam(values, grads, optimizer, count):
 
 def repeats(replay: Callable[[int], object]) -> int:
     """How many replays one round has."""
-    replay(1)
-    begin = time.perf_counter()
-    replay(10)
-    return max(1, round(10 * SECONDS / (time.perf_counter() - begin)))
+    count, seconds = 1, 0.0
+    while seconds < SECONDS / 10:
+        count *= 4
+        begin = time.perf_counter()
+        replay(count)
+        seconds = time.perf_counter() - begin
+    return max(1, round(count * SECONDS / seconds))
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

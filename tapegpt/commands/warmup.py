@@ -35,7 +35,7 @@ def run() -> int:
     ]
     with Compiling(quiet=False, total=len(kernels)) as compiling:
         for ready, (dtype, direction, kernel) in enumerate(kernels, 1):
-            # A table with the chain of all scalar operations would not load that of common ones.
+            # A table with the switch of all scalar operations would not load that of common ones.
             load_kernels(new_table(), np.dtype(dtype), [kernel], direction)
             compiling.update(ready)
     for dtype in DTYPES:

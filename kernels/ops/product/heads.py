@@ -85,7 +85,7 @@ class Matrices(NamedTuple):
 
 @inlined
 def product(left, right, out, begin, row, shape, overwrite):
-    """array[begin + r row : ] = A B, or += A B. Of so few rows matmul packs nothing."""
+    """array[begin + r row : ] = A B, or += A B, of a strip or a square: nothing is packed."""
     array, b0, b_row = right
     b = Right(array, b0, b_row, False)
     result = Result(out, begin, row, NONE if overwrite else begin, IDENTITY)
