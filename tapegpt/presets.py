@@ -81,7 +81,7 @@ LONG_TEXT: Mapping[str, object] = {
 }
 
 # With counts, which know what is near, a smaller network with a longer block learns more. Measured
-# with ReLU^2; SwiGLU was not tried.
+# with ReLU^2; SwiGLU gains 0.002 in one training.
 COUNTS_RECIPE: Mapping[str, object] = {
     **TEXT_RECIPE,
     "n_layer": 3,
