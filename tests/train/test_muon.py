@@ -109,14 +109,19 @@ def test_matrices_move_as_defined_and_the_rest_as_adamw(
     )
 
 
-def test_a_matrix_becomes_about_orthogonal():
-    """Singular values of the step between 0.6 and 1.3 whatever those of the gradient are."""
+@pytest.mark.parametrize("spectrum", [np.geomspace(1, 0.02, 40), np.ones(40), np.eye(40)[0]])
+def test_a_matrix_becomes_about_orthogonal(spectrum):
+    """Singular values that are not too small become 0.68 to 1.31, and what is 0 stays so."""
     made = Made(ModelConfig(n_embd=40, n_head=1), "float64")
-    before = made.compiled.weights["layer0.mlp_fc1"].copy()
-    made.step(made.gradients(), 1)
+    before, gradients = made.compiled.weights["layer0.mlp_fc1"].copy(), made.gradients()
+    u, _, v = np.linalg.svd(gradients["layer0.mlp_fc1"], full_matrices=False)
+    gradients["layer0.mlp_fc1"] = u * spectrum @ v
+    made.step(gradients, 1)
     moved = (1 - RATE * DECAY) * before - made.compiled.weights["layer0.mlp_fc1"]
     values = np.linalg.svd(moved / RATE / 2, compute_uv=False)  # 2 is the root of 160 / 40
-    assert 0.6 < values.min() < values.max() < 1.3
+    left = values[: np.count_nonzero(spectrum)]
+    assert left.min() > 0.68 and left.max() < 1.31
+    assert values[len(left) :].max(initial=0) < 1e-12
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e15])
