@@ -31,6 +31,7 @@ RECIPE: Mapping[str, object] = {
     "model": "gpt",
     "n_head": 4,
     "block_size": 16,
+    "activation": "swiglu",
     "optimizer": "adamw",
     "beta1": 0.9,
     "beta2": 0.99,
@@ -174,10 +175,10 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "n_layer": 3,
         "n_embd": 48,
         "look_back": 2,
-        "ensemble": 4,
+        "ensemble": 8,
         "batch_size": 32,
         "learning_rate": 0.005,
-        "weight_decay": 0.1,
+        "weight_decay": 0.05,
     },
     "text-10s": {
         **TEXT_RECIPE,
@@ -204,7 +205,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
     },
     "text-1m-counts": {**COUNTS_RECIPE, "seconds": 60.0},
     "text-5m-counts": {**COUNTS_RECIPE, "seconds": 300.0, "ensemble": 3},
-    "text-30m-counts": {**COUNTS_RECIPE, "seconds": 1800.0, "ensemble": 8},
+    "text-30m-counts": {**COUNTS_RECIPE, "seconds": 1800.0, "ensemble": 16},
 }
 
 
