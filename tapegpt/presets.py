@@ -29,7 +29,7 @@ NUMPY_PORT: Mapping[str, object] = {
 # What learns best from a list of names in some seconds on one core, see bench/learning.md.
 RECIPE: Mapping[str, object] = {
     "model": "gpt",
-    "n_head": 4,
+    "n_head": 8,
     "block_size": 16,
     "activation": "swiglu",
     "optimizer": "adamw",
