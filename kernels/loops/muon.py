@@ -8,14 +8,16 @@ With g the gradient, m the momentum and w the matrix, (R, C):
 With cautious decay (L. Chen and others 2025) weight_decay is 0 where w and U V^T differ in sign.
 
 U V^T is approached by steps x = (a + b A + c A^2) x, A = x x^T, of Newton-Schulz's form, each with
-coefficients of its own (Polar Express, Amsel and others 2025). They need singular values of 1 at
-most, and the nearer to 1, the better: x begins as u / s, where s^8 is the sum of the eighth powers
-of the singular values. That is the squared norm of the first A^2.
+coefficients of its own (Polar Express, Amsel and others 2025). The singular values of x must not
+exceed 1, and should not be much less. So x begins as u / s, where s^8 is the sum of the eighth
+powers of the singular values of u: the squared Frobenius norm of (u u^T)^2, which the first step
+needs.
 
-All of these are polynomials of the first A, times x. So the steps are taken by square matrices,
-which are symmetric and commute, and x is multiplied once, at the end: half of the work for a
-matrix that is four times as long as wide. Of a symmetric product only what is below the diagonal is
-computed, block by block. Where R > C, A is x^T x, and x is multiplied from the right.
+After every step x is a polynomial of the first A, times the first x. So the steps are taken by
+square matrices, which are symmetric and commute, and x is multiplied once, at the end: half of the
+work for a matrix that is four times as long as wide. Of a symmetric product only what is on and
+below the diagonal is computed, block by block. Where R > C, A is x^T x, and x is multiplied from
+the right.
 """
 
 import math
@@ -34,8 +36,8 @@ from tapegpt.kernels.ops.product.matmul import matmul, matmul_room, transpose
 from tapegpt.kernels.ops.product.matrix import IDENTITY, Left, Result, Right, Shape
 from tapegpt.kernels.registry import address
 
-# a, b and c of every step. Singular values from 0.0091 to 1 end between 0.7 and 1.3; three steps
-# bring no smaller ones so far.
+# a, b and c of every step, by the method of Polar Express for singular values from 0.0091 to 1.
+# Those end between 0.69 and 1.30. Smaller ones end smaller: 82 times what they were, at most.
 COEFFICIENTS = (
     (8.1308, -23.7671, 17.5625),
     (3.6836, -2.7558, 0.5399),
@@ -43,7 +45,10 @@ COEFFICIENTS = (
 )
 STEPS = len(COEFFICIENTS)
 
-SMALLEST = 1e-30  # of momenta that are moved along
+# Of s^2, so that rounding brings no singular value above 1: the steps make 3.6 of 1.001.
+MARGIN = 1.002
+
+SMALLEST = 1e-30  # a matrix whose momenta are no larger only decays
 
 BLOCK = 32  # columns of a symmetric product that are computed together
 
@@ -167,13 +172,13 @@ def scale(array, x, side, factor):
 
 @jit
 def orthogonalise(array, work, rows, columns):
-    """result = s U V^T, about, of x = U S V^T. Returns s: 0 if x is 0, and then no result."""
+    """result = s U V^T, about, of x = U S V^T. Returns s. Of x = 0 that is 0, without a result."""
     side, size = min(rows, columns), simd.lanes(array)
     row = row_stride(array, side)
     a, step, product, spare = work.a, work.step, work.product, work.spare
     gram(array, work.x, a, rows, columns, work.panel)
     symmetric_product(array, a, a, step, side, work.panel)
-    square = math.sqrt(norm(array, step, side))  # of s
+    square = MARGIN * norm(array, step, side) ** 0.5  # of s
     if square == 0:
         return 0.0
     scale(array, a, side, 1 / square)
@@ -231,7 +236,8 @@ def move_matrix(
         simd.store(grads, first + i, zero)
         simd.store(rooms, work.x + i, u)
         largest = simd.maximum(largest, simd.absolute(u))
-    # So that no power overflows or vanishes. NaN is never the largest, but stays in x.
+    # The largest element becomes 1, so that eighth powers neither overflow nor vanish. NaN is never
+    # the largest, but stays in x.
     most = np.float64(simd.max_lanes(largest))
     inverse = values.dtype.type(1 / most if most > SMALLEST else 0.0)
     for i in range(work.x, work.x + rows * row, size):
@@ -242,7 +248,7 @@ def move_matrix(
     kept, lost = simd.splat(values, 1 - decay), simd.splat(values, -decay)
     factor, total = simd.splat(values, step), zero
     for r in range(0, rows * row, row):
-        for i in range(r, r + padded(values, columns), size):  # what may lie between rows is any
+        for i in range(r, r + padded(values, columns), size):  # beyond that nothing is defined
             w = simd.load(values, first + i)
             if not cautious:
                 w = w * kept
