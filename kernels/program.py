@@ -71,6 +71,9 @@ class Program(NamedTuple):
     logits_row: int
     weights: int
     clear: NDArray[np.int64]  # (ranges, 2): nodes whose gradients no record overwrites
+    # Of an ensemble, unless unrolled, a row a network: its first record, one past its last, the
+    # record of its loss and the node of that. What comes after the last of these is their mean.
+    networks: NDArray[np.int64]  # (networks, 4)
 
     slots: Slots
     placed: NDArray[np.int64]  # (block + 1,): scratch for packing

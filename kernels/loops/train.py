@@ -16,9 +16,27 @@ from tapegpt.kernels.ops.dropout import dropout_key
 
 
 @jit
+def of_networks(program, batch):
+    """loss_and_gradient of an ensemble, network by network: each finds its values in the cache."""
+    tape_arrays, networks = program.tape_arrays, program.networks
+    loss_record = 0
+    for i in range(len(networks)):
+        begin, end, loss_record, loss = networks[i]
+        forward_sweep(tape_arrays, begin, end, batch)
+        forward_sweep(tape_arrays, loss_record, loss_record + 1, batch)
+        tape_arrays.grads[loss] = 1 / len(networks)
+        reverse_sweep(tape_arrays, loss_record, loss_record + 1, batch)
+        reverse_sweep(tape_arrays, begin, end, batch)
+    forward_sweep(tape_arrays, loss_record + 1, program.ends[batch.end_position], batch)
+    return tape_arrays.values[program.roots[batch.end_position]]
+
+
+@jit
 def loss_and_gradient(program, batch):
     """The loss of the packed batch; its gradient is added to the parameters' gradients."""
     values, grads = program.tape_arrays.values, program.tape_arrays.grads
+    if len(program.networks) > 0:
+        return of_networks(program, batch)
     end = program.ends[batch.end_position]
     root, top = program.roots[batch.end_position], program.tops[batch.end_position]
     forward_sweep(program.tape_arrays, 0, end, batch)

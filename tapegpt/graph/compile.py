@@ -128,13 +128,17 @@ def _record_vector(
     weights = {name: tape.parameter(np.zeros(shape)) for name, shape in shapes.items()}
     documents = declare_documents(tape, count, model.block_size, vocab_size, model.look_back, table)
     net = Vector(tape, weights, documents, table)
-    each = networks(net, model)
+    each, network_ends = [], []
+    for logits in networks(net, model):
+        each.append(logits)
+        network_ends.append(tape.mark().records)
     logits = each[0] if model.ensemble == 1 else net.average(each)
     before_losses = tape.mark().records
     together = net.cross_entropy(logits)
     losses = [together] if model.ensemble == 1 else [net.cross_entropy(x) for x in each]
     mean_loss = _mean(tape, losses)
     loss_records = tape.mark().records - before_losses
+    mean_records = before_losses - network_ends[-1]
 
     tape_arrays = mark_overwritten(fuse_relu(tape._replay_arrays()), tape.num_params)
     tape_arrays = share_gradients(tape_arrays, tape.num_params, tape.extents)
@@ -148,7 +152,12 @@ def _record_vector(
         arrays._replace(values=tape.values, grads=tape.grads) for arrays in (tape_arrays, few_rows)
     )
     cleared = [*(loss.id for loss in losses), *range(losses[-1].id, mean_loss.id)]
-    ends = np.full(block + 1, len(tape_arrays.records))
+    # Every network has lost as many records; what comes after them has them all.
+    records = len(tape_arrays.records)
+    before_losses = records - loss_records
+    lost = (network_ends[-1] - (before_losses - mean_records)) // len(each)
+    network_ends = [end - lost * (1 + i) for i, end in enumerate(network_ends)]
+    ends = np.full(block + 1, records)
     ends[0] = 0
     program = Program(
         tape_arrays=tape_arrays,
@@ -156,7 +165,7 @@ def _record_vector(
         vocab_size=vocab_size,
         unrolled=False,
         ends=ends,
-        logit_ends=np.full(block, len(tape_arrays.records) - loss_records),
+        logit_ends=np.full(block, before_losses),
         roots=np.full(block + 1, mean_loss.id),
         common_roots=np.full(block + 1, together.id),
         tops=np.full(block + 1, len(tape)),
@@ -165,6 +174,7 @@ def _record_vector(
         weights=documents.batch.weights,
         # Of the losses, and of what makes one of them; array operations overwrite theirs.
         clear=np.array([(node, node + 1) for node in cleared]),
+        networks=_ranges(network_ends, before_losses + 1, [loss.id for loss in losses]),
         slots=documents.slots,
         placed=np.zeros(block + 1, np.int64),
         documents=np.zeros(count, np.int64),
@@ -173,6 +183,17 @@ def _record_vector(
     views = {name: tape._view(tape.values, w.id) for name, w in weights.items()}
     packed = program._replace(tape_arrays=few_rows)
     return CompiledModel(program, count, views, packed, table)
+
+
+def _ranges(ends: list[int], first_loss: int, losses: list[int]) -> NDArray[np.int64]:
+    """The `networks` of an ensemble's program.
+
+    ends: one past each network's last record. first_loss: the record of the first network's loss.
+    losses: the nodes of all.
+    """
+    if len(losses) == 1:
+        return np.zeros((0, 4), np.int64)
+    return np.stack([[0, *ends[:-1]], ends, first_loss + np.arange(len(losses)), losses], axis=1)
 
 
 def _record_unrolled(
@@ -190,7 +211,7 @@ def _record_unrolled(
     common: tapes.Scalar | None = None
     for position in range(model.block_size):
         net.position = position
-        each = networks(net, model)
+        each = list(networks(net, model))
         row = each[0] if model.ensemble == 1 else net.average(each)
         logits.append(int(row[0]))
         logit_ends.append(tape.mark().records)
@@ -215,6 +236,7 @@ def _record_unrolled(
         logits_row=0,
         weights=documents.batch.weights,
         clear=np.array([[tape.num_params, len(tape)]]),
+        networks=np.zeros((0, 4), np.int64),
         slots=documents.slots,
         placed=np.zeros(model.block_size + 1, np.int64),
         documents=np.zeros(1, np.int64),

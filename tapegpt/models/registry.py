@@ -88,9 +88,7 @@ def prefixes(config: ModelConfig) -> list[str]:
     return [""] if config.ensemble == 1 else [f"net{i}." for i in range(config.ensemble)]
 
 
-def networks(net: LayerBuilder[X], config: ModelConfig) -> list[X]:
+def networks(net: LayerBuilder[X], config: ModelConfig) -> Iterator[X]:
     """Build every network's logits of the next token, for the positions that `net` stands at."""
-    logits = []
     for net.prefix in prefixes(config):
-        logits.append(MODELS[config.model].logits(net, config))
-    return logits
+        yield MODELS[config.model].logits(net, config)

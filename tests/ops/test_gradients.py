@@ -8,6 +8,7 @@ form counts its cases and checks and prints them:
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -195,3 +196,28 @@ def test_gradient_of_a_model_is_the_slope_in_many_cases(
     assert counts["cases"] >= LONG
     totals.update(counts)
     print(f"{kind}, {granularity}: {counts['cases']} cases, {counts['checks']} checks")
+
+
+@pytest.mark.parametrize("counting", [0, 2])
+def test_an_ensemble_swept_network_by_network_has_the_bits_of_one_sweep(counting):
+    """Counts are looked up by the first network alone, which has more records then."""
+    model = ModelConfig(
+        n_embd=8, n_layer=2, block_size=5, ensemble=3, dropout=0.2, counting=counting
+    )
+    compiled = compiled_model(model, 5, "vector", "float32", 3)
+    compiled.program.tape_arrays.inputs[compiled.program.slots.key] = 3
+    rng = np.random.default_rng(1)
+    for matrix in compiled.weights.values():
+        matrix[:] = rng.normal(0, 0.3, matrix.shape)
+    corpus = TokenizedCorpus(
+        np.array([4, 0, 1, 4, 2, 4, 3, 3, 1, 4], np.int32), np.array([0, 4, 6])
+    )
+    loss, gradients = loss_and_gradients(compiled, corpus, 0, 2)
+    none = compiled.program.networks[:0]
+    whole = replace(compiled, program=compiled.program._replace(networks=none))
+    assert len(compiled.program.networks) == 3
+    expected_loss, expected = loss_and_gradients(whole, corpus, 0, 2)
+    assert loss == expected_loss
+    for name, gradient in gradients.items():
+        assert gradient.any()
+        np.testing.assert_array_equal(gradient, expected[name], err_msg=name)
