@@ -90,7 +90,7 @@ def test_loss_and_logits(trained):
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[range(5), tokens]
     assert model.loss("anna") == pytest.approx(losses.mean(), rel=1e-5)
     assert model.loss(["anna", "anna"]) == pytest.approx(model.loss("anna"), rel=1e-5)
-    np.testing.assert_allclose(model.logits(""), logits[:1], rtol=1e-5)
+    np.testing.assert_allclose(model.logits(""), logits[:1], rtol=1e-5, atol=1e-6)  # one is near 0
     for use, said in [
         (lambda: model.logits("a" * 8), "sees 8 positions: choose one of 0 to 7"),
         (lambda: model.logits("xyz"), "not in the alphabet"),
