@@ -18,6 +18,10 @@ ROWS_PER_SWEEP = 256
 # fewer sweeps of more rows are quicker. The limit is that of all machines, so that losses repeat.
 LARGE_MODEL, ROWS_OF_LARGE = 1 << 22, 1024
 
+# From so many weights on, an ensemble leaves the second-level cache between two sweeps. Lines fill
+# about half of their blocks, so sweeps of twice the documents are quicker there: 12 % with `60s`.
+LARGE_ENSEMBLE = 1 << 19
+
 
 def most_documents(model: ModelConfig, vocab_size: int) -> int:
     """How many documents are swept together where nothing else limits it."""
@@ -29,6 +33,9 @@ def most_documents(model: ModelConfig, vocab_size: int) -> int:
 def documents_per_sweep(model: ModelConfig, training: TrainConfig, vocab_size: int) -> int:
     """How many documents are swept together, at most."""
     most = most_documents(model, vocab_size)
+    _, weights = parameter_totals(model, vocab_size)
+    if model.ensemble > 1 and LARGE_ENSEMBLE <= weights < LARGE_MODEL and not training.text:
+        most *= 2
     # An evaluation sweeps over as many as it can: four times as fast as one by one.
     evaluates = training.val_fraction + training.test_fraction > 0
     return most if evaluates else min(training.batch_size, most)

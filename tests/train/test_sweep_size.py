@@ -28,6 +28,16 @@ def test_documents_in_a_sweep(model, batch_size, val_fraction, expected):
     assert documents_per_sweep(model, training, 65) == expected
 
 
+@pytest.mark.parametrize(
+    ("ensemble", "text", "expected"),
+    [(8, False, 32), (8, True, 16), (4, False, 16), (60, False, 64)],
+)
+def test_a_large_ensemble_takes_twice_the_lines(ensemble, text, expected):
+    model = ModelConfig(n_layer=3, n_embd=48, ensemble=ensemble)
+    training = TrainConfig(batch_size=100, text=text, val_fraction=0.1)
+    assert documents_per_sweep(model, training, 27) == expected
+
+
 def test_an_ensemble_is_as_large_as_its_networks_together():
     one = ModelConfig(n_layer=4, n_embd=256, block_size=64)
     four = ModelConfig(n_layer=4, n_embd=256, block_size=64, ensemble=4)
